@@ -1,0 +1,72 @@
+// Table: what the rows of a change look like, and which topic they belong to.
+
+package change
+
+// Column describes one field of a Table.
+type Column struct {
+	Name      string
+	Type      string  // the source's own name, e.g. "numeric(12,4)", "timestamp with time zone"
+	TypeID    uint32  // Postgres: the type's OID; 0 elsewhere
+	Kind      Kind    // how its values come, when they are neither Null nor Unchanged
+	Elem      *Column // Array: the element
+	Precision int16   // Decimal: digits in all; Time and Timestamp kinds: fractional digits; -1 unconstrained
+	Scale     int16   // Decimal: digits after the point; -1 unconstrained
+	Width     int8    // Int: bytes at the source, 2, 4 or 8
+	Nullable  bool
+	Labels    []string // Enum: labels in their order
+}
+
+// Table is immutable once changes refer to it. A change of shape makes a new
+// *Table, and the order of changes tells where one ends and the next begins.
+// Two Tables of the same shape may be different pointers.
+type Table struct {
+	Source  string // the name of the source; "" for a canonical entity
+	Schema  string // Postgres: the schema
+	Name    string
+	Topic   string // the Kafka topic that its changes belong to
+	Columns []Column
+	Key     []int  // indexes of the key's columns, in key order
+	OldFull bool   // Old rows are complete (REPLICA IDENTITY FULL)
+	ID      uint32 // Postgres: the relation's OID
+	byName  map[string]int
+}
+
+// Index finishes a Table under construction; call it once before use.
+func (t *Table) Index() *Table {
+	t.byName = make(map[string]int, len(t.Columns))
+	for i := range t.Columns {
+		t.byName[t.Columns[i].Name] = i
+	}
+	return t
+}
+
+// Column gives the index of a column, or -1.
+func (t *Table) Column(name string) int {
+	if i, ok := t.byName[name]; ok {
+		return i
+	}
+	return -1
+}
+
+// Topic is one Kafka topic as it exists: a topic that was deleted and created
+// again under the same name has another ID, and its offsets mean other records.
+type Topic struct {
+	Name       string
+	ID         [16]byte
+	Partitions int32
+}
+
+// Coord is where a record lies in Kafka.
+type Coord struct {
+	Topic     *Topic
+	Partition int32
+	Offset    int64
+}
+
+// Range is a run of offsets that a batch covers, records that were dropped on
+// the way (duplicates, rejects, control records) included.
+type Range struct {
+	Topic     *Topic
+	Partition int32
+	From, To  int64 // first offset, and the offset after the last
+}

@@ -1,0 +1,125 @@
+// Package pipeline is the engine: it moves batches from sources through stages
+// to sinks, and owns what they have in common: Kafka transactions, offsets,
+// batching, retry, ordering, metrics. contracts.go is what a component sees.
+package pipeline
+
+import (
+	"context"
+
+	"github.com/tallywire/tallywire/change"
+)
+
+// Resume is a source's own token (Postgres: JSON of slot, end LSN, and how far
+// into a transaction). It is opaque to the engine and stored as it is, so keep
+// it readable.
+type Resume []byte
+
+// Source captures changes.
+type Source interface {
+	// Run captures until ctx ends or something fails; it blocks, and has no
+	// goroutine left when it returns. A cancelled ctx is not an error: Run
+	// returns nil then. The order of calls is binding (invariant 1):
+	//
+	//	1. take the upstream lock (Postgres: START_REPLICATION on the slot)
+	//	2. out.Resume: fences every predecessor, then reads the last position
+	//	3. drop what lies at or before it, send the rest
+	//
+	// The engine restarts Run, after a backoff, when it returns a Retry error;
+	// also when a Kafka transaction was aborted or its end is unknown: ctx is
+	// then cancelled and Run is called again with everything to be redone
+	// since the last committed position.
+	Run(ctx context.Context, out SourceOutlet) error
+}
+
+// Outlet takes changes. Their topics are those of their Tables.
+type Outlet interface {
+	// Send passes a batch on, and its ownership. It blocks while the budget
+	// of bytes in flight is used up. After an error the batch is gone all the
+	// same, and the caller returns the error.
+	Send(ctx context.Context, b *change.Batch) error
+
+	// Reject takes one change out of the flow because of err; the engine
+	// parks the record that it came from. The caller drops the change from
+	// its batch itself (Batch.Keep). c is only read during the call.
+	Reject(c *change.Change, err error)
+}
+
+// SourceOutlet is what a Source writes to.
+type SourceOutlet interface {
+	Outlet
+
+	// Resume fences predecessors (InitProducerID), then reads the last
+	// committed position: nil when there is none. Call it once per Run, after
+	// the upstream lock is held.
+	Resume(ctx context.Context) (Resume, error)
+
+	// Checkpoint makes a position durable without records: the start of a
+	// load, its end, an idle advance. It returns when it is committed.
+	Checkpoint(ctx context.Context, r Resume) error
+
+	// Durable gives the latest Resume (of a batch or a checkpoint) that is
+	// committed in Kafka with all before it; only this may be acknowledged
+	// upstream. Older ones that nobody took are replaced. Never closed.
+	Durable() <-chan Resume
+}
+
+// Stage transforms changes: one to one, one to many, or none.
+type Stage interface {
+	// Apply owns in: it sends it on (changed in place, or another) or
+	// releases it. What it sends must be sent before it returns. Per key,
+	// order in is order out (invariant 4). Everything that one Apply sends
+	// is committed in one Kafka transaction with the offsets of in.Ranges.
+	//
+	// An error aborts that transaction: the same records come again, maybe
+	// cut into other batches.
+	Apply(ctx context.Context, in *change.Batch, out Outlet) error
+}
+
+// Keeper is a Stage with state in Redis.
+type Keeper interface {
+	Stage
+	// Restore takes records that were applied and committed before, after
+	// the state that they left was lost or found behind: it brings the state
+	// to where they lead, and emits nothing. It owns in.
+	Restore(ctx context.Context, in *change.Batch) error
+	// States lists what the stage keeps, for the engine to check before each
+	// batch and to rebuild from.
+	States() []*State
+}
+
+// Failure is one change that a sink could not take, by its index in the batch.
+// A later change of the same key in the same batch was not written either.
+type Failure struct {
+	Index int
+	// Err says why. Its class is Reject, or the change merely waits for
+	// another: then WaitsFor names it.
+	Err error
+	// WaitsFor is "entity/key" of what must be delivered first, or "".
+	WaitsFor string
+}
+
+// Sink delivers changes.
+type Sink interface {
+	// Write delivers the batch; it does not own it. A nil error means that
+	// all but the failures is durable. On an error nothing may be assumed of
+	// the batch: it comes again, maybe cut differently, and writing it again
+	// must not show.
+	Write(ctx context.Context, b *change.Batch) ([]Failure, error)
+}
+
+// OffsetKeeper is a Sink that stores offsets in the transaction of its writes
+// (invariant 10). The engine then commits to Kafka only for others to see.
+type OffsetKeeper interface {
+	Sink
+	// Claim makes assignment the owner of the partitions (fencing a previous
+	// owner: its writes fail from now on) and gives the stored offset of
+	// each; -1 where none is stored.
+	Claim(ctx context.Context, assignment string, parts []change.Coord) ([]int64, error)
+	// SetOffsets overrides stored offsets, after a reset by Kafka's own tool.
+	SetOffsets(ctx context.Context, assignment string, parts []change.Coord) error
+	// WriteWithOffsets writes the batch and moves the offset of each of its
+	// Ranges from From to To in one transaction; when a stored offset is not
+	// From, or the owner is another, it fails with ErrFenced and nothing is
+	// written.
+	WriteWithOffsets(ctx context.Context, assignment string, b *change.Batch) ([]Failure, error)
+}
