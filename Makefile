@@ -1,0 +1,52 @@
+# tallywire: `make help` lists what there is.
+
+SHELL := /bin/bash
+GO ?= go
+BIN := bin/tallywire
+KAFKA ?= embedded
+REDIS ?= embedded
+ARGS ?=
+
+.PHONY: help build demo test lint bench mutants fuzz chaos docs needs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+build: ## build bin/tallywire
+	@mkdir -p bin
+	$(GO) build -o $(BIN) ./cmd/tallywire
+
+demo: build ## run the main job end to end; ARGS="--for 60s" checks itself; KAFKA=real REDIS=real
+	@deploy/needs.sh demo KAFKA=$(KAFKA) REDIS=$(REDIS)
+	$(BIN) demo --kafka $(KAFKA) --redis $(REDIS) $(ARGS)
+
+needs: ## install what the tests need (Debian as root), or say what is missing
+	@deploy/needs.sh test
+
+test: needs ## all tests, on real servers
+	$(GO) vet ./...
+	$(GO) test -timeout 19m -p 2 ./...
+
+race: ## the unit tests under the race detector
+	$(GO) test -race -short -timeout 19m -p 2 ./change/... ./avro/... ./pipeline/... ./transforms/... ./internal/config/... ./internal/secret/... ./internal/obs/...
+
+lint: ## gofumpt, go vet, golangci-lint
+	deploy/lint.sh
+
+bench: ## the hot path against its oracles, and the drain to the warehouse
+	$(GO) test -run '^$$' -bench . -benchmem ./benchmarks/...
+
+mutants: needs ## apply each patch of testdata/mutants and require its test to go red
+	deploy/mutants.sh
+
+fuzz: ## each fuzz target for FUZZTIME (10s)
+	deploy/fuzz.sh
+
+chaos: needs ## the long form of the crash tests
+	CHAOS_KILLS=30 $(GO) test -timeout 60m -count=1 -v -run Chaos ./internal/chaos/...
+
+docs: ## generated references
+	$(GO) run ./cmd/tallywire docs
+
+clean: ## remove what was built and the demo's state
+	rm -rf bin .tallywire
