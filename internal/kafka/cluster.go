@@ -1,0 +1,132 @@
+// Package kafka is what the engine needs of a Kafka cluster: clients that are
+// set up alike, topics that are made and checked before use, partitioning, and
+// the embedded broker. cluster.go holds the connection.
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/obs"
+)
+
+// The headers of our records.
+const (
+	HeaderPos       = "tw.pos"       // change.AppendPos of the change: 29 octets
+	HeaderUnchanged = "tw.unchanged" // names of columns that the source did not resend, joined by commas; absent when there is none
+)
+
+// Config names a cluster.
+type Config struct {
+	Brokers  []string // host:port of one broker at least
+	ClientID string   // as brokers log it; "": tallywire
+	// Opts come after our own in every client: TLS, SASL.
+	Opts []kgo.Opt
+}
+
+// Cluster makes clients of one Kafka cluster. Safe for concurrent use.
+type Cluster struct {
+	cfg Config
+	obs *obs.Obs
+
+	shared *kgo.Client // for admin work and metadata only
+	admin  *kadm.Client
+
+	mu     sync.Mutex
+	id     string
+	topics map[string]*change.Topic
+}
+
+// New makes a Cluster; it does not connect yet. Close it.
+func New(cfg Config, o *obs.Obs) (*Cluster, error) {
+	if len(cfg.Brokers) == 0 {
+		return nil, ErrConfig.New("kafka.brokers names no broker")
+	}
+	if cfg.ClientID == "" {
+		cfg.ClientID = "tallywire"
+	}
+	c := &Cluster{cfg: cfg, obs: o, topics: map[string]*change.Topic{}}
+	cl, err := c.Client()
+	if err != nil {
+		return nil, err
+	}
+	c.shared, c.admin = cl, kadm.NewClient(cl)
+	c.admin.SetTimeoutMillis(10_000)
+	return c, nil
+}
+
+// Client makes a client with the cluster's settings and then opts; the caller
+// closes it. It does not connect before its first request.
+func (c *Cluster) Client(opts ...kgo.Opt) (*kgo.Client, error) {
+	base := []kgo.Opt{
+		kgo.SeedBrokers(c.cfg.Brokers...),
+		kgo.ClientID(c.cfg.ClientID),
+		kgo.MetadataMinAge(100 * time.Millisecond),
+		kgo.RetryTimeout(15 * time.Second),
+		kgo.DialTimeout(5 * time.Second),
+	}
+	if c.obs != nil {
+		base = append(base, kgo.WithLogger(clientLog{c.obs.Log}))
+	}
+	base = append(append(base, c.cfg.Opts...), opts...)
+	cl, err := kgo.NewClient(base...)
+	if err != nil {
+		return nil, ErrConfig.New("setting up a client of Kafka at %v: %w", c.cfg.Brokers, err)
+	}
+	return cl, nil
+}
+
+// Admin is a client for administration, shared by all: do not close it.
+func (c *Cluster) Admin() *kadm.Client { return c.admin }
+
+// Brokers are the addresses that the cluster was named by.
+func (c *Cluster) Brokers() []string { return c.cfg.Brokers }
+
+// Close ends the shared connections; clients from Client live on.
+func (c *Cluster) Close() { c.shared.Close() }
+
+// ID is the cluster's own id; it stays the same while the cluster lives.
+func (c *Cluster) ID(ctx context.Context) (string, error) {
+	c.mu.Lock()
+	id := c.id
+	c.mu.Unlock()
+	if id != "" {
+		return id, nil
+	}
+	m, err := c.admin.BrokerMetadata(ctx)
+	if err != nil {
+		return "", Wrap(err, "asking Kafka at %v for its id", c.cfg.Brokers)
+	}
+	if m.Cluster == "" {
+		return "", ErrUnavailable.New("Kafka at %v gives no cluster id", c.cfg.Brokers)
+	}
+	c.mu.Lock()
+	c.id = m.Cluster
+	c.mu.Unlock()
+	return m.Cluster, nil
+}
+
+// Wrap classifies an error of Kafka and says what was being done: what the
+// cluster refuses for good halts, all else (no connection, no leader, a
+// timeout, a coordinator that moves) is an outage. A cancelled context stays
+// itself. nil gives nil.
+func Wrap(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	doing := fmt.Sprintf(format, args...)
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	if refused(err) {
+		return ErrRefused.New("%s: %w", doing, err)
+	}
+	return ErrUnavailable.New("%s: %w", doing, err)
+}

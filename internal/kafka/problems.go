@@ -1,0 +1,49 @@
+package kafka
+
+import (
+	"errors"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+// Kafka's problems.
+var (
+	ErrConfig = problem.Define("TW-KAFKA-CONFIG", problem.Halt,
+		"The settings of the Kafka cluster cannot be used.",
+		"Set kafka.brokers to a list of host:port.")
+	ErrUnavailable = problem.Define("TW-KAFKA-UNAVAILABLE", problem.Retry,
+		"Kafka does not answer, or not as it should for now.",
+		"Nothing is lost: work goes on when Kafka is back. If it is up, check kafka.brokers and its advertised.listeners.")
+	ErrRefused = problem.Define("TW-KAFKA-REFUSED", problem.Halt,
+		"Kafka refuses the request for good: no right, or a version without what we need.",
+		"Give tallywire's user Create, Describe, Read and Write on its topics and groups, and Write on transactional ids with the prefix tallywire; Kafka 2.8 or newer.")
+	ErrPartitions = problem.Define("TW-KAFKA-PARTITIONS", problem.Halt,
+		"A topic has another number of partitions than it was filled with.",
+		"A key would move to another partition and lose its order. Fill a new topic side by side, or delete this one if its records are not needed.")
+	ErrNoTopic = problem.Define("TW-KAFKA-NO-TOPIC", problem.Retry,
+		"A topic that is read does not exist yet.",
+		"Start the component that writes it, or check the name.")
+	ErrCleanup = problem.Define("TW-KAFKA-CLEANUP", problem.Halt,
+		"A topic exists with another cleanup.policy than tallywire needs.",
+		"Set cleanup.policy of the topic as the message says.")
+	ErrPortTaken = problem.Define("TW-PORT-TAKEN", problem.Halt,
+		"The port is in use by another program.",
+		"Stop that program or name another port.")
+)
+
+// refused reports whether trying again cannot help.
+func refused(err error) bool {
+	for _, e := range []*kerr.Error{
+		kerr.TopicAuthorizationFailed, kerr.GroupAuthorizationFailed, kerr.ClusterAuthorizationFailed,
+		kerr.TransactionalIDAuthorizationFailed, kerr.SaslAuthenticationFailed, kerr.UnsupportedVersion,
+		kerr.InvalidTopicException, kerr.InvalidConfig, kerr.InvalidReplicationFactor, kerr.PolicyViolation,
+		kerr.UnsupportedSaslMechanism, kerr.InvalidTransactionTimeout,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,151 @@
+// Topics: made before they are used, never by the broker's own accord, and
+// checked against what they were filled with.
+
+package kafka
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"github.com/tallywire/tallywire/change"
+)
+
+// TopicSpec says how a topic must be.
+type TopicSpec struct {
+	Name       string
+	Partitions int32         // 0: whatever it has; made with 1
+	Compact    bool          // cleanup.policy compact instead of delete
+	Retention  time.Duration // how long records stay under delete; 0: for ever
+	// Config holds more topic settings for its creation, e.g. max.message.bytes.
+	Config map[string]string
+}
+
+// EnsureTopic creates the topic unless it is there. One that exists keeps its
+// settings, but must have the number of partitions (TW-KAFKA-PARTITIONS) and
+// the cleanup policy (TW-KAFKA-CLEANUP) of spec. Two processes that create it
+// at once both succeed.
+func (c *Cluster) EnsureTopic(ctx context.Context, spec TopicSpec) (*change.Topic, error) {
+	t, err := c.Topic(ctx, spec.Name)
+	switch {
+	case err == nil:
+	case errors.Is(err, kerr.UnknownTopicOrPartition):
+		if err := c.create(ctx, spec); err != nil {
+			return nil, err
+		}
+		if t, err = c.awaitTopic(ctx, spec.Name); err != nil {
+			return nil, err
+		}
+	default:
+		return nil, err
+	}
+	if spec.Partitions > 0 && t.Partitions != spec.Partitions {
+		return nil, ErrPartitions.New("topic %q has %d partitions, not %d", t.Name, t.Partitions, spec.Partitions)
+	}
+	return t, nil
+}
+
+func (c *Cluster) create(ctx context.Context, spec TopicSpec) error {
+	conf := map[string]*string{}
+	set := func(k, v string) { conf[k] = &v }
+	if spec.Compact {
+		set("cleanup.policy", "compact")
+	} else {
+		set("cleanup.policy", "delete")
+		ms := int64(-1)
+		if spec.Retention > 0 {
+			ms = spec.Retention.Milliseconds()
+		}
+		set("retention.ms", strconv.FormatInt(ms, 10))
+	}
+	for k, v := range spec.Config {
+		set(k, v)
+	}
+	// Replication is the broker's default (-1), so that a cluster of three
+	// brokers gets what its operator chose.
+	res, err := c.admin.CreateTopic(ctx, max(spec.Partitions, 1), -1, conf, spec.Name)
+	if err == nil {
+		err = res.Err
+	}
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
+		return Wrap(err, "creating topic %q", spec.Name)
+	}
+	return nil
+}
+
+// awaitTopic waits until the broker that we ask knows a topic just created.
+func (c *Cluster) awaitTopic(ctx context.Context, name string) (*change.Topic, error) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	for {
+		t, err := c.Topic(ctx, name)
+		if err == nil || !errors.Is(err, kerr.UnknownTopicOrPartition) {
+			return t, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-tick.C:
+		}
+	}
+}
+
+// Topic reads a topic as it exists now: TW-KAFKA-NO-TOPIC (and
+// kerr.UnknownTopicOrPartition below it) if it does not. The same topic gives
+// the same pointer.
+func (c *Cluster) Topic(ctx context.Context, name string) (*change.Topic, error) {
+	m, err := c.admin.Metadata(ctx, name)
+	if err != nil {
+		return nil, Wrap(err, "reading about topic %q", name)
+	}
+	d, ok := m.Topics[name]
+	if !ok {
+		return nil, ErrNoTopic.New("topic %q: %w", name, kerr.UnknownTopicOrPartition)
+	}
+	if d.Err != nil {
+		if errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
+			return nil, ErrNoTopic.New("topic %q: %w", name, d.Err)
+		}
+		return nil, Wrap(d.Err, "reading about topic %q", name)
+	}
+	t := &change.Topic{Name: name, ID: d.ID, Partitions: int32(len(d.Partitions))}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if was := c.topics[name]; was != nil && *was == *t {
+		return was, nil
+	}
+	c.topics[name] = t
+	return t, nil
+}
+
+// MaxRecordBytes is the largest batch that the topic takes, in octets
+// (max.message.bytes): a single record must stay below it by the overhead of
+// a batch.
+func (c *Cluster) MaxRecordBytes(ctx context.Context, name string) (int, error) {
+	rs, err := c.admin.DescribeTopicConfigs(ctx, name)
+	if err != nil {
+		return 0, Wrap(err, "reading the settings of topic %q", name)
+	}
+	r, err := rs.On(name, nil)
+	if err == nil {
+		err = r.Err
+	}
+	if err != nil {
+		return 0, Wrap(err, "reading the settings of topic %q", name)
+	}
+	for _, k := range r.Configs {
+		if k.Key == "max.message.bytes" && k.Value != nil {
+			n, err := strconv.Atoi(*k.Value)
+			if err != nil {
+				return 0, ErrUnavailable.New("topic %q: max.message.bytes is %q", name, *k.Value)
+			}
+			return n, nil
+		}
+	}
+	return 1_048_588, nil // Kafka's default
+}

@@ -1,0 +1,27 @@
+// Env: what every component of one process shares.
+
+package pipeline
+
+import (
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/obs"
+)
+
+// Env is borrowed by all components and closed by who made it, after they have
+// ended.
+type Env struct {
+	Kafka    *kafka.Cluster
+	Registry *avro.Registry
+	Redis    *redis.Client // nil when no transform keeps state
+	Control  *pgxpool.Pool // nil when no sink parks
+	Obs      *obs.Obs
+	// Instance is this process's stable id, part of the transactional ids of
+	// transforms: the same after a restart, another in every other process.
+	Instance string
+	// Partitions is how many partitions a topic gets when we create it.
+	Partitions int32
+}

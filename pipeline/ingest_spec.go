@@ -1,0 +1,37 @@
+// IngestSpec: what the ingest loop is told about a source.
+
+package pipeline
+
+import "time"
+
+// IngestSpec is one source with its name.
+type IngestSpec struct {
+	// Name is the source's name in the configuration: part of its topics, of
+	// its transactional id and of its positions topic.
+	Name   string
+	Source Source
+	IngestLimits
+}
+
+// IngestLimits bound what is in flight; zero values give the defaults.
+type IngestLimits struct {
+	// MaxBytes is how much memory of batches may be in flight, in bytes
+	// (change.Batch.Size); Send blocks above it. Default 64 MiB. A single
+	// batch larger than that passes alone.
+	MaxBytes int64
+	// TxnTimeout is Kafka's transaction timeout: how long a dead process's
+	// open transaction may hold up readers. 3 s to 30 s; default 30 s. A
+	// transaction is committed, or aborted, within it; a full one after a
+	// third of it at the latest.
+	TxnTimeout time.Duration
+	// TxnBytes is how much a transaction takes before it is committed though
+	// there is more to send, in octets of keys and values. Default 32 MiB.
+	TxnBytes int64
+	// MaxRecordBytes is the largest record, key, value and headers together,
+	// in octets; a larger one is parked. 0: what the topic takes.
+	MaxRecordBytes int
+	// Retention of raw topics; 0: for ever.
+	Retention time.Duration
+	// Workers encode in parallel; default: one per core.
+	Workers int
+}
