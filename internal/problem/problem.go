@@ -79,6 +79,7 @@ func All() []Code {
 type Error struct {
 	Code
 	Text  string        // what happened, with the identifiers that a person needs; never a secret or a restricted field
+	Where string        // the place in the configuration or the object, when Text does not say it; may be empty
 	Fix   string        // the remedy in this very case; empty: Code.Remedy
 	After time.Duration // Retry: not before this long; 0: the engine's backoff
 	Err   error         // cause, may be nil
@@ -102,6 +103,12 @@ func (e *Error) WithDelay(d time.Duration) *Error {
 	return e
 }
 
+// At says where: "tallywire.yml:12:5: sources.psa.dsn".
+func (e *Error) At(format string, args ...any) *Error {
+	e.Where = fmt.Sprintf(format, args...)
+	return e
+}
+
 // WhatToDo is the remedy.
 func (e *Error) WhatToDo() string {
 	if e.Fix != "" {
@@ -110,7 +117,13 @@ func (e *Error) WhatToDo() string {
 	return e.Remedy
 }
 
-func (e *Error) Error() string { return e.ID + ": " + e.Text }
+func (e *Error) Error() string {
+	if e.Where != "" {
+		return e.ID + ": " + e.Where + ": " + e.Text
+	}
+	return e.ID + ": " + e.Text
+}
+
 func (e *Error) Unwrap() error { return e.Err }
 
 // Is matches another occurrence of the same code: errors.Is(err, SlotInUse.New("")).
