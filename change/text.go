@@ -1,0 +1,534 @@
+// Text: the one canonical, exact text of a value, and of a key. Partitioning,
+// parked records, state and sinks all speak of a row by AppendKey's text.
+
+package change
+
+import (
+	"encoding/hex"
+	"math"
+	"math/big"
+	"strconv"
+	"strings"
+)
+
+// keySep stands between the values of a key of several columns; a value that
+// holds it (or keyEsc) has keyEsc put before it, so that different keys never
+// have the same text. A key of one column is the value's text as it is.
+const (
+	keySep = 0x1F
+	keyEsc = 0x1E
+)
+
+// AppendKey appends the canonical text of the key of c: its New row's, or its
+// Old row's for a delete. A table without a key, and a change without rows
+// (truncate), give nothing.
+func AppendKey(dst []byte, b *Batch, c *Change) []byte {
+	return AppendKeyRow(dst, b, c.Table, c.Row())
+}
+
+// AppendKeyRow appends the canonical text of the key of a row of t: the texts
+// of the key's values in key order, joined by 0x1F.
+func AppendKeyRow(dst []byte, b *Batch, t *Table, row []Value) []byte {
+	if row == nil {
+		return dst
+	}
+	if len(t.Key) == 1 {
+		return b.AppendText(dst, row[t.Key[0]])
+	}
+	for i, at := range t.Key {
+		if i > 0 {
+			dst = append(dst, keySep)
+		}
+		from := len(dst)
+		dst = b.AppendText(dst, row[at])
+		dst = escapeKey(dst, from)
+	}
+	return dst
+}
+
+// escapeKey escapes dst[from:] in place.
+func escapeKey(dst []byte, from int) []byte {
+	n := 0
+	for _, c := range dst[from:] {
+		if c == keySep || c == keyEsc {
+			n++
+		}
+	}
+	if n == 0 {
+		return dst
+	}
+	end := len(dst)
+	for range n {
+		dst = append(dst, 0)
+	}
+	for r, w := end-1, len(dst)-1; r >= from; r-- {
+		dst[w] = dst[r]
+		w--
+		if dst[r] == keySep || dst[r] == keyEsc {
+			dst[w] = keyEsc
+			w--
+		}
+	}
+	return dst
+}
+
+// SplitKey undoes the joining of AppendKeyRow for a key of n columns: it
+// appends the text of each value to parts. ok is false when key is not a key
+// of n columns. The parts are copies only where an escape had to be undone.
+func SplitKey(parts [][]byte, key []byte, n int) (_ [][]byte, ok bool) {
+	if n == 1 {
+		return append(parts, key), true
+	}
+	var part []byte
+	start, own, count := 0, false, 0
+	finish := func(end int) {
+		if !own {
+			part = key[start:end:end]
+		}
+		parts = append(parts, part)
+		part, own, start = nil, false, end+1
+		count++
+	}
+	for i := 0; i < len(key); i++ {
+		switch key[i] {
+		case keySep:
+			finish(i)
+		case keyEsc:
+			if i+1 == len(key) {
+				return parts, false
+			}
+			if !own {
+				part, own = append([]byte(nil), key[start:i]...), true
+			}
+			i++
+			part = append(part, key[i])
+		default:
+			if own {
+				part = append(part, key[i])
+			}
+		}
+	}
+	finish(len(key))
+	return parts, count == n
+}
+
+// AppendText appends the exact text of v as PostgreSQL prints it (DateStyle
+// ISO, IntervalStyle postgres, bytea_output hex, time zone UTC): booleans are t
+// and f, a TimestampTZ ends in +00. Null and Unchanged give nothing.
+func (b *Batch) AppendText(dst []byte, v Value) []byte {
+	switch v.kind {
+	case Null, Unchanged:
+		return dst
+	case Bool:
+		if v.Bool() {
+			return append(dst, 't')
+		}
+		return append(dst, 'f')
+	case Int:
+		return strconv.AppendInt(dst, int64(v.num), 10)
+	case Float32:
+		return appendFloat(dst, v.Float64(), 32)
+	case Float64:
+		return appendFloat(dst, v.Float64(), 64)
+	case Decimal:
+		return b.appendDecimal(dst, v)
+	case String, JSON, Enum, Text:
+		return append(dst, b.span(v)...)
+	case Bytes:
+		dst = append(dst, `\x`...)
+		return hex.AppendEncode(dst, b.span(v))
+	case UUID:
+		return appendUUID(dst, b.span(v))
+	case Date:
+		return AppendDate(dst, v.Int())
+	case Time:
+		return AppendTime(dst, v.Int())
+	case TimeTZ:
+		return appendZone(AppendTime(dst, v.Int()), v.Zone())
+	case Timestamp:
+		return appendTimestamp(dst, v.Int(), "")
+	case TimestampTZ:
+		return appendTimestamp(dst, v.Int(), "+00")
+	case Interval:
+		m, d, us := b.IntervalParts(v)
+		return appendInterval(dst, m, d, us)
+	case Array:
+		return b.appendArray(dst, b.ArrayOf(v))
+	}
+	panic("BUG: text of a value of kind " + v.kind.String())
+}
+
+// appendFloat prints as PostgreSQL since 12 does: the shortest text that reads
+// back as the same number, with an exponent below 1e-4 and from 1e15 (float4:
+// 1e6) on (src/common/d2s.c, f2s.c).
+func appendFloat(dst []byte, f float64, bits int) []byte {
+	switch {
+	case math.IsNaN(f):
+		return append(dst, "NaN"...)
+	case math.IsInf(f, 1):
+		return append(dst, "Infinity"...)
+	case math.IsInf(f, -1):
+		return append(dst, "-Infinity"...)
+	case f == 0:
+		if math.Signbit(f) {
+			return append(dst, "-0"...)
+		}
+		return append(dst, '0')
+	}
+	from := len(dst)
+	dst = strconv.AppendFloat(dst, f, 'e', -1, bits)
+	e := len(dst) - 1
+	for dst[e] != 'e' {
+		e--
+	}
+	exp := 0
+	for _, c := range dst[e+2:] {
+		exp = exp*10 + int(c-'0')
+	}
+	if dst[e+1] == '-' {
+		exp = -exp
+	}
+	limit := 15
+	if bits == 32 {
+		limit = 6
+	}
+	if exp < -4 || exp >= limit {
+		return dst
+	}
+	return strconv.AppendFloat(dst[:from], f, 'f', -1, bits)
+}
+
+func (b *Batch) appendDecimal(dst []byte, v Value) []byte {
+	switch v.form {
+	case NaN:
+		return append(dst, "NaN"...)
+	case Infinite:
+		return append(dst, "Infinity"...)
+	case NegInfinite:
+		return append(dst, "-Infinity"...)
+	}
+	from := len(dst)
+	if u, ok := v.Small(); ok {
+		dst = strconv.AppendInt(dst, u, 10)
+	} else {
+		dst = b.Unscaled(new(big.Int), v).Append(dst, 10)
+	}
+	return pointAt(dst, from, int(v.scale))
+}
+
+// pointAt puts the point into the integer text dst[from:], scale digits from
+// its end.
+func pointAt(dst []byte, from, scale int) []byte {
+	if scale <= 0 {
+		if len(dst) == from+1 && dst[from] == '0' {
+			return dst
+		}
+		for ; scale < 0; scale++ {
+			dst = append(dst, '0')
+		}
+		return dst
+	}
+	if dst[from] == '-' {
+		from++
+	}
+	digits := len(dst) - from
+	if pad := scale + 1 - digits; pad > 0 { // at least one digit before the point
+		for range pad {
+			dst = append(dst, '0')
+		}
+		copy(dst[from+pad:], dst[from:from+digits])
+		for i := range pad {
+			dst[from+i] = '0'
+		}
+		digits += pad
+	}
+	dst = append(dst, 0)
+	p := from + digits - scale
+	copy(dst[p+1:], dst[p:])
+	dst[p] = '.'
+	return dst
+}
+
+func appendUUID(dst, u []byte) []byte {
+	if len(u) != 16 {
+		panic("BUG: a UUID value of " + strconv.Itoa(len(u)) + " octets")
+	}
+	for i, c := range u {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			dst = append(dst, '-')
+		}
+		dst = append(dst, hexDigits[c>>4], hexDigits[c&15])
+	}
+	return dst
+}
+
+const hexDigits = "0123456789abcdef"
+
+// AppendDate appends days since 1970-01-01 as YYYY-MM-DD, with BC as
+// PostgreSQL has it, or infinity.
+func AppendDate(dst []byte, days int64) []byte {
+	if days == PosInfinity || days == NegInfinity {
+		return appendInfinity(dst, days)
+	}
+	y, m, d := Civil(days)
+	dst, bc := appendYMD(dst, y, m, d)
+	if bc {
+		dst = append(dst, " BC"...)
+	}
+	return dst
+}
+
+func appendInfinity(dst []byte, n int64) []byte {
+	if n == NegInfinity {
+		dst = append(dst, '-')
+	}
+	return append(dst, "infinity"...)
+}
+
+func appendYMD(dst []byte, y int64, m, d int) (_ []byte, bc bool) {
+	if y <= 0 {
+		y, bc = 1-y, true
+	}
+	for lim := int64(1000); lim > 1 && y < lim; lim /= 10 {
+		dst = append(dst, '0')
+	}
+	dst = strconv.AppendInt(dst, y, 10)
+	dst = append(dst, '-', byte('0'+m/10), byte('0'+m%10), '-', byte('0'+d/10), byte('0'+d%10))
+	return dst, bc
+}
+
+// AppendTime appends microseconds since midnight as HH:MM:SS, with as many
+// digits of the fraction as needed.
+func AppendTime(dst []byte, us int64) []byte {
+	s := us / 1e6
+	h, m, sec := s/3600, s/60%60, s%60
+	dst = append(dst, byte('0'+h/10), byte('0'+h%10), ':', byte('0'+m/10), byte('0'+m%10), ':', byte('0'+sec/10), byte('0'+sec%10))
+	return appendFraction(dst, us%1e6)
+}
+
+// appendFraction appends .ffffff without trailing zeros, nothing for 0.
+func appendFraction(dst []byte, us int64) []byte {
+	if us == 0 {
+		return dst
+	}
+	var f [7]byte
+	f[0] = '.'
+	for i := 6; i > 0; i-- {
+		f[i] = byte('0' + us%10)
+		us /= 10
+	}
+	n := 7
+	for f[n-1] == '0' {
+		n--
+	}
+	return append(dst, f[:n]...)
+}
+
+func appendZone(dst []byte, east int32) []byte {
+	sign := byte('+')
+	if east < 0 {
+		sign, east = '-', -east
+	}
+	h, m, s := east/3600, east/60%60, east%60
+	dst = append(dst, sign, byte('0'+h/10), byte('0'+h%10))
+	if m != 0 || s != 0 {
+		dst = append(dst, ':', byte('0'+m/10), byte('0'+m%10))
+	}
+	if s != 0 {
+		dst = append(dst, ':', byte('0'+s/10), byte('0'+s%10))
+	}
+	return dst
+}
+
+const dayUS = 86_400_000_000
+
+func appendTimestamp(dst []byte, us int64, zone string) []byte {
+	if us == PosInfinity || us == NegInfinity {
+		return appendInfinity(dst, us)
+	}
+	days, rest := us/dayUS, us%dayUS
+	if rest < 0 {
+		days, rest = days-1, rest+dayUS
+	}
+	y, m, d := Civil(days)
+	dst, bc := appendYMD(dst, y, m, d)
+	dst = append(dst, ' ')
+	dst = AppendTime(dst, rest)
+	dst = append(dst, zone...)
+	if bc {
+		dst = append(dst, " BC"...)
+	}
+	return dst
+}
+
+// Civil gives the proleptic Gregorian date of a day counted from 1970-01-01;
+// year 0 is 1 BC. After Howard Hinnant, "chrono-Compatible Low-Level Date
+// Algorithms", civil_from_days.
+func Civil(days int64) (year int64, month, day int) {
+	z := days + 719468
+	era := z / 146097
+	if z < 0 {
+		era = (z - 146096) / 146097
+	}
+	doe := z - era*146097
+	yoe := (doe - doe/1460 + doe/36524 - doe/146096) / 365
+	doy := doe - (365*yoe + yoe/4 - yoe/100)
+	mp := (5*doy + 2) / 153
+	day = int(doy - (153*mp+2)/5 + 1)
+	month = int(mp + 3)
+	if month > 12 {
+		month -= 12
+	}
+	year = yoe + era*400
+	if month <= 2 {
+		year++
+	}
+	return year, month, day
+}
+
+// Days is the inverse of Civil (days_from_civil).
+func Days(year int64, month, day int) int64 {
+	if month <= 2 {
+		year--
+	}
+	era := year / 400
+	if year < 0 {
+		era = (year - 399) / 400
+	}
+	yoe := year - era*400
+	mp := int64(month+9) % 12
+	doy := (153*mp+2)/5 + int64(day) - 1
+	doe := yoe*365 + yoe/4 - yoe/100 + doy
+	return era*146097 + doe - 719468
+}
+
+// appendInterval prints IntervalStyle postgres: "1 year 2 mons -3 days
+// +04:05:06.7" (src/backend/utils/adt/datetime.c, EncodeInterval).
+func appendInterval(dst []byte, months, days int32, us int64) []byte {
+	if months == math.MaxInt32 && days == math.MaxInt32 && us == math.MaxInt64 {
+		return appendInfinity(dst, PosInfinity)
+	}
+	if months == math.MinInt32 && days == math.MinInt32 && us == math.MinInt64 {
+		return appendInfinity(dst, NegInfinity)
+	}
+	from := len(dst)
+	negative := false // a negative part makes the next positive one show its sign
+	part := func(n int64, unit string) {
+		if n == 0 {
+			return
+		}
+		if len(dst) > from {
+			dst = append(dst, ' ')
+		}
+		if negative && n > 0 {
+			dst = append(dst, '+')
+		}
+		dst = strconv.AppendInt(dst, n, 10)
+		dst = append(dst, ' ')
+		dst = append(dst, unit...)
+		if n != 1 {
+			dst = append(dst, 's')
+		}
+		negative = n < 0
+	}
+	part(int64(months/12), "year")
+	part(int64(months%12), "mon")
+	part(int64(days), "day")
+	if us == 0 && len(dst) > from {
+		return dst
+	}
+	if len(dst) > from {
+		dst = append(dst, ' ')
+	}
+	u := uint64(us)
+	if us < 0 {
+		dst = append(dst, '-')
+		u = -u
+	} else if negative {
+		dst = append(dst, '+')
+	}
+	h, rest := u/3_600_000_000, int64(u%3_600_000_000)
+	if h < 10 {
+		dst = append(dst, '0')
+	}
+	dst = strconv.AppendUint(dst, h, 10)
+	m, s := rest/60_000_000, rest/1_000_000%60
+	dst = append(dst, ':', byte('0'+m/10), byte('0'+m%10), ':', byte('0'+s/10), byte('0'+s%10))
+	return appendFraction(dst, rest%1_000_000)
+}
+
+func (b *Batch) appendArray(dst []byte, a ArrayData) []byte {
+	if len(a.Dims) == 0 {
+		return append(dst, "{}"...)
+	}
+	for _, d := range a.Dims {
+		if d.Lower != 1 {
+			for _, d := range a.Dims {
+				dst = append(dst, '[')
+				dst = strconv.AppendInt(dst, int64(d.Lower), 10)
+				dst = append(dst, ':')
+				dst = strconv.AppendInt(dst, int64(d.Lower)+int64(d.Len)-1, 10)
+				dst = append(dst, ']')
+			}
+			dst = append(dst, '=')
+			break
+		}
+	}
+	dst, _ = b.appendDim(dst, a.Dims, a.Elems)
+	return dst
+}
+
+func (b *Batch) appendDim(dst []byte, dims []Dim, elems []Value) (_ []byte, rest []Value) {
+	dst = append(dst, '{')
+	for i := range dims[0].Len {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		if len(dims) > 1 {
+			dst, elems = b.appendDim(dst, dims[1:], elems)
+			continue
+		}
+		dst = b.appendElem(dst, elems[0])
+		elems = elems[1:]
+	}
+	return append(dst, '}'), elems
+}
+
+// appendElem quotes an element where PostgreSQL's array_out does.
+func (b *Batch) appendElem(dst []byte, v Value) []byte {
+	if v.kind == Null || v.kind == Unchanged {
+		return append(dst, "NULL"...)
+	}
+	from := len(dst)
+	dst = b.AppendText(dst, v)
+	text := dst[from:]
+	quote := len(text) == 0 || len(text) == 4 && strings.EqualFold(string(text), "null")
+	escapes := 0
+	for _, c := range text {
+		switch c {
+		case '"', '\\':
+			escapes++
+			quote = true
+		case '{', '}', ',', ' ', '\t', '\n', '\r', '\v', '\f':
+			quote = true
+		}
+	}
+	if !quote {
+		return dst
+	}
+	end := len(dst)
+	for range escapes + 2 {
+		dst = append(dst, '"')
+	}
+	w := len(dst) - 2
+	for r := end - 1; r >= from; r-- {
+		dst[w] = dst[r]
+		w--
+		if c := dst[r]; c == '"' || c == '\\' {
+			dst[w] = '\\'
+			w--
+		}
+	}
+	dst[from], dst[len(dst)-1] = '"', '"'
+	return dst
+}
