@@ -1,0 +1,106 @@
+// Keep: the loop that runs a component again after an outage, and stops it for
+// good when going on would lose data.
+
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+const (
+	firstRetry = 200 * time.Millisecond // mean of the first pause; each further one is twice as long
+	lastRetry  = 15 * time.Second       // mean of the longest pause
+	// A run that lasted this long had a success in it: the next failure is a
+	// new one and starts with the first pause.
+	retryForgiven = 20 * time.Second
+)
+
+// Keep calls run until it returns nil, ctx ends, or it fails with what is not
+// to be tried again (Classify). Between calls it pauses with jitter, at least
+// as long as the problem asks for (problem.Error.After). It keeps the
+// component's state: Retrying with the reason during a pause, Halted when it
+// gives up, Stopped when it ends; run itself sets Running when it is.
+//
+// The error is nil when run ended or ctx did, else the one that halted it. An
+// error that comes with the end of ctx is not a failure.
+func Keep(ctx context.Context, comp *obs.Component, run func(ctx context.Context) error) error {
+	pause := &backoff.ExponentialBackOff{
+		InitialInterval: firstRetry, RandomizationFactor: 0.5, Multiplier: 2, MaxInterval: lastRetry,
+	}
+	for {
+		began := time.Now()
+		err := run(ctx)
+		if err == nil || ctx.Err() != nil {
+			if err != nil && !errors.Is(err, context.Canceled) {
+				comp.Log.Info("stopping", "while", err)
+			}
+			comp.Is(obs.Stopped, "")
+			return nil
+		}
+		class, code := Classify(err), codeOf(err)
+		comp.Failed(class.String(), code)
+		if class != problem.Retry {
+			comp.Is(obs.Halted, reasonOf(err))
+			comp.Log.Error("halted", "code", code, "err", err, "remedy", remedyOf(err))
+			return err
+		}
+		if time.Since(began) > retryForgiven {
+			pause.Reset()
+		}
+		wait := pause.NextBackOff()
+		if e := problem.Of(err); e != nil && e.After > wait {
+			wait = e.After
+		}
+		comp.Is(obs.Retrying, reasonOf(err))
+		comp.Log.Warn("trying again", "in", wait, "code", code, "err", err)
+		if !sleep(ctx, wait) {
+			comp.Is(obs.Stopped, "")
+			return nil
+		}
+	}
+}
+
+// sleep pauses for d; false when ctx ended before.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+// codeOf is the problem's code; an outage that no code names is TW-OUTAGE.
+func codeOf(err error) string {
+	if e := problem.Of(err); e != nil {
+		return e.ID
+	}
+	if Classify(err) == problem.Retry {
+		return ErrOutage.ID
+	}
+	return ErrUnclassified.ID
+}
+
+// reasonOf is what a person reads on the page: the error with its code.
+func reasonOf(err error) string {
+	if e := problem.Of(err); e != nil {
+		return err.Error()
+	}
+	return codeOf(err) + ": " + err.Error()
+}
+
+func remedyOf(err error) string {
+	if e := problem.Of(err); e != nil {
+		return e.WhatToDo()
+	}
+	return ErrUnclassified.Remedy
+}

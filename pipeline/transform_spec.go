@@ -1,0 +1,90 @@
+// TransformSpec: what the transform loop is told about a chain of stages.
+
+package pipeline
+
+import "time"
+
+// TransformSpec is one consumer group: what it reads, the chain of stages that
+// every record passes, and what it writes.
+type TransformSpec struct {
+	// Name names the group ("tallywire."+Name), the transactional id, the
+	// parked topic and the component.
+	Name string
+	// Topics are read.
+	Topics []string
+	// CoPartitioned are read too (naming one here and in Topics is the same
+	// as once): they must have the same number of partitions, and partition i
+	// of all of them is read by the same process.
+	CoPartitioned []string
+	// Stages form the chain: what stage i sends, stage i+1 applies; what the
+	// last one sends is written to the topics of the tables.
+	Stages []Stage
+	// Outputs are the topics that are written: made before the first
+	// transaction if they do not exist, compacted.
+	Outputs []string
+	// Queues are written as well, but keep every record until it is trimmed
+	// by its reader (refresh topics).
+	Queues []string
+	// Trim are inputs whose records are deleted behind the committed offset,
+	// now and then: queues that only this group reads.
+	Trim []string
+	TransformLimits
+}
+
+// TransformLimits bound what one transaction takes; zero values give the
+// defaults.
+type TransformLimits struct {
+	// PollRecords is how many input records one transaction takes at most.
+	// Default 8192.
+	PollRecords int
+	// BatchRecords and BatchBytes (keys and values) bound one batch.
+	// Defaults 4096 and 4 MiB; a single larger record passes alone.
+	BatchRecords int
+	BatchBytes   int
+	// TxnTimeout is Kafka's transaction timeout: how long a dead process may
+	// hold up readers. 3 s to 30 s, default 30 s.
+	TxnTimeout time.Duration
+	// MaxRecordBytes is the largest record that is written, in octets; the
+	// input of a larger one is parked. 0: what the topic takes.
+	MaxRecordBytes int
+}
+
+func (l TransformLimits) withDefaults() TransformLimits {
+	if l.PollRecords <= 0 {
+		l.PollRecords = 8192
+	}
+	if l.BatchRecords <= 0 {
+		l.BatchRecords = 4096
+	}
+	if l.BatchBytes <= 0 {
+		l.BatchBytes = 4 << 20
+	}
+	if l.TxnTimeout <= 0 || l.TxnTimeout > 30*time.Second {
+		l.TxnTimeout = 30 * time.Second
+	}
+	l.TxnTimeout = max(l.TxnTimeout, 3*time.Second)
+	return l
+}
+
+// inputs are Topics and CoPartitioned, each once, in their order.
+func (s *TransformSpec) inputs() []string { return unique(s.Topics, s.CoPartitioned) }
+
+func unique(lists ...[]string) []string {
+	var out []string
+	seen := map[string]bool{}
+	for _, l := range lists {
+		for _, t := range l {
+			if !seen[t] {
+				seen[t] = true
+				out = append(out, t)
+			}
+		}
+	}
+	return out
+}
+
+// GroupOf is the consumer group of a transform or a sink.
+func GroupOf(name string) string { return "tallywire." + name }
+
+// ParkedTopicOf is the topic that keeps what a transform could not take.
+func ParkedTopicOf(name string) string { return "_tallywire.parked." + name }
