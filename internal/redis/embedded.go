@@ -1,0 +1,59 @@
+// The embedded Redis: miniredis, for one process that has no other.
+
+package redis
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"strings"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/alicebob/miniredis/v2/server"
+)
+
+// Embedded is a Redis inside this process. Its memory is its only memory: after
+// a restart it is empty, and the state is rebuilt from Kafka.
+type Embedded struct{ m *miniredis.Miniredis }
+
+// StartEmbedded listens on addr, "host:port"; port 0 is any free one.
+func StartEmbedded(addr string) (*Embedded, error) {
+	m := miniredis.NewMiniRedis()
+	if err := m.StartAddr(addr); err != nil {
+		return nil, fmt.Errorf("starting the embedded Redis on %s: %w", addr, err)
+	}
+	var id [20]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		m.Close()
+		return nil, fmt.Errorf("naming the embedded Redis: %w", err)
+	}
+	run := hex.EncodeToString(id[:])
+	// Two questions that miniredis cannot answer, answered truly: it never
+	// evicts, and it is this very process.
+	m.Server().SetPreHook(func(c *server.Peer, cmd string, args ...string) bool {
+		switch {
+		case strings.EqualFold(cmd, "INFO") && len(args) == 1 && strings.EqualFold(args[0], "server"):
+			c.WriteBulk("# Server\r\nredis_version:embedded\r\nrun_id:" + run + "\r\n")
+			return true
+		case strings.EqualFold(cmd, "CONFIG") && len(args) == 2 && strings.EqualFold(args[0], "get") && strings.EqualFold(args[1], "maxmemory-policy"):
+			c.WriteLen(2)
+			c.WriteBulk("maxmemory-policy")
+			c.WriteBulk("noeviction")
+			return true
+		}
+		return false
+	})
+	return &Embedded{m}, nil
+}
+
+// Addr is where it listens, "host:port".
+func (e *Embedded) Addr() string { return e.m.Addr() }
+
+// Flush forgets everything, as FLUSHALL does.
+func (e *Embedded) Flush() { e.m.FlushAll() }
+
+// Close stops it; what it held is gone.
+func (e *Embedded) Close() error {
+	e.m.Close()
+	return nil
+}
