@@ -1,0 +1,108 @@
+// Where Kafka's jars come from.
+
+package testkit
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// KafkaVersion is the Apache Kafka that StartKafka runs.
+const KafkaVersion = "4.3.1"
+
+const kafkaPOM = `<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>tallywire.testkit</groupId>
+  <artifactId>kafka</artifactId>
+  <version>1</version>
+  <packaging>pom</packaging>
+  <dependencies>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>` + KafkaVersion + `</version></dependency>
+    <dependency><groupId>org.apache.kafka</groupId><artifactId>kafka-tools</artifactId><version>` + KafkaVersion + `</version></dependency>
+    <dependency><groupId>org.apache.logging.log4j</groupId><artifactId>log4j-slf4j-impl</artifactId><version>2.25.4</version></dependency>
+  </dependencies>
+</project>
+`
+
+// kafkaLibs gives the folder of jars, in the user's cache. It is filled by
+// Maven once; processes that come meanwhile wait.
+func kafkaLibs(ctx context.Context) (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", fmt.Errorf("finding a cache folder for Kafka's jars: %w", err)
+	}
+	dir := filepath.Join(cache, "tallywire", "kafka-"+KafkaVersion)
+	libs := filepath.Join(dir, "lib")
+	if _, err := os.Stat(libs); err == nil {
+		return libs, nil
+	}
+	mvn, err := exec.LookPath("mvn")
+	if err != nil {
+		return "", errors.New("Apache Kafka's jars are fetched with the program mvn: install maven")
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("making a cache folder for Kafka's jars: %w", err)
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", fmt.Errorf("locking %s: %w", dir, err)
+	}
+	defer lock.Close()
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", fmt.Errorf("locking %s: %w", dir, err)
+	}
+	if _, err := os.Stat(libs); err == nil { // another process was first
+		return libs, nil
+	}
+	fetched, err := os.MkdirTemp(dir, "fetch-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(fetched)
+	if err := os.WriteFile(filepath.Join(fetched, "pom.xml"), []byte(kafkaPOM), 0o644); err != nil {
+		return "", err
+	}
+	cmd := exec.CommandContext(ctx, mvn, "-q", "-B", "-f", filepath.Join(fetched, "pom.xml"),
+		"org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies",
+		"-DincludeScope=runtime", "-DoutputDirectory="+filepath.Join(fetched, "lib"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("fetching Kafka's jars with Maven: %w\n%s", err, strings.TrimSpace(string(out)))
+	}
+	if err := os.Rename(filepath.Join(fetched, "lib"), libs); err != nil {
+		return "", fmt.Errorf("keeping Kafka's jars: %w", err)
+	}
+	return libs, nil
+}
+
+// freePorts finds n ports that nobody listens on now.
+func freePorts(n int) ([]int, error) {
+	var out []int
+	for range n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("finding a free port: %w", err)
+		}
+		defer ln.Close()
+		out = append(out, ln.Addr().(*net.TCPAddr).Port)
+	}
+	return out, nil
+}
+
+// portFree tells a taken port in our words rather than in a JVM's stack trace.
+func portFree(addr string) error {
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("Kafka's port is taken: %w", err)
+	}
+	return ln.Close()
+}
+
+func base64URL(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
