@@ -103,7 +103,7 @@ var pageHTML embed.FS
 func New(o Options) *Server {
 	t := template.Must(template.New("page.html").Funcs(template.FuncMap{
 		"n": number[int64], "ni": number[int], "rate": perSecond, "took": took, "amount": amount,
-		"join": strings.Join, "ago": func(t time.Time) string { return took(time.Since(t).Truncate(time.Second)) },
+		"join": strings.Join, "ago": func(t time.Time) string { return took(max(time.Since(t), time.Second).Truncate(time.Second)) },
 		"half": func(n int) int { return n / 2 }, "add": func(a, b int) int { return a + b },
 		"clip": clip, "neg": func(s string) bool { return strings.HasPrefix(s, "-") },
 	}).ParseFS(pageHTML, "page.html"))

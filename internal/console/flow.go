@@ -62,7 +62,7 @@ const (
 	boxW, boxH = 196, 104
 	gapX       = 176
 	gapY       = 64
-	laneH      = 74 // room for an arrow that passes over or under boxes
+	laneH      = 62 // room for an arrow that passes over or under boxes
 	margin     = 8
 )
 
@@ -282,9 +282,9 @@ func (f *Flow) place() {
 			a.Path = fmt.Sprintf("M%d %dC%d %d %d %d %d %d", x1, y1, x1+c, y1, x2-c, y2, x2, y2)
 			a.LabelX, a.LabelY = (x1+x2)/2, (y1+y2)/2
 		default:
-			y := margin + laneH - 14
+			y := margin + laneH - 18
 			if lane(a) > 0 {
-				y = f.Height - margin - laneH + 14
+				y = f.Height - margin - laneH + 18
 			}
 			c := gapX / 3
 			a.Path = fmt.Sprintf("M%d %dC%d %d %d %d %d %dL%d %dC%d %d %d %d %d %d",
