@@ -1,0 +1,376 @@
+// Outputs and Records: how a change becomes records of Kafka. Ingest and the
+// transform loop both write through it.
+//
+// A raw change (its Table has a Source) gives Debezium's records: an envelope;
+// a delete gives an envelope and a tombstone; a change of the key gives a
+// delete and a tombstone of the old key and a create of the new one, which
+// name each other by the headers __debezium.newkey and __debezium.oldkey; a
+// truncate gives one envelope without key in every partition, so that each
+// reader meets it in order. A canonical change gives the contract's record, or
+// a tombstone.
+
+package pipeline
+
+import (
+	"bytes"
+	"context"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+// Problems of single records.
+var (
+	ErrRecordTooLarge = problem.Define("TW-RECORD-TOO-LARGE", problem.Reject,
+		"A record is larger than its topic takes.",
+		"Raise max.message.bytes of the topic (and of the brokers), then change the row again or load it again; or make the row smaller at its source.")
+	ErrNoRecord = problem.Define("TW-NO-RECORD", problem.Reject,
+		"A change that its topic has no record for, such as a truncate of a canonical entity.",
+		"Delete the rows one by one at the source, or load it again.")
+)
+
+// recordOverhead is what Kafka's format adds to key, value and headers of a
+// record that is alone in its batch, at most: 61 octets for the batch (KIP-98),
+// and varints.
+const recordOverhead = 128
+
+const (
+	headerOldKey = "__debezium.oldkey"
+	headerNewKey = "__debezium.newkey"
+)
+
+// Output is where the changes of a Table go.
+type Output struct {
+	Topic    *change.Topic
+	MaxBytes int // a record alone in its batch, all told
+	enc      *avro.Encoder
+}
+
+// Outputs knows the topics and encoders of the Tables that it has seen. Safe
+// for concurrent use.
+type Outputs struct {
+	env  *Env
+	spec func(*change.Table) kafka.TopicSpec
+	max  int
+
+	mu sync.RWMutex
+	m  map[*change.Table]*Output
+}
+
+// maxTables bounds Outputs: sources that describe their tables anew now and
+// then make new Tables of the same shape.
+const maxTables = 4096
+
+// NewOutputs makes an empty Outputs. spec says how a topic must be that does
+// not exist; maxRecord (octets) bounds a record below what its topic takes, 0:
+// does not.
+func NewOutputs(env *Env, spec func(*change.Table) kafka.TopicSpec, maxRecord int) *Outputs {
+	return &Outputs{env: env, spec: spec, max: maxRecord, m: map[*change.Table]*Output{}}
+}
+
+// Find gives the Output of a Table, or nil when Ensure has not seen it.
+func (o *Outputs) Find(t *change.Table) *Output {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.m[t]
+}
+
+// Ensure makes the Table's topic and registers its schemas. It waits for the
+// registry and for topics, so call it outside of transactions only.
+func (o *Outputs) Ensure(ctx context.Context, t *change.Table) (*Output, error) {
+	if out := o.Find(t); out != nil {
+		return out, nil
+	}
+	topic, err := o.env.Kafka.EnsureTopic(ctx, o.spec(t))
+	if err != nil {
+		return nil, err
+	}
+	limit, err := o.env.Kafka.MaxRecordBytes(ctx, t.Topic)
+	if err != nil {
+		return nil, err
+	}
+	if o.max > 0 {
+		limit = min(limit, o.max)
+	}
+	enc, err := avro.NewEncoder(ctx, o.env.Registry, t)
+	if err != nil {
+		return nil, err
+	}
+	out := &Output{Topic: topic, MaxBytes: limit, enc: enc}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.m) >= maxTables {
+		clear(o.m)
+	}
+	o.m[t] = out
+	return out, nil
+}
+
+// Missing gives a Table of the batch that Ensure has not seen, or nil.
+func (o *Outputs) Missing(b *change.Batch) *change.Table {
+	var last *change.Table
+	for i := range b.Changes {
+		if t := b.Changes[i].Table; t != last {
+			if o.Find(t) == nil {
+				return t
+			}
+			last = t
+		}
+	}
+	return nil
+}
+
+// EnsureAll is Ensure of every Table of the batch.
+func (o *Outputs) EnsureAll(ctx context.Context, b *change.Batch) error {
+	for {
+		t := o.Missing(b)
+		if t == nil {
+			return nil
+		}
+		if _, err := o.Ensure(ctx, t); err != nil {
+			return err
+		}
+	}
+}
+
+// Refused is a change that gave no record.
+type Refused struct {
+	Index int    // of the change in its batch
+	Key   string // change.AppendKey
+	Err   error  // of class Reject
+}
+
+// Records are encoded changes and the memory they live in. The records must
+// not be touched between Produce and their promises; then Reset frees all of
+// it for the next changes. Not safe for concurrent use.
+type Records struct {
+	Records []kgo.Record
+	Of      []int // for each record, the index of its change
+	Refused []Refused
+	Bytes   int // keys and values
+
+	buf   []byte
+	spans []recordSpan
+	heads []headSpan
+	hdrs  []kgo.RecordHeader
+	key   []byte // scratch
+	old   []byte // scratch
+}
+
+type recordSpan struct {
+	out           *Output
+	partition     int32
+	at            int // index of the change
+	time          int64
+	key, keyEnd   int
+	value, valEnd int // value -1: tombstone
+	head, headEnd int // in heads
+}
+
+type headSpan struct {
+	name     string
+	from, to int
+}
+
+// Reset empties rs and keeps its memory.
+func (rs *Records) Reset() {
+	clear(rs.Records)
+	clear(rs.hdrs)
+	clear(rs.spans)
+	clear(rs.Refused)
+	rs.Records, rs.Of, rs.Refused, rs.Bytes = rs.Records[:0], rs.Of[:0], rs.Refused[:0], 0
+	rs.buf, rs.spans, rs.heads, rs.hdrs = rs.buf[:0], rs.spans[:0], rs.heads[:0], rs.hdrs[:0]
+}
+
+// Encode appends the records of b.Changes[from:to] in their order, partition
+// and timestamp set. A change that cannot be encoded, or is too large, goes to
+// Refused whole, and the others go on. Other errors (a Table that Ensure has
+// not seen) fail all. The batch is not used afterwards.
+func (o *Outputs) Encode(rs *Records, b *change.Batch, from, to int) error {
+	var table *change.Table
+	var out *Output
+	for i := from; i < to; i++ {
+		c := &b.Changes[i]
+		if c.Table != table {
+			table = c.Table
+			if out = o.Find(table); out == nil {
+				return ErrUnclassified.New("BUG: table %q of topic %q was not ensured", table.Name, table.Topic)
+			}
+		}
+		buf, spans, heads := len(rs.buf), len(rs.spans), len(rs.heads)
+		err := rs.change(out, b, c, i)
+		if err == nil {
+			err = rs.tooLarge(out, spans)
+		}
+		if err == nil {
+			continue
+		}
+		if Classify(err) != problem.Reject {
+			return err
+		}
+		rs.buf, rs.spans, rs.heads = rs.buf[:buf], rs.spans[:spans], rs.heads[:heads]
+		rs.Refused = append(rs.Refused, Refused{Index: i, Key: string(change.AppendKey(nil, b, c)), Err: err})
+	}
+	rs.finish()
+	return nil
+}
+
+// change appends the spans of all records of one change.
+func (rs *Records) change(out *Output, b *change.Batch, c *change.Change, at int) error {
+	raw := c.Table.Source != ""
+	switch {
+	case c.Op == change.Truncate && raw:
+		for p := range out.Topic.Partitions {
+			if err := rs.one(out, b, c, at, nil, p, true, "", nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	case c.Op == change.Truncate:
+		return ErrNoRecord.New("a truncate of %s", c.Table.Topic)
+	case c.Row() == nil && (!raw || c.Op != change.Message):
+		return ErrNoRecord.New("a change %q of %s without any row", c.Op, c.Table.Topic)
+	case c.Op == change.Delete || c.New == nil && c.Old != nil:
+		rs.key = change.AppendKeyRow(rs.key[:0], b, c.Table, c.Old)
+		p := kafka.Partition(rs.key, out.Topic.Partitions)
+		if raw {
+			if err := rs.one(out, b, c, at, c.Old, p, true, "", nil); err != nil {
+				return err
+			}
+		}
+		return rs.one(out, b, c, at, c.Old, p, false, "", nil)
+	}
+	rs.key = change.AppendKeyRow(rs.key[:0], b, c.Table, c.New)
+	p := kafka.Partition(rs.key, out.Topic.Partitions)
+	if c.Op == change.Update && keyKnown(c.Table, c.Old) {
+		rs.old = change.AppendKeyRow(rs.old[:0], b, c.Table, c.Old)
+		if !bytes.Equal(rs.key, rs.old) {
+			return rs.keyChange(out, b, c, at, kafka.Partition(rs.old, out.Topic.Partitions), p)
+		}
+	}
+	return rs.one(out, b, c, at, c.New, p, true, "", nil)
+}
+
+// keyChange appends delete, tombstone and create (raw), or tombstone and
+// record.
+func (rs *Records) keyChange(out *Output, b *change.Batch, c *change.Change, at int, oldP, newP int32) error {
+	if c.Table.Source == "" {
+		if err := rs.one(out, b, c, at, c.Old, oldP, false, "", nil); err != nil {
+			return err
+		}
+		return rs.one(out, b, c, at, c.New, newP, true, "", nil)
+	}
+	gone, born := *c, *c
+	gone.Op, gone.New = change.Delete, nil
+	born.Op, born.Old = change.Create, nil
+	if err := rs.one(out, b, &gone, at, c.Old, oldP, true, headerNewKey, c.New); err != nil {
+		return err
+	}
+	if err := rs.one(out, b, &gone, at, c.Old, oldP, false, "", nil); err != nil {
+		return err
+	}
+	return rs.one(out, b, &born, at, c.New, newP, true, headerOldKey, c.Old)
+}
+
+// one appends the spans of one record: its key is that of keyRow, its value
+// that of c or null; otherKey of otherRow becomes a header.
+func (rs *Records) one(out *Output, b *change.Batch, c *change.Change, at int, keyRow []change.Value, p int32, value bool, otherKey string, otherRow []change.Value) error {
+	s := recordSpan{out: out, partition: p, at: at, time: c.Time, key: len(rs.buf), value: -1, valEnd: -1, head: len(rs.heads)}
+	var err error
+	if rs.buf, err = out.enc.AppendKeyOf(rs.buf, b, keyRow); err != nil {
+		return err
+	}
+	s.keyEnd = len(rs.buf)
+	if value {
+		s.value = len(rs.buf)
+		if rs.buf, err = out.enc.AppendValue(rs.buf, b, c); err != nil {
+			return err
+		}
+		s.valEnd = len(rs.buf)
+	}
+	if !c.Pos.IsZero() {
+		n := len(rs.buf)
+		rs.buf = change.AppendPos(rs.buf, c.Pos)
+		rs.heads = append(rs.heads, headSpan{kafka.HeaderPos, n, len(rs.buf)})
+	}
+	if value {
+		n := len(rs.buf)
+		rs.buf = out.enc.AppendUnchanged(rs.buf, c)
+		if len(rs.buf) > n {
+			rs.heads = append(rs.heads, headSpan{kafka.HeaderUnchanged, n, len(rs.buf)})
+		}
+	}
+	if otherKey != "" {
+		n := len(rs.buf)
+		if rs.buf, err = out.enc.AppendKeyOf(rs.buf, b, otherRow); err != nil {
+			return err
+		}
+		rs.heads = append(rs.heads, headSpan{otherKey, n, len(rs.buf)})
+	}
+	s.headEnd = len(rs.heads)
+	rs.spans = append(rs.spans, s)
+	return nil
+}
+
+// tooLarge looks at the records of one change.
+func (rs *Records) tooLarge(out *Output, from int) error {
+	for i := from; i < len(rs.spans); i++ {
+		s := &rs.spans[i]
+		n := recordOverhead + s.keyEnd - s.key
+		if s.value >= 0 {
+			n += s.valEnd - s.value
+		}
+		for _, h := range rs.heads[s.head:s.headEnd] {
+			n += len(h.name) + h.to - h.from + 10
+		}
+		if n > out.MaxBytes {
+			return ErrRecordTooLarge.New("a record of %d octets for topic %q, which takes %d", n, out.Topic.Name, out.MaxBytes)
+		}
+	}
+	return nil
+}
+
+// finish makes the records, now that the buffer stays where it is.
+func (rs *Records) finish() {
+	for _, h := range rs.heads[len(rs.hdrs):] {
+		rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: h.name, Value: rs.buf[h.from:h.to:h.to]})
+	}
+	for i := len(rs.Records); i < len(rs.spans); i++ {
+		s := &rs.spans[i]
+		r := kgo.Record{Topic: s.out.Topic.Name, Partition: s.partition, Headers: rs.hdrs[s.head:s.headEnd:s.headEnd]}
+		if s.keyEnd > s.key {
+			r.Key = rs.buf[s.key:s.keyEnd:s.keyEnd]
+		}
+		if s.value >= 0 {
+			r.Value = rs.buf[s.value:s.valEnd:s.valEnd]
+		}
+		if s.time != 0 {
+			r.Timestamp = time.UnixMicro(s.time).Truncate(time.Millisecond)
+		}
+		rs.Bytes += len(r.Key) + len(r.Value)
+		rs.Records = append(rs.Records, r)
+		rs.Of = append(rs.Of, s.at)
+	}
+}
+
+// keyKnown reports whether a row holds all values of the key.
+func keyKnown(t *change.Table, row []change.Value) bool {
+	if row == nil {
+		return false
+	}
+	for _, k := range t.Key {
+		if row[k].IsUnchanged() {
+			return false
+		}
+	}
+	return true
+}
+
+func defaultWorkers() int { return runtime.GOMAXPROCS(0) }
