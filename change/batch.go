@@ -213,6 +213,25 @@ func (b *Batch) BigDecimal(unscaled *big.Int, scale int16) Value {
 	return Value{kind: Decimal, form: finiteBig, scale: scale, num: uint64(at), n: uint32(len(b.arena) - at)}
 }
 
+// DecimalBytes makes unscaled × 10^-scale from the big-endian two's complement
+// of the unscaled integer, of at least one octet and not necessarily the
+// shortest. p is copied where it is needed.
+func (b *Batch) DecimalBytes(p []byte, scale int16) Value {
+	for len(p) > 1 && (p[0] == 0 && p[1] < 0x80 || p[0] == 0xFF && p[1] >= 0x80) {
+		p = p[1:]
+	}
+	if len(p) <= 8 {
+		u := int64(int8(p[0]))
+		for _, c := range p[1:] {
+			u = u<<8 | int64(c)
+		}
+		return DecimalValue(u, scale)
+	}
+	at := len(b.arena)
+	b.arena = append(b.arena, p...)
+	return Value{kind: Decimal, form: finiteBig, scale: scale, num: uint64(at), n: uint32(len(p))}
+}
+
 // Unscaled sets x to the unscaled integer of a finite Decimal and returns it.
 func (b *Batch) Unscaled(x *big.Int, v Value) *big.Int {
 	if v.form == finiteBig {

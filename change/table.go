@@ -20,15 +20,16 @@ type Column struct {
 // *Table, and the order of changes tells where one ends and the next begins.
 // Two Tables of the same shape may be different pointers.
 type Table struct {
-	Source  string // the name of the source; "" for a canonical entity
-	Schema  string // Postgres: the schema
-	Name    string
-	Topic   string // the Kafka topic that its changes belong to
-	Columns []Column
-	Key     []int  // indexes of the key's columns, in key order
-	OldFull bool   // Old rows are complete (REPLICA IDENTITY FULL)
-	ID      uint32 // Postgres: the relation's OID
-	byName  map[string]int
+	Source   string // the name of the source; "" for a canonical entity
+	Database string // Postgres: the database
+	Schema   string // Postgres: the schema
+	Name     string
+	Topic    string // the Kafka topic that its changes belong to
+	Columns  []Column
+	Key      []int  // indexes of the key's columns, in key order
+	OldFull  bool   // Old rows are complete (REPLICA IDENTITY FULL)
+	ID       uint32 // Postgres: the relation's OID
+	byName   map[string]int
 }
 
 // Index finishes a Table under construction; call it once before use.
@@ -43,6 +44,14 @@ func (t *Table) Index() *Table {
 // Column gives the index of a column, or -1.
 func (t *Table) Column(name string) int {
 	if i, ok := t.byName[name]; ok {
+		return i
+	}
+	return -1
+}
+
+// ColumnBytes is Column of a name that lies in octets.
+func (t *Table) ColumnBytes(name []byte) int {
+	if i, ok := t.byName[string(name)]; ok {
 		return i
 	}
 	return -1

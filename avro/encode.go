@@ -1,0 +1,348 @@
+// Encode: from a change to Confluent's wire format, by appending, without
+// allocation.
+
+package avro
+
+import (
+	"context"
+	"encoding/binary"
+	"math"
+	"strconv"
+	"time"
+
+	"github.com/tallywire/tallywire/change"
+)
+
+// Encoder writes the records of one table. It holds no scratch state: safe for
+// concurrent use. The changes given to it must be of the Table that it was made
+// for, or of one with the same columns in the same order.
+type Encoder struct {
+	raw      bool
+	keyless  bool
+	textKey  bool // the key is the canonical text, schema "string"
+	table    *change.Table
+	topic    string
+	keyHead  [5]byte // magic octet and schema id
+	head     [5]byte
+	cols     []codec // in the order of the schema's fields
+	key      []codec
+	source   []byte // raw: version, connector, name
+	db       []byte
+	identity []byte // raw: schema, table
+	now      func() time.Time
+}
+
+const keySchema = `"string"`
+
+// NewEncoder registers the schemas of t's topic and compiles them. A Table with
+// a Source gets Debezium's envelope (subjects <topic>-key and <topic>-value),
+// another the record of the contract of t.Topic with a plain string as key.
+// Errors: TW-AVRO-TABLE (halt) and those of Registry.Register.
+func NewEncoder(ctx context.Context, reg *Registry, t *change.Table) (*Encoder, error) {
+	e := &Encoder{raw: t.Source != "", table: t, topic: t.Topic, now: time.Now}
+	if e.raw {
+		return e, e.buildRaw(ctx, reg)
+	}
+	return e, e.buildCanonical(ctx, reg)
+}
+
+func (e *Encoder) buildRaw(ctx context.Context, reg *Registry) error {
+	t := e.table
+	key, value, err := EnvelopeSchemas(t)
+	if err != nil {
+		return err
+	}
+	n, err := parseSchema(value)
+	if err != nil {
+		return ErrTable.New("table %s.%s: %w", t.Schema, t.Name, err)
+	}
+	row, _, err := n.field("before").typ.optional()
+	if err != nil {
+		return ErrTable.New("table %s.%s: %w", t.Schema, t.Name, err)
+	}
+	if e.cols, err = compileFields(row, t); err != nil {
+		return err
+	}
+	if e.keyless = key == ""; !e.keyless {
+		k, err := parseSchema(key)
+		if err != nil {
+			return ErrTable.New("table %s.%s: %w", t.Schema, t.Name, err)
+		}
+		if e.key, err = compileFields(k, t); err != nil {
+			return err
+		}
+		id, err := reg.Register(ctx, t.Topic+"-key", key)
+		if err != nil {
+			return err
+		}
+		binary.BigEndian.PutUint32(e.keyHead[1:], uint32(id))
+	}
+	id, err := reg.Register(ctx, t.Topic+"-value", value)
+	if err != nil {
+		return err
+	}
+	binary.BigEndian.PutUint32(e.head[1:], uint32(id))
+	e.source = appendString(appendString(appendString(nil, Version), connectorName), t.Source)
+	e.db = appendString(nil, t.Database)
+	e.identity = appendString(appendString(nil, t.Schema), t.Name)
+	return nil
+}
+
+func (e *Encoder) buildCanonical(ctx context.Context, reg *Registry) error {
+	t := e.table
+	all, err := Contracts()
+	if err != nil {
+		return ErrTable.New("reading the contracts: %w", err)
+	}
+	c := all[t.Topic]
+	if c == nil {
+		return ErrTable.New("topic %s has no contract", t.Topic).
+			WithRemedy("Add avro/contracts/%s.avsc, or correct the topic in the transform.", entity(t.Topic))
+	}
+	n, err := parseSchema(c.Schema)
+	if err != nil {
+		return ErrTable.New("contract of %s: %w", t.Topic, err)
+	}
+	if e.cols, err = compileFields(n, t); err != nil {
+		return err
+	}
+	if len(e.cols) != len(t.Columns) {
+		return ErrTable.New("a row for %s has %d columns, its contract has %d fields", t.Topic, len(t.Columns), len(e.cols))
+	}
+	e.textKey = true
+	keyID, err := reg.Register(ctx, t.Topic+"-key", keySchema)
+	if err != nil {
+		return err
+	}
+	id, err := reg.Register(ctx, t.Topic+"-value", c.Schema)
+	if err != nil {
+		return err
+	}
+	binary.BigEndian.PutUint32(e.keyHead[1:], uint32(keyID))
+	binary.BigEndian.PutUint32(e.head[1:], uint32(id))
+	return nil
+}
+
+// compileFields compiles the fields of a record and finds their columns in t.
+func compileFields(n *node, t *change.Table) ([]codec, error) {
+	out := make([]codec, 0, len(n.fields))
+	for i := range n.fields {
+		col, c, err := columnOf(&n.fields[i])
+		if err != nil {
+			return nil, ErrTable.New("field %s of %s: %w", n.fields[i].name, t.Topic, err)
+		}
+		if c.at = t.Column(col.Name); c.at < 0 {
+			return nil, ErrTable.New("%s has the field %s, which the rows given to it lack", t.Topic, col.Name)
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// Table is what the encoder was made for.
+func (e *Encoder) Table() *change.Table { return e.table }
+
+// AppendKey appends the key of c: that of its New row, or of its Old row for a
+// delete. A table without a key, and a truncate, give nothing.
+func (e *Encoder) AppendKey(dst []byte, b *change.Batch, c *change.Change) ([]byte, error) {
+	return e.AppendKeyOf(dst, b, c.Row())
+}
+
+// AppendKeyOf appends the key of a row: for the old key of a key change, and
+// for tombstones.
+func (e *Encoder) AppendKeyOf(dst []byte, b *change.Batch, row []change.Value) ([]byte, error) {
+	if row == nil || e.keyless {
+		return dst, nil
+	}
+	from := len(dst)
+	dst = append(dst, e.keyHead[:]...)
+	if e.textKey {
+		for _, k := range e.table.Key {
+			if v := row[k]; v.IsNull() || v.IsUnchanged() {
+				return dst[:from], ErrNull.New("key field %s of %s is null or missing", e.table.Columns[k].Name, e.topic)
+			}
+		}
+		at := len(dst)
+		dst = append(dst, 0)
+		return fixLength(change.AppendKeyRow(dst, b, e.table, row), at), nil
+	}
+	var err error
+	for i := range e.key {
+		if dst, err = e.appendField(dst, b, &e.key[i], row[e.key[i].at], false); err != nil {
+			return dst[:from], err
+		}
+	}
+	return dst, nil
+}
+
+// AppendValue appends the value of c: the envelope, or the contract's record of
+// c.New. Do not call it for a canonical delete, whose value is null. On an
+// error, a Reject that names the field and never its value, dst is returned as
+// it came.
+func (e *Encoder) AppendValue(dst []byte, b *change.Batch, c *change.Change) ([]byte, error) {
+	from := len(dst)
+	dst = append(dst, e.head[:]...)
+	var err error
+	if e.raw {
+		dst, err = e.appendEnvelope(dst, b, c)
+	} else {
+		if c.New == nil {
+			panic("BUG: a canonical record without a new row has no value")
+		}
+		dst, err = e.appendRow(dst, b, c.New, false)
+	}
+	if err != nil {
+		return dst[:from], err
+	}
+	return dst, nil
+}
+
+// AppendUnchanged appends the names of the columns that c's New row leaves
+// unchanged, for the header tw.unchanged: joined by commas, a comma or
+// backslash within a name preceded by a backslash. Nothing: complete.
+func (e *Encoder) AppendUnchanged(dst []byte, c *change.Change) []byte {
+	from := len(dst)
+	for i, v := range c.New {
+		if !v.IsUnchanged() {
+			continue
+		}
+		if len(dst) > from {
+			dst = append(dst, ',')
+		}
+		name := e.table.Columns[i].Name
+		for j := range len(name) {
+			if name[j] == ',' || name[j] == '\\' {
+				dst = append(dst, '\\')
+			}
+			dst = append(dst, name[j])
+		}
+	}
+	return dst
+}
+
+func (e *Encoder) appendEnvelope(dst []byte, b *change.Batch, c *change.Change) ([]byte, error) {
+	var err error
+	for i, row := range [2][]change.Value{c.Old, c.New} {
+		if row == nil {
+			dst = append(dst, 0)
+			continue
+		}
+		dst = append(dst, 2)
+		if dst, err = e.appendRow(dst, b, row, i == 0); err != nil {
+			return dst, err
+		}
+	}
+	dst = append(dst, e.source...)
+	dst = binary.AppendVarint(dst, floorDiv(c.Time, 1000))
+	dst = append(dst, 0)
+	if c.Op == change.Read {
+		dst = append(dst, "\x08true"...)
+	} else {
+		dst = append(dst, "\x0afalse"...)
+	}
+	dst = append(dst, e.db...)
+	if c.Pos.IsZero() {
+		dst = append(dst, 0)
+	} else { // the transaction's LSN and the ordinal in it: rises strictly within a source
+		dst = append(dst, 2)
+		at := len(dst)
+		dst = append(dst, 0)
+		dst = append(dst, `["`...)
+		dst = strconv.AppendUint(dst, c.Pos.LSN, 10)
+		dst = append(dst, `","`...)
+		dst = strconv.AppendUint(dst, c.Pos.Ordinal, 10)
+		dst = fixLength(append(dst, `"]`...), at)
+	}
+	dst = appendMicrosNanos(dst, c.Time)
+	dst = append(dst, e.identity...)
+	if c.XID == 0 {
+		dst = append(dst, 0)
+	} else {
+		dst = binary.AppendVarint(append(dst, 2), int64(c.XID))
+	}
+	if c.Pos.IsZero() {
+		dst = append(dst, 0)
+	} else {
+		dst = binary.AppendVarint(append(dst, 2), int64(c.Pos.LSN))
+	}
+	dst = append(dst, 0, 0) // xmin, transaction
+	dst = append(dst, 2, byte(c.Op))
+	now := e.now().UnixMicro()
+	dst = binary.AppendVarint(append(dst, 2), floorDiv(now, 1000))
+	return appendMicrosNanos(dst, now), nil
+}
+
+// appendMicrosNanos writes two nullable longs; nanoseconds that int64 cannot
+// hold (before 1677, after 2262) are null.
+func appendMicrosNanos(dst []byte, us int64) []byte {
+	dst = binary.AppendVarint(append(dst, 2), us)
+	if us > math.MaxInt64/1000 || us < math.MinInt64/1000 {
+		return append(dst, 0)
+	}
+	return binary.AppendVarint(append(dst, 2), us*1000)
+}
+
+func floorDiv(a, b int64) int64 {
+	q := a / b
+	if a%b < 0 {
+		q--
+	}
+	return q
+}
+
+func (e *Encoder) appendRow(dst []byte, b *change.Batch, row []change.Value, old bool) ([]byte, error) {
+	var err error
+	for i := range e.cols {
+		c := &e.cols[i]
+		if dst, err = e.appendField(dst, b, c, row[c.at], old); err != nil {
+			return dst, err
+		}
+	}
+	return dst, nil
+}
+
+func (e *Encoder) appendField(dst []byte, b *change.Batch, c *codec, v change.Value, old bool) ([]byte, error) {
+	switch v.Kind() {
+	case change.Unchanged:
+		return e.appendMissing(dst, c, old)
+	case change.Null:
+		if c.null < 0 {
+			return dst, ErrNull.New("field %s of %s is null", c.name, e.topic)
+		}
+		return append(dst, byte(c.null)<<1), nil
+	}
+	if c.null >= 0 {
+		dst = append(dst, byte(1-c.null)<<1)
+	}
+	dst, problem := c.appendValue(dst, b, v)
+	if problem != nil {
+		return dst, e.reject(c, v, problem)
+	}
+	return dst, nil
+}
+
+// appendMissing writes what stands for a value that the source did not send.
+func (e *Encoder) appendMissing(dst []byte, c *codec, old bool) ([]byte, error) {
+	if !e.raw || c.null < 0 {
+		return dst, ErrUnchanged.New("field %s of %s was not sent by the source", c.name, e.topic)
+	}
+	if !old && c.form == fString && c.kind != change.Enum {
+		return appendString(append(dst, byte(1-c.null)<<1), placeholder), nil
+	}
+	return append(dst, byte(c.null)<<1), nil
+}
+
+// reject makes a person's error of one of the codec's; never with the value.
+func (e *Encoder) reject(c *codec, v change.Value, err error) error {
+	switch err {
+	case errDigits:
+		return ErrDecimalOverflow.New("field %s of %s holds a number that numeric(%d,%d) cannot", c.name, e.topic, c.digits, c.scale)
+	case errRange:
+		return ErrNoForm.New("field %s of %s holds a %s outside the range of its Avro type", c.name, e.topic, v.Kind())
+	case errSpecial:
+		return ErrNoForm.New("field %s of %s holds NaN or infinity, which its Avro type has not", c.name, e.topic)
+	case errShape:
+		return ErrNoForm.New("field %s of %s holds an array of several dimensions or one that does not start at 1", c.name, e.topic)
+	}
+	return ErrKind.New("field %s of %s is given a %s, and is of type %s", c.name, e.topic, v.Kind(), c.kind)
+}

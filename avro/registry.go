@@ -1,0 +1,130 @@
+// Registry: the client of any Confluent-compatible schema registry.
+
+package avro
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/sr"
+)
+
+// Registry registers and fetches schemas, each at most once. Safe for
+// concurrent use.
+type Registry struct {
+	client *sr.Client
+	url    string // without user and password
+
+	mu  sync.Mutex
+	ids map[[2]string]int32 // (subject, schema) → id
+	txt map[int32]string
+}
+
+// requestTimeout bounds one request; a registry that answers later counts as
+// unavailable.
+const requestTimeout = 10 * time.Second
+
+// NewRegistry makes a client of the registry at rawURL (https://user:password@host/path
+// is understood; Apicurio's Confluent API lies at /apis/ccompat/v7). It does
+// not connect.
+func NewRegistry(rawURL string) (*Registry, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
+		return nil, ErrRegistryDenied.New("registry.url is not an http or https URL").
+			WithRemedy("Write registry.url like http://127.0.0.1:8081.")
+	}
+	user := u.User
+	u.User = nil
+	at := strings.TrimRight(u.String(), "/")
+	opts := []sr.ClientOpt{sr.URLs(at), sr.UserAgent("tallywire"), sr.HTTPClient(&http.Client{Timeout: requestTimeout})}
+	if user != nil {
+		password, _ := user.Password()
+		opts = append(opts, sr.BasicAuth(user.Username(), password))
+	}
+	c, err := sr.NewClient(opts...)
+	if err != nil {
+		return nil, ErrRegistryDenied.New("making the client of registry %s: %w", at, err)
+	}
+	return &Registry{client: c, url: at, ids: map[[2]string]int32{}, txt: map[int32]string{}}, nil
+}
+
+// URL is the registry's address, without user and password.
+func (r *Registry) URL() string { return r.url }
+
+// Register gives the id of a schema under a subject, registering it if need
+// be. Errors: TW-REGISTRY-INCOMPATIBLE (halt), TW-REGISTRY-UNAVAILABLE
+// (retry), TW-REGISTRY-DENIED (halt).
+func (r *Registry) Register(ctx context.Context, subject, schema string) (int32, error) {
+	k := [2]string{subject, schema}
+	r.mu.Lock()
+	id, ok := r.ids[k]
+	r.mu.Unlock()
+	if ok {
+		return id, nil
+	}
+	n, err := r.client.RegisterSchema(ctx, subject, sr.Schema{Schema: schema, Type: sr.TypeAvro}, -1, -1)
+	if err != nil {
+		return 0, r.classify(ctx, err, "registering a schema for subject "+subject)
+	}
+	r.mu.Lock()
+	r.ids[k] = int32(n)
+	r.mu.Unlock()
+	return int32(n), nil
+}
+
+// SchemaByID gives the text of a schema. Errors: TW-AVRO-UNKNOWN-SCHEMA
+// (reject), TW-REGISTRY-UNAVAILABLE (retry), TW-REGISTRY-DENIED (halt).
+func (r *Registry) SchemaByID(ctx context.Context, id int32) (string, error) {
+	r.mu.Lock()
+	text, ok := r.txt[id]
+	r.mu.Unlock()
+	if ok {
+		return text, nil
+	}
+	s, err := r.client.SchemaByID(ctx, int(id))
+	if err != nil {
+		var re *sr.ResponseError
+		if errors.As(err, &re) && re.StatusCode == http.StatusNotFound {
+			return "", ErrUnknownSchema.New("registry %s has no schema with id %d", r.url, id)
+		}
+		return "", r.classify(ctx, err, "fetching a schema by id")
+	}
+	if s.Type != sr.TypeAvro {
+		return "", ErrUnreadableSchema.New("schema %d is of type %s, not Avro", id, s.Type)
+	}
+	r.mu.Lock()
+	r.txt[id] = s.Schema
+	r.mu.Unlock()
+	return s.Schema, nil
+}
+
+// Ping asks whether the registry answers.
+func (r *Registry) Ping(ctx context.Context) error {
+	if _, err := r.client.SupportedTypes(ctx); err != nil {
+		return r.classify(ctx, err, "asking for the schema types")
+	}
+	return nil
+}
+
+func (r *Registry) classify(ctx context.Context, err error, doing string) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var re *sr.ResponseError
+	if errors.As(err, &re) {
+		switch {
+		case re.StatusCode == http.StatusConflict || re.ErrorCode == 42201 || re.ErrorCode == 409:
+			return ErrIncompatible.New("%s: %w", doing, err)
+		case re.StatusCode == http.StatusUnauthorized || re.StatusCode == http.StatusForbidden:
+			return ErrRegistryDenied.New("%s: registry %s answers %d", doing, r.url, re.StatusCode)
+		case re.StatusCode >= 400 && re.StatusCode < 500 && re.StatusCode != http.StatusTooManyRequests && re.StatusCode != http.StatusRequestTimeout && re.StatusCode != http.StatusNotFound:
+			return ErrIncompatible.New("%s: %w", doing, err).WithRemedy("The registry takes the request for wrong; see its message.")
+		}
+	}
+	return ErrRegistryUnavailable.New("%s: %w", doing, err)
+}

@@ -1,0 +1,237 @@
+// Write: the octets of one value.
+
+package avro
+
+import (
+	"encoding/binary"
+	"errors"
+	"math"
+	"math/big"
+	"strconv"
+	"sync"
+
+	"github.com/tallywire/tallywire/change"
+)
+
+// What a codec finds wrong with a value; Encoder.reject names the field.
+var (
+	errDigits  = errors.New("too many digits")
+	errRange   = errors.New("out of range")
+	errSpecial = errors.New("NaN or infinity")
+	errShape   = errors.New("shape of the array")
+	errOther   = errors.New("another kind")
+)
+
+func (c *codec) appendValue(dst []byte, b *change.Batch, v change.Value) ([]byte, error) {
+	k := v.Kind()
+	switch c.form {
+	case fString:
+		switch k {
+		case change.String, change.Text, change.Enum, change.JSON:
+			return appendBytes(dst, b.Bytes(v)), nil
+		}
+		return dst, errOther
+	case fDecimal:
+		if k != change.Decimal && k != change.Int {
+			return dst, errOther
+		}
+		return c.appendDecimal(dst, b, v)
+	}
+	if k != c.kind {
+		return dst, errOther
+	}
+	switch c.form {
+	case fBool:
+		return append(dst, byte(v.Int()&1)), nil
+	case fInt:
+		n := v.Int()
+		if c.width <= 4 && n != int64(int32(n)) || c.width == 2 && n != int64(int16(n)) {
+			return dst, errRange
+		}
+		return binary.AppendVarint(dst, n), nil
+	case fFloat:
+		return binary.LittleEndian.AppendUint32(dst, math.Float32bits(float32(v.Float64()))), nil
+	case fDouble:
+		return binary.LittleEndian.AppendUint64(dst, math.Float64bits(v.Float64())), nil
+	case fBytes:
+		return appendBytes(dst, b.Bytes(v)), nil
+	case fUUID:
+		return b.AppendText(append(dst, 36<<1), v), nil
+	case fDate:
+		return c.appendDate(dst, v.Int())
+	case fTimeMicros:
+		return binary.AppendVarint(dst, v.Int()), nil
+	case fMicros:
+		if n := v.Int(); (n == change.PosInfinity || n == change.NegInfinity) && !c.own {
+			return dst, errSpecial
+		}
+		return binary.AppendVarint(dst, v.Int()), nil
+	case fDecimalText:
+		at := len(dst)
+		return fixLength(b.AppendText(append(dst, 0), v), at), nil
+	case fZoned:
+		at := len(dst)
+		return fixLength(appendZonedTimestamp(append(dst, 0), v.Int(), int(c.digits)), at), nil
+	case fZonedTime:
+		at := len(dst)
+		return fixLength(appendZonedTime(append(dst, 0), v.Int(), v.Zone()), at), nil
+	case fInterval:
+		at := len(dst)
+		m, d, us := b.IntervalParts(v)
+		return fixLength(appendISOInterval(append(dst, 0), m, d, us), at), nil
+	case fArray:
+		return c.appendArray(dst, b, v)
+	}
+	// The other forms are those of foreign writers; no encoder is compiled of them.
+	panic("BUG: no encoder for form " + strconv.Itoa(int(c.form)))
+}
+
+func (c *codec) appendDate(dst []byte, days int64) ([]byte, error) {
+	switch {
+	case days == change.PosInfinity && c.own:
+		days = dateInfinity
+	case days == change.NegInfinity && c.own:
+		days = dateNegInfinity
+	case days == change.PosInfinity || days == change.NegInfinity:
+		return dst, errSpecial
+	case days >= dateInfinity || days <= dateNegInfinity:
+		return dst, errRange
+	}
+	return binary.AppendVarint(dst, days), nil
+}
+
+func (c *codec) appendArray(dst []byte, b *change.Batch, v change.Value) ([]byte, error) {
+	a := b.ArrayOf(v)
+	if len(a.Dims) > 1 || len(a.Dims) == 1 && a.Dims[0].Lower != 1 {
+		return dst, errShape
+	}
+	if len(a.Elems) > 0 {
+		dst = binary.AppendVarint(dst, int64(len(a.Elems)))
+		var err error
+		for _, v := range a.Elems {
+			if v.IsNull() {
+				dst = append(dst, byte(c.elem.null)<<1)
+				continue
+			}
+			dst = append(dst, byte(1-c.elem.null)<<1)
+			if dst, err = c.elem.appendValue(dst, b, v); err != nil {
+				return dst, err
+			}
+		}
+	}
+	return append(dst, 0), nil
+}
+
+var pow10 = func() (p [19]int64) {
+	p[0] = 1
+	for i := 1; i < len(p); i++ {
+		p[i] = p[i-1] * 10
+	}
+	return p
+}()
+
+// appendDecimal writes the unscaled integer at the schema's scale: exact, or
+// errDigits.
+func (c *codec) appendDecimal(dst []byte, b *change.Batch, v change.Value) ([]byte, error) {
+	u, small := v.Small()
+	if v.Kind() == change.Int {
+		u, small = v.Int(), true
+	} else if v.Form() != change.Finite {
+		return dst, errSpecial
+	}
+	up := int(c.scale) - int(v.Scale())
+	if small && up >= 0 && up < len(pow10) {
+		if p := pow10[up]; u <= math.MaxInt64/p && u >= math.MinInt64/p {
+			u *= p
+			if int(c.digits) < len(pow10) && (u >= pow10[c.digits] || u <= -pow10[c.digits]) {
+				return dst, errDigits
+			}
+			return appendUnscaled(dst, u), nil
+		}
+	}
+	return c.appendBigDecimal(dst, b, v, up)
+}
+
+// bigs are the scratch of a large decimal.
+type bigs struct {
+	x, p, rest big.Int
+	out        []byte
+}
+
+var bigPool = sync.Pool{New: func() any { return new(bigs) }}
+
+func (c *codec) appendBigDecimal(dst []byte, b *change.Batch, v change.Value, up int) ([]byte, error) {
+	s := bigPool.Get().(*bigs)
+	defer bigPool.Put(s)
+	x := &s.x
+	if v.Kind() == change.Int {
+		x.SetInt64(v.Int())
+	} else {
+		b.Unscaled(x, v)
+	}
+	ten := big.NewInt(10)
+	if up > 0 {
+		if x.Sign() != 0 && up > int(c.digits) {
+			return dst, errDigits
+		}
+		x.Mul(x, s.p.Exp(ten, s.rest.SetInt64(int64(up)), nil))
+	} else if up < 0 { // only zeros may go
+		s.p.Exp(ten, s.rest.SetInt64(int64(-up)), nil)
+		x.QuoRem(x, &s.p, &s.rest)
+		if s.rest.Sign() != 0 {
+			return dst, errDigits
+		}
+	}
+	if x.CmpAbs(s.p.Exp(ten, s.rest.SetInt64(int64(c.digits)), nil)) >= 0 {
+		return dst, errDigits
+	}
+	if x.IsInt64() {
+		return appendUnscaled(dst, x.Int64()), nil
+	}
+	n := x.BitLen()/8 + 1
+	if x.Sign() < 0 {
+		n = s.p.Not(x).BitLen()/8 + 1
+		x.Add(x, s.p.Lsh(big.NewInt(1), uint(8*n)))
+	}
+	if cap(s.out) < n {
+		s.out = make([]byte, n)
+	}
+	return appendBytes(dst, x.FillBytes(s.out[:n])), nil
+}
+
+// appendUnscaled writes the shortest two's complement of u as Avro bytes.
+func appendUnscaled(dst []byte, u int64) []byte {
+	n := 8
+	for n > 1 && (u>>(8*n-9) == 0 || u>>(8*n-9) == -1) {
+		n--
+	}
+	dst = append(dst, byte(n<<1))
+	for n--; n >= 0; n-- {
+		dst = append(dst, byte(u>>(8*n)))
+	}
+	return dst
+}
+
+func appendString(dst []byte, s string) []byte {
+	return append(binary.AppendVarint(dst, int64(len(s))), s...)
+}
+
+func appendBytes(dst, p []byte) []byte {
+	return append(binary.AppendVarint(dst, int64(len(p))), p...)
+}
+
+// fixLength puts the length of dst[at+1:] at dst[at], where one octet was kept
+// for it; longer texts are moved.
+func fixLength(dst []byte, at int) []byte {
+	n := len(dst) - at - 1
+	if n < 64 {
+		dst[at] = byte(n << 1)
+		return dst
+	}
+	var head [binary.MaxVarintLen64]byte
+	h := binary.PutVarint(head[:], int64(n))
+	dst = append(dst, head[1:h]...)
+	copy(dst[at+h:], dst[at+1:at+1+n])
+	copy(dst[at:], head[:h])
+	return dst
+}
