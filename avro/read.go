@@ -369,31 +369,34 @@ func readBigText(b *change.Batch, p []byte, scale int16) change.Value {
 }
 
 func (c *codec) readArray(r *reader, b *change.Batch) change.Value {
-	var elems []change.Value
+	var row []change.Value
+	count := 0
 	for r.bad == "" {
-		n := r.block()
+		n := int(r.block())
 		if n == 0 {
 			break
 		}
-		if n > int64(len(r.p)) { // each element takes an octet at least
+		if n > len(r.p) { // each element takes an octet at least
 			r.fail("an array that is longer than its record")
 			break
 		}
-		row := b.Row(len(elems) + int(n))
-		copy(row, elems)
-		for i := len(elems); i < len(row) && r.bad == ""; i++ {
-			if c.elem.null >= 0 && !r.present(c.elem.null) {
-				continue
-			}
-			row[i] = c.elem.read(r, b)
+		if count+n > len(row) { // doubled, so that many small blocks cost no more than one
+			more := b.Row(max(count+n, 2*len(row)))
+			copy(more, row)
+			row = more
 		}
-		elems = row
+		for ; n > 0 && r.bad == ""; n-- {
+			if c.elem.null < 0 || r.present(c.elem.null) {
+				row[count] = c.elem.read(r, b)
+			}
+			count++
+		}
 	}
 	if r.bad != "" {
 		return change.Value{}
 	}
-	if len(elems) == 0 {
+	if count == 0 {
 		return b.Array(nil, nil)
 	}
-	return b.Array([]change.Dim{{Len: int32(len(elems)), Lower: 1}}, elems)
+	return b.Array([]change.Dim{{Len: int32(count), Lower: 1}}, row[:count:count])
 }
