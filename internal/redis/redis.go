@@ -40,6 +40,13 @@ var (
 		"Check the credentials in redis.addr and the ACL of that user.")
 )
 
+// silent: what go-redis would print, it also returns as an error.
+type silent struct{}
+
+func (silent) Printf(context.Context, string, ...any) {}
+
+func init() { redis.SetLogger(silent{}) }
+
 // Open connects to addr, "host:port" or a redis:// or rediss:// URL, and checks
 // that the server never evicts. An unreachable server is ErrDown, one that may
 // evict ErrEvicts. The caller closes the client.
@@ -109,6 +116,22 @@ func Evicted(info string) int64 {
 		return 0 // absent: a server that knows no eviction
 	}
 	return n
+}
+
+// Refused says why the server voided a transaction (EXECABORT): the reply to
+// the refused command itself is not handed on by the client.
+func Refused(ctx context.Context, c *redis.Client, doing string, err error) error {
+	info, ierr := c.Info(ctx, "memory").Result()
+	if ierr != nil {
+		return Classify(doing, errors.Join(err, ierr))
+	}
+	used, _ := strconv.ParseInt(Field(info, "used_memory"), 10, 64) // absent counts as 0
+	most, _ := strconv.ParseInt(Field(info, "maxmemory"), 10, 64)
+	// A command is refused when it would not fit, so a little below is full too.
+	if most > 0 && used > most-most/16 {
+		return ErrFull.New("%s: Redis uses %d of %d octets: %w", doing, used, most, err)
+	}
+	return ErrDown.New("%s: %w", doing, err)
 }
 
 func isAuth(err error) bool {
