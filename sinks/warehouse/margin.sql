@@ -1,0 +1,59 @@
+-- ps.margin_by_project_month: what a project earned in a month. Approved hours
+-- and their cost by work date, revenue by invoice date, in the currency of the
+-- project's legal entity; exact, nothing is rounded. While an approved entry
+-- of the project's month waits (for a rate, a project, a customer), its cost
+-- is not known, and nothing that depends on it is shown: null, never too low.
+-- Written as a sum over a union, so that a condition on project_id or month
+-- reaches both sides.
+CREATE OR REPLACE VIEW ps.margin_by_project_month AS
+WITH parts AS (
+    SELECT c.project_id,
+           date_trunc('month', c.work_date::timestamp)::date AS month,
+           c.hours AS approved_hours,
+           CASE WHEN c.waiting_for IS NOT NULL THEN 1 END AS waiting_entries,
+           CASE WHEN c.waiting_for IS NOT NULL THEN c.hours END AS waiting_hours,
+           c.cost,
+           NULL::numeric AS revenue
+      FROM ps.time_entry_costed c
+     WHERE c.status = 'approved'
+     UNION ALL
+    SELECT l.project_id,
+           date_trunc('month', i.invoice_date::timestamp)::date,
+           NULL, NULL, NULL, NULL,
+           CASE i.kind WHEN 'credit_note' THEN -l.amount ELSE l.amount END
+      FROM ps.invoice i
+      JOIN ps.invoice_line l ON l.invoice_id = i.invoice_id
+     WHERE i.status = 'issued' AND i.invoice_date IS NOT NULL
+), sums AS (
+    SELECT project_id, month,
+           COALESCE(sum(approved_hours), 0)::numeric(38,2) AS approved_hours,
+           count(waiting_entries) AS waiting_entries,
+           COALESCE(sum(waiting_hours), 0)::numeric(38,2) AS waiting_hours,
+           CASE WHEN count(waiting_entries) = 0 THEN COALESCE(sum(cost), 0)::numeric(38,6) END AS labour_cost,
+           COALESCE(sum(revenue), 0)::numeric(38,2) AS revenue
+      FROM parts
+     GROUP BY project_id, month
+)
+SELECT p.legal_entity,
+       p.currency,
+       s.project_id,
+       p.number AS project_number,
+       p.name AS project_name,
+       p.customer_id,
+       s.month,
+       s.approved_hours,
+       s.waiting_entries,
+       s.waiting_hours,
+       s.labour_cost,
+       s.revenue,
+       s.revenue - s.labour_cost AS margin,
+       (s.revenue - s.labour_cost) / NULLIF(s.revenue, 0) * 100 AS margin_pct
+  FROM sums s
+  LEFT JOIN ps.project p ON p.project_id = s.project_id;
+
+COMMENT ON VIEW ps.margin_by_project_month IS 'Hours, labour cost, revenue and margin per project and month, in the currency of its legal entity. Cost and margin are null while approved entries wait for a rate or a reference.';
+COMMENT ON COLUMN ps.margin_by_project_month.month IS 'First day of the month: of the work date for hours and cost, of the invoice date for revenue.';
+COMMENT ON COLUMN ps.margin_by_project_month.waiting_entries IS 'Approved entries that wait for something; while there are any, cost and margin are null.';
+COMMENT ON COLUMN ps.margin_by_project_month.labour_cost IS 'Sum of hours times the cost rate in force on the work date.';
+COMMENT ON COLUMN ps.margin_by_project_month.revenue IS 'Lines of issued invoices, less those of issued credit notes.';
+COMMENT ON COLUMN ps.margin_by_project_month.margin_pct IS 'Margin in percent of revenue; null at zero revenue.';
