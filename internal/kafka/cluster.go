@@ -65,6 +65,23 @@ func New(cfg Config, o *obs.Obs) (*Cluster, error) {
 // Client makes a client with the cluster's settings and then opts; the caller
 // closes it. It does not connect before its first request.
 func (c *Cluster) Client(opts ...kgo.Opt) (*kgo.Client, error) {
+	cl, err := kgo.NewClient(c.options(opts)...)
+	if err != nil {
+		return nil, ErrConfig.New("setting up a client of Kafka at %v: %w", c.cfg.Brokers, err)
+	}
+	return cl, nil
+}
+
+// GroupSession is Client for one that reads and writes in transactions.
+func (c *Cluster) GroupSession(opts ...kgo.Opt) (*kgo.GroupTransactSession, error) {
+	s, err := kgo.NewGroupTransactSession(c.options(opts)...)
+	if err != nil {
+		return nil, ErrConfig.New("setting up a transactional client of Kafka at %v: %w", c.cfg.Brokers, err)
+	}
+	return s, nil
+}
+
+func (c *Cluster) options(opts []kgo.Opt) []kgo.Opt {
 	base := []kgo.Opt{
 		kgo.SeedBrokers(c.cfg.Brokers...),
 		kgo.ClientID(c.cfg.ClientID),
@@ -75,12 +92,7 @@ func (c *Cluster) Client(opts ...kgo.Opt) (*kgo.Client, error) {
 	if c.obs != nil {
 		base = append(base, kgo.WithLogger(clientLog{c.obs.Log}))
 	}
-	base = append(append(base, c.cfg.Opts...), opts...)
-	cl, err := kgo.NewClient(base...)
-	if err != nil {
-		return nil, ErrConfig.New("setting up a client of Kafka at %v: %w", c.cfg.Brokers, err)
-	}
-	return cl, nil
+	return append(append(base, c.cfg.Opts...), opts...)
 }
 
 // Admin is a client for administration, shared by all: do not close it.
