@@ -35,3 +35,24 @@ type IngestLimits struct {
 	// Workers encode in parallel; default: one per core.
 	Workers int
 }
+
+// Workers beyond this many bring nothing: the walsender is one process.
+const maxWorkers = 16
+
+func (l IngestLimits) withDefaults() IngestLimits {
+	if l.MaxBytes <= 0 {
+		l.MaxBytes = 64 << 20
+	}
+	if l.TxnTimeout <= 0 || l.TxnTimeout > 30*time.Second {
+		l.TxnTimeout = 30 * time.Second
+	}
+	l.TxnTimeout = max(l.TxnTimeout, 3*time.Second)
+	if l.TxnBytes <= 0 {
+		l.TxnBytes = 32 << 20
+	}
+	if l.Workers <= 0 {
+		l.Workers = defaultWorkers()
+	}
+	l.Workers = min(l.Workers, maxWorkers)
+	return l
+}

@@ -41,6 +41,9 @@ var (
 // and varints.
 const recordOverhead = 128
 
+// maxBatchBytes is the largest batch that we make, whatever a topic takes.
+const maxBatchBytes = 64 << 20
+
 const (
 	headerOldKey = "__debezium.oldkey"
 	headerNewKey = "__debezium.newkey"
@@ -50,6 +53,7 @@ const (
 type Output struct {
 	Topic    *change.Topic
 	MaxBytes int // a record alone in its batch, all told
+	batch    int // what the topic takes
 	enc      *avro.Encoder
 }
 
@@ -96,14 +100,16 @@ func (o *Outputs) Ensure(ctx context.Context, t *change.Table) (*Output, error) 
 	if err != nil {
 		return nil, err
 	}
+	limit = min(limit, maxBatchBytes)
+	largest := limit
 	if o.max > 0 {
-		limit = min(limit, o.max)
+		largest = min(limit, o.max)
 	}
 	enc, err := avro.NewEncoder(ctx, o.env.Registry, t)
 	if err != nil {
 		return nil, err
 	}
-	out := &Output{Topic: topic, MaxBytes: limit, enc: enc}
+	out := &Output{Topic: topic, MaxBytes: largest, batch: limit, enc: enc}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.m) >= maxTables {
@@ -142,9 +148,13 @@ func (o *Outputs) EnsureAll(ctx context.Context, b *change.Batch) error {
 
 // Refused is a change that gave no record.
 type Refused struct {
-	Index int    // of the change in its batch
-	Key   string // change.AppendKey
-	Err   error  // of class Reject
+	Index     int    // of the change in its batch
+	Topic     string // where its records would have gone
+	Key       string // change.AppendKey
+	RecordKey []byte // Avro; empty when the key is what cannot be encoded
+	Pos       change.Pos
+	Time      int64 // of the change
+	Err       error // of class Reject
 }
 
 // Records are encoded changes and the memory they live in. The records must
@@ -216,7 +226,11 @@ func (o *Outputs) Encode(rs *Records, b *change.Batch, from, to int) error {
 			return err
 		}
 		rs.buf, rs.spans, rs.heads = rs.buf[:buf], rs.spans[:spans], rs.heads[:heads]
-		rs.Refused = append(rs.Refused, Refused{Index: i, Key: string(change.AppendKey(nil, b, c)), Err: err})
+		r := Refused{Index: i, Topic: out.Topic.Name, Key: string(change.AppendKey(nil, b, c)), RecordKey: []byte{}, Pos: c.Pos, Time: c.Time, Err: err}
+		if k, err := out.enc.AppendKey(nil, b, c); err == nil && k != nil {
+			r.RecordKey = k
+		}
+		rs.Refused = append(rs.Refused, r)
 	}
 	rs.finish()
 	return nil
@@ -374,3 +388,16 @@ func keyKnown(t *change.Table, row []change.Value) bool {
 }
 
 func defaultWorkers() int { return runtime.GOMAXPROCS(0) }
+
+// BatchBytes is the largest batch for a topic, for
+// kgo.ProducerBatchMaxBytesFn: what the topic takes, or kgo's default.
+func (o *Outputs) BatchBytes(topic string) int32 {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	for _, out := range o.m {
+		if out.Topic.Name == topic {
+			return int32(max(out.batch, 512))
+		}
+	}
+	return 1_000_012
+}

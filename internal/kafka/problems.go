@@ -25,9 +25,6 @@ var (
 	ErrNoTopic = problem.Define("TW-KAFKA-NO-TOPIC", problem.Retry,
 		"A topic that is read does not exist yet.",
 		"Start the component that writes it, or check the name.")
-	ErrCleanup = problem.Define("TW-KAFKA-CLEANUP", problem.Halt,
-		"A topic exists with another cleanup.policy than tallywire needs.",
-		"Set cleanup.policy of the topic as the message says.")
 	ErrPortTaken = problem.Define("TW-PORT-TAKEN", problem.Halt,
 		"The port is in use by another program.",
 		"Stop that program or name another port.")

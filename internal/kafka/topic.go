@@ -17,7 +17,8 @@ import (
 // TopicSpec says how a topic must be.
 type TopicSpec struct {
 	Name       string
-	Partitions int32         // 0: whatever it has; made with 1
+	Partitions int32         // what it must have; 0: whatever it has
+	Default    int32         // what it is made with when Partitions is 0; 0: 1
 	Compact    bool          // cleanup.policy compact instead of delete
 	Retention  time.Duration // how long records stay under delete; 0: for ever
 	// Config holds more topic settings for its creation, e.g. max.message.bytes.
@@ -25,8 +26,8 @@ type TopicSpec struct {
 }
 
 // EnsureTopic creates the topic unless it is there. One that exists keeps its
-// settings, but must have the number of partitions (TW-KAFKA-PARTITIONS) and
-// the cleanup policy (TW-KAFKA-CLEANUP) of spec. Two processes that create it
+// settings, but must have the number of partitions of spec
+// (TW-KAFKA-PARTITIONS). Two processes that create it
 // at once both succeed.
 func (c *Cluster) EnsureTopic(ctx context.Context, spec TopicSpec) (*change.Topic, error) {
 	t, err := c.Topic(ctx, spec.Name)
@@ -66,7 +67,11 @@ func (c *Cluster) create(ctx context.Context, spec TopicSpec) error {
 	}
 	// Replication is the broker's default (-1), so that a cluster of three
 	// brokers gets what its operator chose.
-	res, err := c.admin.CreateTopic(ctx, max(spec.Partitions, 1), -1, conf, spec.Name)
+	n := spec.Partitions
+	if n == 0 {
+		n = max(spec.Default, 1)
+	}
+	res, err := c.admin.CreateTopic(ctx, n, -1, conf, spec.Name)
 	if err == nil {
 		err = res.Err
 	}

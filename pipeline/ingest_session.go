@@ -1,0 +1,384 @@
+// session: one run of a source. Batches go from Send through workers that
+// encode them in parallel to one goroutine, the sequencer (ingest_txn.go),
+// which produces them in order and commits:
+//
+//	Send ──▶ pieces ──▶ workers (encode) ──┐
+//	  └────▶ order ─────────────────────▶ sequencer ──▶ kgo ──▶ promises ──▶ budget
+//
+// Both queues are bounded by their length and by the budget of bytes: a piece
+// holds its part of the budget until Kafka has confirmed its records
+// (invariant 12).
+
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/obs"
+)
+
+const (
+	pieceChanges = 512  // changes that one worker encodes at a time
+	queuedPieces = 1024 // room in either queue
+	fenceTimeout = 30 * time.Second
+)
+
+type session struct {
+	in   *ingest
+	outs *Outputs
+
+	ctx  context.Context // ends when the session fails, never with a shutdown
+	fail context.CancelCauseFunc
+
+	client    *kgo.Client // nil until Resume
+	positions *change.Topic
+	parked    *parkedSet
+	position  position // the last committed one, and then what the next will say
+
+	budget  *semaphore.Weighted
+	order   chan *piece
+	work    chan *piece
+	durable chan Resume
+	wg      sync.WaitGroup
+
+	mu      sync.Mutex
+	rejects []Refused // of the source, to go with the next batch
+
+	open atomic.Bool // a transaction is open
+
+	txn ingestTxn // the sequencer's own
+}
+
+// piece is a part of a batch, or a checkpoint.
+type piece struct {
+	batch    *shared
+	from, to int
+	rejects  []Refused
+	resume   Resume        // after the piece; nil: not a boundary
+	done     chan struct{} // closed when committed; nil: nobody waits
+	cost     int64         // of the budget
+
+	encoded chan struct{} // closed by the worker
+	recs    *Records
+	err     error
+	left    atomic.Int64 // records without their promise, and one for the sequencer
+}
+
+// shared is a batch that several workers read; the last one releases it.
+type shared struct {
+	*change.Batch
+	pieces atomic.Int32
+}
+
+var recordsPool = sync.Pool{New: func() any { return new(Records) }}
+
+func newSession(ctx context.Context, in *ingest) *session {
+	s := &session{
+		in: in, outs: NewOutputs(in.env, in.rawTopic, in.limits.MaxRecordBytes),
+		budget:  semaphore.NewWeighted(in.limits.MaxBytes),
+		order:   make(chan *piece, queuedPieces),
+		work:    make(chan *piece, queuedPieces),
+		durable: make(chan Resume, 1),
+	}
+	s.ctx, s.fail = context.WithCancelCause(context.WithoutCancel(ctx))
+	return s
+}
+
+// failure is why the session failed, or nil.
+func (s *session) failure() error {
+	if s.ctx.Err() == nil {
+		return nil
+	}
+	return context.Cause(s.ctx)
+}
+
+// Resume implements SourceOutlet. Its order is binding (A4): the source holds
+// its lock; then predecessors are fenced; then the position is read.
+func (s *session) Resume(ctx context.Context) (Resume, error) {
+	if s.client != nil {
+		panic("BUG: Resume called twice in one run of a source")
+	}
+	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
+	defer cancel()
+	env, name := s.in.env, s.in.spec.Name
+	cluster, err := env.Kafka.ID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.positions, err = env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: PositionsTopicOf(name), Partitions: 1, Compact: true}); err != nil {
+		return nil, err
+	}
+	parked, err := env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: ParkedTopicOf(name), Partitions: 1, Compact: true})
+	if err != nil {
+		return nil, err
+	}
+	client, err := s.newClient()
+	if err != nil {
+		return nil, err
+	}
+	s.client = client
+	if err := fence(ctx, client); err != nil {
+		return nil, kafka.Wrap(err, "fencing predecessors of source %q (transactional id %q)", name, IngestTransactionalID(name))
+	}
+	last, err := readPosition(ctx, client, env.Kafka, s.positions)
+	if err != nil {
+		return nil, err
+	}
+	s.position = position{Source: name, Cluster: cluster, Topics: map[string]positionTopic{}}
+	var resume Resume
+	var topics []string
+	if last != nil {
+		if err := last.check(ctx, env.Kafka, name); err != nil {
+			return nil, err
+		}
+		s.position.Topics = last.Topics
+		if s.position.Topics == nil {
+			s.position.Topics = map[string]positionTopic{}
+		}
+		resume = last.resume()
+		for t := range last.Topics {
+			topics = append(topics, t)
+		}
+	}
+	s.parked = newParkedSet(env, name, parked, topics, s.in.comp)
+	if err := s.parked.load(ctx, client, env.Kafka, []int32{0}); err != nil {
+		return nil, err
+	}
+	s.start()
+	s.in.comp.Is(obs.Running, "")
+	return resume, nil
+}
+
+// fence makes Kafka refuse every client that used our transactional id before,
+// and abort what they left open: setting up a client does neither, only
+// InitProducerID does (A4). Within a session kgo repeats it with the id and
+// epoch that it holds, which Kafka refuses to one who was fenced.
+func fence(ctx context.Context, client *kgo.Client) error {
+	_, _, err := client.ProducerID(ctx)
+	return err
+}
+
+func (s *session) newClient() (*kgo.Client, error) {
+	limits := s.in.limits
+	return s.in.env.Kafka.Client(
+		kgo.TransactionalID(IngestTransactionalID(s.in.spec.Name)),
+		kgo.TransactionTimeout(limits.TxnTimeout),
+		kgo.ConcurrentTransactionsBackoff(time.Millisecond), // 20 ms, the default, is seen in every latency
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerLinger(0),
+		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
+		kgo.ProducerBatchMaxBytesFn(s.outs.BatchBytes),
+		kgo.MaxBufferedRecords(1<<20), // memory is bounded by the budget
+		kgo.UnknownTopicRetries(-1),   // topics are made beforehand: unknown means a broker that starts
+	)
+}
+
+func (s *session) start() {
+	s.wg.Go(s.sequence)
+	for range s.in.limits.Workers {
+		s.wg.Go(s.encode)
+	}
+}
+
+// Send implements Outlet.
+func (s *session) Send(ctx context.Context, b *change.Batch) error {
+	if s.client == nil {
+		panic("BUG: Send before Resume")
+	}
+	if err := s.ensure(ctx, b); err != nil {
+		b.Release()
+		return err
+	}
+	size := min(max(int64(b.Size()), 1), s.in.limits.MaxBytes)
+	if err := s.take(ctx, size); err != nil {
+		b.Release()
+		return err
+	}
+	n := b.Len()
+	pieces := max((n+pieceChanges-1)/pieceChanges, 1)
+	sh := &shared{Batch: b}
+	sh.pieces.Store(int32(pieces))
+	resume := Resume(b.Resume)
+	if resume != nil { // b.Resume may live in the batch
+		resume = append(Resume{}, resume...)
+	}
+	rejects := s.takeRejects()
+	for i := range pieces {
+		p := &piece{batch: sh, from: i * pieceChanges, to: min((i+1)*pieceChanges, n), encoded: make(chan struct{})}
+		p.cost = size / int64(pieces)
+		if i == 0 {
+			p.rejects = rejects
+			p.cost += size % int64(pieces)
+		}
+		if i == pieces-1 {
+			p.resume = resume
+		}
+		if err := s.enqueue(ctx, p); err != nil {
+			// The workers may still read the batch: it is given up to the
+			// collector rather than released. The source ends with err.
+			return err
+		}
+	}
+	return nil
+}
+
+// Checkpoint implements SourceOutlet.
+func (s *session) Checkpoint(ctx context.Context, r Resume) error {
+	if s.client == nil {
+		panic("BUG: Checkpoint before Resume")
+	}
+	if r == nil {
+		panic("BUG: Checkpoint without a position")
+	}
+	p := &piece{resume: append(Resume{}, r...), rejects: s.takeRejects(), done: make(chan struct{}), encoded: make(chan struct{})}
+	close(p.encoded)
+	if err := s.enqueue(ctx, p); err != nil {
+		return err
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-s.ctx.Done():
+		return s.failure()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Durable implements SourceOutlet.
+func (s *session) Durable() <-chan Resume { return s.durable }
+
+// Reject implements Outlet: the change is parked with the next batch or
+// checkpoint. Its values lie in a batch that we do not have, so it is known by
+// its position.
+func (s *session) Reject(c *change.Change, err error) {
+	r := Refused{Pos: c.Pos, Time: c.Time, Key: c.Pos.String(), Err: err}
+	if c.Table != nil {
+		r.Topic = c.Table.Topic
+	}
+	r.RecordKey = fmt.Appendf(nil, "@%s", r.Key)
+	s.mu.Lock()
+	s.rejects = append(s.rejects, r)
+	s.mu.Unlock()
+}
+
+func (s *session) takeRejects() []Refused {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.rejects
+	s.rejects = nil
+	return r
+}
+
+// ensure makes topics and schemas of Tables not seen yet. While a transaction
+// is open the wait is short (A5): the session then ends, and the next makes
+// them before it begins one.
+func (s *session) ensure(ctx context.Context, b *change.Batch) error {
+	for {
+		t := s.outs.Missing(b)
+		if t == nil {
+			return nil
+		}
+		wait := fenceTimeout
+		if s.open.Load() {
+			wait = s.in.limits.TxnTimeout / 6
+		}
+		ectx, cancel := context.WithTimeout(ctx, wait)
+		out, err := s.outs.Ensure(ectx, t)
+		cancel()
+		if err == nil {
+			err = s.freeze(out.Topic)
+		}
+		if err != nil {
+			s.in.want(t)
+			return err
+		}
+	}
+}
+
+// freeze holds a topic against the position.
+func (s *session) freeze(t *change.Topic) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.position.checkTopic(s.in.spec.Name, t); err != nil {
+		return err
+	}
+	s.position.Topics[t.Name] = positionTopic{ID: topicID(t), Partitions: t.Partitions}
+	return nil
+}
+
+// take takes n octets of the budget, waiting for them.
+func (s *session) take(ctx context.Context, n int64) error {
+	if s.budget.TryAcquire(n) {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	if err := s.budget.Acquire(ctx, n); err != nil {
+		if f := s.failure(); f != nil {
+			return f
+		}
+		return err
+	}
+	return nil
+}
+
+func (s *session) enqueue(ctx context.Context, p *piece) error {
+	if f := s.failure(); f != nil {
+		return f
+	}
+	select {
+	case s.order <- p:
+	case <-s.ctx.Done():
+		return s.failure()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if p.batch == nil {
+		return nil
+	}
+	// It is in the order now: it must be encoded, or the sequencer waits for
+	// it for ever; the workers empty this queue as long as they live.
+	s.work <- p
+	return nil
+}
+
+// encode is a worker.
+func (s *session) encode() {
+	for p := range s.work {
+		if s.ctx.Err() == nil {
+			p.recs = recordsPool.Get().(*Records)
+			p.err = s.outs.Encode(p.recs, p.batch.Batch, p.from, p.to)
+		} else {
+			p.err = s.failure()
+		}
+		if p.batch.pieces.Add(-1) == 0 {
+			p.batch.Release()
+		}
+		close(p.encoded)
+	}
+}
+
+// finish ends the session after the source's Run has returned: what was sent
+// is committed if it ends at a boundary. It returns why the session failed.
+func (s *session) finish() error {
+	close(s.order)
+	close(s.work)
+	s.wg.Wait()
+	if s.client != nil {
+		s.client.Close()
+	}
+	err := s.failure()
+	s.fail(nil) // frees the context
+	return err
+}
