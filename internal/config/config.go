@@ -139,6 +139,19 @@ func (c *Component) Decode(into any) error {
 	return errors.Join(d.errs...)
 }
 
+// Lookup decodes one key of the component's part into into, for who is not its
+// maker (the page reads the warehouse's dsn). A key that is absent leaves into.
+func (c *Component) Lookup(key string, into any) error {
+	d := *c.dec
+	d.errs = nil
+	for _, e := range c.keys {
+		if keyOf(e) == key {
+			d.value(e.Value, reflect.ValueOf(into).Elem(), join(c.Path(), key))
+		}
+	}
+	return errors.Join(d.errs...)
+}
+
 // Options of Load and Parse.
 type Options struct {
 	// Env looks environment variables up; nil: os.LookupEnv.

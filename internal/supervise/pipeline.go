@@ -1,0 +1,137 @@
+// Package supervise runs a configuration: it connects or embeds what the
+// components share, builds the components, runs each in a goroutine of its own,
+// and serves the process's HTTP. One component that halts stops alone.
+package supervise
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+
+	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// Pipeline is the components of a configuration, built and not yet running.
+type Pipeline struct {
+	Sources    []pipeline.IngestSpec
+	Transforms []pipeline.TransformSpec
+	Sinks      []pipeline.DeliverSpec
+}
+
+// Build makes every component by the maker of its type. It connects to
+// nothing. All mistakes come joined. A nil env is for checks: the result must
+// not be run.
+func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
+	if env == nil {
+		env = &pipeline.Env{Partitions: cfg.Partitions, Instance: cfg.Instance, Obs: obs.New(slog.New(slog.DiscardHandler))}
+	}
+	p := &Pipeline{}
+	var errs []error
+	for _, c := range cfg.Sources {
+		m, ok := pipeline.SourceKind(c.Type)
+		if !ok {
+			errs = append(errs, c.UnknownType(pipeline.SourceKinds()))
+			continue
+		}
+		spec, err := m(env, c.Name, c.Decode)
+		errs = append(errs, c.Place(err))
+		p.Sources = append(p.Sources, spec)
+	}
+	for _, c := range cfg.Transforms {
+		m, ok := pipeline.TransformKind(c.Type)
+		if !ok {
+			errs = append(errs, c.UnknownType(pipeline.TransformKinds()))
+			continue
+		}
+		specs, err := m(env, c.Name, c.Decode)
+		errs = append(errs, c.Place(err))
+		p.Transforms = append(p.Transforms, specs...)
+	}
+	for _, c := range cfg.Sinks {
+		m, ok := pipeline.SinkKind(c.Type)
+		if !ok {
+			errs = append(errs, c.UnknownType(pipeline.SinkKinds()))
+			continue
+		}
+		spec, err := m(env, c.Name, c.Decode)
+		errs = append(errs, c.Place(err))
+		p.Sinks = append(p.Sinks, spec)
+	}
+	errs = append(errs, p.collisions())
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// collisions: two consumer groups of one name would share offsets, and each
+// would skip what the other read.
+func (p *Pipeline) collisions() error {
+	seen := map[string]bool{}
+	var errs []error
+	for _, g := range p.Groups() {
+		if seen[g] {
+			errs = append(errs, config.ErrValue.New("two transforms or sinks use the consumer group %q", g).
+				WithRemedy("Give one of them another name."))
+		}
+		seen[g] = true
+	}
+	return errors.Join(errs...)
+}
+
+// Groups lists the consumer groups, transforms' first.
+func (p *Pipeline) Groups() []string {
+	var out []string
+	for _, t := range p.Transforms {
+		out = append(out, pipeline.GroupOf(t.Name))
+	}
+	for _, s := range p.Sinks {
+		out = append(out, pipeline.GroupOf(s.Name))
+	}
+	return out
+}
+
+// Run runs all components until ctx ends or none is left, and returns when all
+// have ended. The error joins what halted; nil when nothing did.
+func (p *Pipeline) Run(ctx context.Context, env *pipeline.Env) error {
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+	)
+	start := func(kind, name string, run func(context.Context) error) {
+		// Known from the start, so that readiness waits for it.
+		env.Obs.Component(kind, name).Is(obs.Starting, "")
+		wg.Go(func() {
+			if err := run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+				mu.Lock()
+				errs = append(errs, placed(kind, name, err))
+				mu.Unlock()
+			}
+		})
+	}
+	for _, s := range p.Sinks { // right to left: nobody writes before its reader is there
+		start("sink", s.Name, func(ctx context.Context) error { return pipeline.RunDeliver(ctx, env, s) })
+	}
+	for _, t := range p.Transforms {
+		start("transform", t.Name, func(ctx context.Context) error { return pipeline.RunTransform(ctx, env, t) })
+	}
+	for _, s := range p.Sources {
+		start("source", s.Name, func(ctx context.Context) error { return pipeline.RunIngest(ctx, env, s) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func placed(kind, name string, err error) error {
+	if e := problem.Of(err); e != nil && e.Where == "" {
+		c := *e
+		c.Where = kind + " " + name
+		return &c
+	}
+	return err
+}
