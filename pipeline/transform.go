@@ -1,0 +1,348 @@
+// The transform loop: consume, transform and produce in one Kafka transaction
+// per poll (invariants 4 and 5). transform.go holds the session: a client of
+// the group with its transactional id, from its start to its first failure.
+
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+const (
+	idlePoll  = 500 * time.Millisecond // how long a poll waits before the idle work is looked at
+	lagEvery  = 2 * time.Second
+	trimEvery = 30 * time.Second
+	// A stage may find out, before it has sent anything, that it must wait
+	// (state of another owner not known yet). So long the records are held,
+	// then the session ends, so that a rebalance is not held up for longer.
+	holdAtMost = 20 * time.Second
+)
+
+// RunTransform runs the group until ctx ends (nil) or it must halt (the
+// problem, shown in the component's state too). Outages are tried again, from
+// the offsets that Kafka has committed.
+func RunTransform(ctx context.Context, env *Env, spec TransformSpec) error {
+	spec.TransformLimits = spec.withDefaults()
+	t := &transform{env: env, spec: spec, comp: env.Obs.Component("transform", spec.Name)}
+	for _, st := range spec.Stages {
+		if k, ok := st.(Keeper); ok {
+			for _, s := range k.States() {
+				t.kept = append(t.kept, kept{k, s})
+			}
+		}
+	}
+	return Keep(ctx, t.comp, t.run)
+}
+
+type transform struct {
+	env  *Env
+	spec TransformSpec
+	comp *obs.Component
+	kept []kept
+}
+
+// kept is one state with the stage that fills it.
+type kept struct {
+	keeper Keeper
+	state  *State
+}
+
+// groupSession is one life of the group client. After an abort, or an end that was
+// not confirmed, it is closed and another is made: the truth is then read from
+// the committed offsets (A1, A2, invariant 14).
+type groupSession struct {
+	*transform
+	assignment *assignment
+	group      *kgo.GroupTransactSession
+	side       *kgo.Client // reads beside the group: parked records, state to rebuild
+	decoder    *avro.Decoder
+	encoder    *recordEncoder
+	parked     *parkedSet
+	prepared   int64 // the generation of the assignment that prepare has seen
+	lagAt      time.Time
+	trimAt     time.Time
+	trimmed    map[*place]int64
+}
+
+func (t *transform) run(ctx context.Context) (err error) {
+	t.comp.Is(obs.Starting, "")
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer func() {
+		// What a callback of the client found weighs more than what the loop
+		// saw of it.
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+			err = cause
+		}
+	}()
+	// Everything that a transaction needs is there before the first begins (A5).
+	inputs := t.spec.inputs()
+	partitions, err := t.awaitInputs(ctx, inputs)
+	if err != nil {
+		return err
+	}
+	parkedTopic, err := t.ensureTopics(ctx, partitions)
+	if err != nil {
+		return err
+	}
+	s := &groupSession{transform: t, trimmed: map[*place]int64{}, prepared: -1}
+	s.assignment = newAssignment(t.env.Kafka, append(inputs, parkedTopic.Name), true, func(err error) { cancel(err) })
+	s.parked = newParkedSet(t.env, t.spec.Name, parkedTopic, inputs, t.comp)
+	s.decoder = avro.NewDecoder(t.env.Registry)
+	if s.encoder, err = newRecordEncoder(ctx, t.env, t.spec); err != nil {
+		return err
+	}
+	if s.side, err = t.env.Kafka.Client(); err != nil {
+		return err
+	}
+	defer s.side.Close()
+	if s.group, err = t.join(s.assignment); err != nil {
+		return err
+	}
+	defer s.group.CloseAllowingRebalance()
+	// NewClient fences nobody: this does, and ends what a killed predecessor
+	// with our id left open (A4, A5).
+	if _, _, err := s.group.Client().ProducerID(ctx); err != nil {
+		return s.producerError(err, time.Now(), "taking the transactional id of transform %q", t.spec.Name)
+	}
+	return s.loop(ctx)
+}
+
+// awaitInputs waits until all inputs exist, and checks that they have the same
+// number of partitions (F1).
+func (t *transform) awaitInputs(ctx context.Context, inputs []string) (int32, error) {
+	var first *change.Topic
+	for _, name := range inputs {
+		topic, err := awaitTopic(ctx, t.env.Kafka, name, t.comp)
+		if err != nil {
+			return 0, err
+		}
+		if first == nil {
+			first = topic
+		} else if first.Partitions != topic.Partitions {
+			return 0, ErrCoPartition.New("topic %q has %d partitions, topic %q has %d", first.Name, first.Partitions, topic.Name, topic.Partitions)
+		}
+	}
+	if first == nil {
+		return 0, ErrUnclassified.New("transform %q reads no topic", t.spec.Name)
+	}
+	return first.Partitions, nil
+}
+
+// awaitTopic waits for a topic that another component makes.
+func awaitTopic(ctx context.Context, c *kafka.Cluster, name string, comp *obs.Component) (*change.Topic, error) {
+	for {
+		topic, err := c.Topic(ctx, name)
+		if err == nil || !hasCode(err, kafka.ErrNoTopic) {
+			return topic, err
+		}
+		comp.Is(obs.Starting, "waiting for topic "+name)
+		if !sleep(ctx, 200*time.Millisecond) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (t *transform) ensureTopics(ctx context.Context, partitions int32) (parked *change.Topic, err error) {
+	for _, name := range unique(t.spec.Outputs) {
+		if _, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: name, Partitions: t.env.Partitions, Compact: true}); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range unique(t.spec.Queues) {
+		if _, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: name, Partitions: t.env.Partitions}); err != nil {
+			return nil, err
+		}
+	}
+	return t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: ParkedTopicOf(t.spec.Name), Partitions: partitions, Compact: true})
+}
+
+func (t *transform) join(a *assignment) (*kgo.GroupTransactSession, error) {
+	opts := append(a.opts(GroupOf(t.spec.Name)),
+		kgo.TransactionalID("tallywire."+t.spec.Name+"."+t.env.Instance),
+		kgo.TransactionTimeout(t.spec.TxnTimeout),
+		kgo.ConcurrentTransactionsBackoff(2*time.Millisecond),
+		kgo.RecordPartitioner(kgo.ManualPartitioner()),
+		kgo.ProducerLinger(2*time.Millisecond),
+		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
+		kgo.MaxBufferedBytes(64<<20),
+		kgo.ProducerBatchMaxBytes(16<<20),
+		kgo.FetchMaxBytes(32<<20),
+		kgo.FetchMaxPartitionBytes(4<<20),
+		kgo.FetchMaxWait(time.Second),
+		kgo.SessionTimeout(30*time.Second),
+		kgo.HeartbeatInterval(time.Second),
+		kgo.RebalanceTimeout(2*time.Minute),
+	)
+	// Client makes our clients alike; a session is a client made by kgo, so it
+	// takes the options from there.
+	return t.env.Kafka.GroupSession(opts...)
+}
+
+// loop works until something fails or ctx ends.
+func (s *groupSession) loop(ctx context.Context) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.prepare(ctx); err != nil {
+			return err
+		}
+		if err := s.idleWork(ctx); err != nil {
+			return err
+		}
+		if err := s.step(ctx); err != nil {
+			return err
+		}
+		s.group.AllowRebalance()
+	}
+}
+
+// step polls once and works on what came. Rebalances are blocked from the poll
+// until the transaction has ended.
+func (s *groupSession) step(ctx context.Context) error {
+	pollCtx, cancel := context.WithTimeout(ctx, idlePoll)
+	fs := s.group.PollRecords(pollCtx, s.spec.PollRecords)
+	cancel()
+	if fs.IsClientClosed() {
+		return ErrTxnUnknown.New("the client was closed")
+	}
+	if s.assignment.takeRevoked() {
+		// The session would abort the next commit because of a revocation
+		// that lies before the poll. Ending nothing clears that, and goes
+		// back to the committed offsets: what was polled comes again (A2).
+		endCtx, cancel := s.endContext(ctx)
+		defer cancel()
+		if _, err := s.group.End(endCtx, kgo.TryAbort); err != nil {
+			return s.producerError(err, time.Now(), "starting after a rebalance")
+		}
+		return nil
+	}
+	p := newPolled()
+	if err := p.add(s.assignment, fs); err != nil {
+		return err
+	}
+	if len(p.runs) == 0 {
+		return nil
+	}
+	if err := s.prepare(ctx); err != nil { // assigned between prepare and poll
+		return err
+	}
+	return s.hold(ctx, p)
+}
+
+// hold does the transaction of a poll, again and again while a stage must wait
+// and nothing was sent yet.
+func (s *groupSession) hold(ctx context.Context, p *polled) error {
+	began := time.Now()
+	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		tx := &txn{groupSession: s, polled: p}
+		err := tx.do(ctx)
+		if err == nil {
+			s.comp.Is(obs.Running, "")
+			return nil
+		}
+		if tx.began.IsZero() && Classify(err) == problem.Retry && time.Since(began) < holdAtMost && ctx.Err() == nil {
+			s.comp.Failed("retry", codeOf(err))
+			s.comp.Is(obs.Retrying, reasonOf(err))
+			if sleep(ctx, pause) {
+				continue
+			}
+		}
+		if !tx.ended && !tx.began.IsZero() {
+			tx.abort(ctx)
+		}
+		return err
+	}
+}
+
+// endContext is for what must not be cut off by a shutdown (A1).
+func (s *groupSession) endContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), s.spec.TxnTimeout+5*time.Second)
+}
+
+// producerError judges an error of the transactional producer. A producer of
+// the same id that came after us means that we are replaced; but the broker
+// says the same when our transaction took longer than its timeout.
+func (s *groupSession) producerError(err error, began time.Time, format string, args ...any) error {
+	werr := kafka.Wrap(err, format, args...)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return werr
+	case fenced(err) && time.Since(began) < s.spec.TxnTimeout*9/10:
+		return ErrFenced.New("%w", werr)
+	case hasCode(werr, kafka.ErrRefused):
+		return werr
+	}
+	return ErrTxnUnknown.New("%w", werr)
+}
+
+// prepare makes what is new of the assignment ready: parked records are known,
+// and the state of every owned partition is what the committed offset says.
+func (s *groupSession) prepare(ctx context.Context) error {
+	gen, ready := s.assignment.current()
+	if gen == s.prepared || !ready {
+		return nil
+	}
+	places := s.assignment.list()
+	var parts []int32
+	for _, p := range places {
+		if p.topic.Name == s.parked.topic.Name {
+			parts = append(parts, p.partition)
+		}
+	}
+	if err := s.parked.load(ctx, s.side, s.env.Kafka, parts); err != nil {
+		return err
+	}
+	for _, p := range places {
+		if err := s.checkState(ctx, p, p.next); err != nil {
+			return err
+		}
+	}
+	s.prepared = gen
+	s.comp.Is(obs.Running, "")
+	return s.lag(ctx)
+}
+
+// idleWork is what is due now and then, between transactions.
+func (s *groupSession) idleWork(ctx context.Context) error {
+	if _, ready := s.assignment.current(); !ready {
+		return nil
+	}
+	if len(s.kept) > 0 {
+		for _, p := range s.assignment.list() {
+			if err := s.checkState(ctx, p, p.next); err != nil {
+				return err
+			}
+		}
+	}
+	if time.Since(s.lagAt) > lagEvery {
+		if err := s.lag(ctx); err != nil {
+			return err
+		}
+	}
+	if s.parked.due() {
+		s.prepared = -1 // reads the parked topic again, and shows it
+		s.parked.stale = false
+	}
+	if len(s.spec.Trim) > 0 && time.Since(s.trimAt) > trimEvery {
+		s.trimAt = time.Now()
+		return s.trim(ctx)
+	}
+	return nil
+}
+
+func (s *groupSession) lag(ctx context.Context) error {
+	s.lagAt = time.Now()
+	return setLag(ctx, s.assignment, s.comp, s.parked.topic.Name)
+}

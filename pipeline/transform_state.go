@@ -1,0 +1,120 @@
+// Keepers: state in Redis is compared with the committed offset before every
+// batch, and rebuilt by replay when it is behind (invariant 6).
+
+package pipeline
+
+import (
+	"context"
+	"slices"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+// checkState compares every state of the place's topic with the offset, below
+// which all is applied, and rebuilds what is behind.
+func (s *groupSession) checkState(ctx context.Context, p *place, offset int64) error {
+	for _, k := range s.kept {
+		if k.state.Topic() != p.topic.Name {
+			continue
+		}
+		from, ok, err := k.state.Check(ctx, p.topic, p.partition, offset)
+		if err != nil {
+			return err
+		}
+		if ok {
+			continue
+		}
+		if err := s.restore(ctx, k, p, from, offset); err != nil {
+			return err
+		}
+		if _, ok, err := k.state.Check(ctx, p.topic, p.partition, offset); err != nil {
+			return err
+		} else if !ok {
+			return ErrStateLost.New("state of partition %d of topic %q was lost again while it was rebuilt", p.partition, p.topic.Name)
+		}
+	}
+	return nil
+}
+
+// restore replays offsets from up to but not including to through the stage.
+func (s *groupSession) restore(ctx context.Context, k kept, p *place, from, to int64) error {
+	what := "state of " + p.topic.Name
+	s.comp.Is(obs.Restoring, what)
+	start, err := startOf(ctx, s.env.Kafka.Admin(), p)
+	if err != nil {
+		return err
+	}
+	from = max(from, start) // what retention or compaction took is part of no state
+	b := change.Get()
+	defer func() { b.Release() }()
+	bytes, done := 0, from
+	flush := func(upTo int64) error {
+		b.Ranges = append(b.Ranges, change.Range{Topic: p.topic, Partition: p.partition, From: done, To: upTo})
+		full := b
+		b, bytes, done = change.Get(), 0, upTo
+		s.comp.Progress(what, upTo, to)
+		return k.keeper.Restore(ctx, full)
+	}
+	err = scan(ctx, s.side, p.topic, p.partition, from, to, func(r *kgo.Record) error {
+		if r.Attrs.IsControl() {
+			return nil
+		}
+		if b.Len() >= s.spec.BatchRecords || bytes+len(r.Key)+len(r.Value) > s.spec.BatchBytes && b.Len() > 0 {
+			if err := flush(r.Offset); err != nil {
+				return err
+			}
+		}
+		bytes += len(r.Key) + len(r.Value)
+		err := decodeRecord(ctx, s.decoder, b, p, r)
+		if err != nil && Classify(err) != problem.Reject { // rejects are parked already
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if done < to {
+		if err := flush(to); err != nil {
+			return err
+		}
+	}
+	return k.state.Replayed(ctx, p.topic, p.partition, to)
+}
+
+func startOf(ctx context.Context, adm *kadm.Client, p *place) (int64, error) {
+	starts, err := adm.ListStartOffsets(ctx, p.topic.Name)
+	if err != nil {
+		return 0, kafka.Wrap(err, "listing where topic %q starts", p.topic.Name)
+	}
+	o, ok := starts.Lookup(p.topic.Name, p.partition)
+	if !ok || o.Err != nil {
+		return 0, kafka.ErrUnavailable.New("partition %d of topic %q has no known start", p.partition, p.topic.Name)
+	}
+	return o.Offset, nil
+}
+
+// trim deletes the records of queues behind the committed offset (D2).
+func (s *groupSession) trim(ctx context.Context) error {
+	del := kadm.Offsets{}
+	for _, p := range s.assignment.list() {
+		if slices.Contains(s.spec.Trim, p.topic.Name) && p.next > s.trimmed[p] {
+			s.trimmed[p] = p.next
+			del.AddOffset(p.topic.Name, p.partition, p.next, -1)
+		}
+	}
+	if len(del) == 0 {
+		return nil
+	}
+	res, err := s.env.Kafka.Admin().DeleteRecords(ctx, del)
+	if err == nil {
+		err = res.Error()
+	}
+	return kafka.Wrap(err, "trimming queues behind the committed offset")
+}
