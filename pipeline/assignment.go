@@ -28,6 +28,8 @@ type place struct {
 	next      int64  // the offset to be read next; all before it is done
 	committed int64  // as the group had it at assignment; -1: none
 	metadata  string // that came with committed
+	start     int64  // the first offset that is there
+	unsigned  bool   // the committed offset is a reset: commit our token
 	stored    int64  // deliver with an OffsetKeeper: below it records were written already; else 0
 }
 
@@ -216,6 +218,11 @@ func (a *assignment) adjusted(ctx context.Context, offsets map[string]map[int32]
 	places := a.ordered()
 	a.mu.Unlock()
 	for _, p := range places {
+		first, ok := starts.Lookup(p.topic.Name, p.partition)
+		if !ok {
+			return nil, kafka.ErrUnavailable.New("partition %d of topic %q has no known start", p.partition, p.topic.Name)
+		}
+		p.start = first.Offset
 		if p.committed >= 0 {
 			if id, ok := tokenTopic(p.metadata); ok && id != p.topic.ID {
 				return nil, ErrTopicRecreated.New("offset %d of partition %d of topic %q was committed for topic id %x, the topic has %x now",
@@ -224,8 +231,7 @@ func (a *assignment) adjusted(ctx context.Context, offsets map[string]map[int32]
 			p.next = p.committed
 			continue
 		}
-		s, _ := starts.Lookup(p.topic.Name, p.partition)
-		p.next = s.Offset
+		p.next = p.start
 	}
 	if a.start != nil {
 		if err := a.start(ctx, places); err != nil {
@@ -233,13 +239,12 @@ func (a *assignment) adjusted(ctx context.Context, offsets map[string]map[int32]
 		}
 	}
 	for _, p := range places {
-		s, ok1 := starts.Lookup(p.topic.Name, p.partition)
-		e, ok2 := ends.Lookup(p.topic.Name, p.partition)
-		if !ok1 || !ok2 {
-			return nil, kafka.ErrUnavailable.New("partition %d of topic %q has no known start or end", p.partition, p.topic.Name)
+		e, ok := ends.Lookup(p.topic.Name, p.partition)
+		if !ok {
+			return nil, kafka.ErrUnavailable.New("partition %d of topic %q has no known end", p.partition, p.topic.Name)
 		}
-		if p.next < s.Offset {
-			return nil, outOfRange(p, p.next, s.Offset)
+		if p.next < p.start {
+			return nil, outOfRange(p, p.next, p.start)
 		}
 		if p.next > e.Offset {
 			return nil, ErrOffsetRange.New("partition %d of topic %q ends at offset %d, but %d was to be read next: the topic lost records or was made anew",

@@ -1,0 +1,143 @@
+// Parked records of a sink: known in memory by key, kept in the control
+// database, and tried again when somebody asks, or when what they wait for has
+// come.
+
+package pipeline
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+// parkedIndex is what is parked in the partitions owned here.
+type parkedIndex struct {
+	refs       map[string]bool // topic, 0x1F, record key → waits
+	waiting    int64
+	othersWait bool // in partitions of other processes
+}
+
+func (x *parkedIndex) add(p *control.Parked) {
+	k := string(appendParkedKey(nil, p.Topic, p.RecordKey))
+	x.remove(k)
+	if x.refs == nil {
+		x.refs = map[string]bool{}
+	}
+	x.refs[k] = p.WaitsFor != ""
+	if p.WaitsFor != "" {
+		x.waiting++
+	}
+}
+
+func (x *parkedIndex) remove(key string) {
+	if x.refs[key] {
+		x.waiting--
+	}
+	delete(x.refs, key)
+}
+
+func (x *parkedIndex) show(comp *obs.Component) {
+	comp.Parked(int64(len(x.refs)) - x.waiting)
+	comp.Waiting(x.waiting)
+}
+
+// tick does what is due between polls: retries, and the lag.
+func (s *deliverSession) tick(ctx context.Context) error {
+	if gen, ready := s.assignment.current(); !ready || gen != s.prepared {
+		return nil
+	}
+	if time.Since(s.lagAt) > lagEvery {
+		if err := s.lag(ctx); err != nil {
+			return err
+		}
+	}
+	if s.store == nil || time.Since(s.tickAt) < s.spec.Tick && !(s.due && time.Since(s.tickAt) > 10*time.Millisecond) {
+		return nil
+	}
+	s.tickAt, s.due = time.Now(), false
+	_, waiting, err := s.store.Count(ctx, s.spec.Name)
+	if err != nil {
+		return err
+	}
+	s.index.othersWait = waiting > s.index.waiting
+	if len(s.index.refs) == 0 {
+		return nil
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	err = s.retryDue(ctx)
+	if err == nil || s.keeper != nil || Classify(err) != problem.Retry || ctx.Err() != nil {
+		return err
+	}
+	// The sink is down: parked records can wait, and new ones will tell.
+	s.due = true
+	if e := problem.Of(err); e != nil {
+		s.tickAt = s.tickAt.Add(e.After)
+	}
+	s.comp.Failed(problem.Retry.String(), codeOf(err))
+	return nil
+}
+
+// retryDue tries due records again until nothing more is released by it. A
+// chain of dependencies is at most as long as there are topics; the bound is
+// for sinks whose records wait for their own kind.
+func (s *deliverSession) retryDue(ctx context.Context) error {
+	for range 32 {
+		if gen, ready := s.assignment.current(); !ready || gen != s.prepared || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		places := s.assignment.list()
+		rows, err := s.store.Due(ctx, s.spec.Name, partIDs(places), s.spec.Patience, s.spec.MaxRecords)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		order := map[string]int{}
+		for i, t := range s.spec.Topics {
+			order[t] = i
+		}
+		slices.SortStableFunc(rows, func(a, b control.Parked) int { return order[a.Topic] - order[b.Topic] })
+		s.due = false
+		if err := s.retryRows(ctx, rows); err != nil {
+			return err
+		}
+		if !s.due && len(rows) < s.spec.MaxRecords {
+			return nil
+		}
+	}
+	s.due = true // go on after the next poll
+	return nil
+}
+
+func (s *deliverSession) retryRows(ctx context.Context, rows []control.Parked) error {
+	pc := newPortion(false)
+	defer pc.batch.Release()
+	var gone []control.Parked
+	for i := range rows {
+		row := &rows[i]
+		pl := s.assignment.find(row.Topic, row.Partition)
+		if pl == nil {
+			continue
+		}
+		if pl.topic.ID != row.TopicID {
+			// Its version cannot be compared with records of the new topic.
+			lost := ErrTopicRecreated.New("topic %q was made anew after this record was parked", row.Topic)
+			row.Code, row.Reason, row.Remedy, row.WaitsFor = lost.ID, lost.Text, "Change the row at its source again; the new record replaces this one.", ""
+			gone = append(gone, *row)
+			continue
+		}
+		var rec *kgo.Record = originalRecord(row)
+		if err := pc.add(ctx, s, pl, rec); err != nil {
+			return err
+		}
+	}
+	if err := s.store.Put(ctx, gone); err != nil {
+		return err
+	}
+	return s.write(ctx, pc)
+}

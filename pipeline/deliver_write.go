@@ -1,0 +1,333 @@
+// One poll of the deliver loop: decoded into batches, written, what failed
+// parked, what it released noted, offsets committed.
+
+package pipeline
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+// portion is what one Write takes, and where its changes came from.
+type portion struct {
+	batch *change.Batch
+	items []item
+	bytes int
+	// counted: WriteWithOffsets moves the sink's offsets by the batch's Ranges.
+	counted bool
+}
+
+// item is one record of a portion that says something about its key.
+type item struct {
+	rec   *kgo.Record
+	place *place
+	key   string // topic, 0x1F, record key
+	at    int    // index of the change in the batch, or -1
+	err   error  // at -1: why it was rejected
+}
+
+func newPortion(counted bool) *portion { return &portion{batch: change.Get(), counted: counted} }
+
+// add decodes a record into the portion. A reject becomes an item too; other
+// errors are returned.
+func (pc *portion) add(ctx context.Context, s *deliverSession, pl *place, rec *kgo.Record) error {
+	n := pc.batch.Len()
+	pc.bytes += len(rec.Key) + len(rec.Value)
+	it := item{rec: rec, place: pl, at: n}
+	if err := decodeRecord(ctx, s.decoder, pc.batch, pl, rec); err != nil {
+		if Classify(err) != problem.Reject {
+			return err
+		}
+		s.comp.Failed(problem.Reject.String(), codeOf(err))
+		it.at, it.err = -1, err
+	} else if pc.batch.Len() == n {
+		return nil
+	}
+	it.key = string(appendParkedKey(nil, rec.Topic, recordKey(rec)))
+	pc.items = append(pc.items, it)
+	return nil
+}
+
+// deliverPolled writes a poll and commits its offsets. Called again with the
+// same poll it does all of it again.
+func (s *deliverSession) deliverPolled(ctx context.Context, p *polled) error {
+	again, fresh := newPortion(false), newPortion(s.keeper != nil)
+	defer func() { again.batch.Release(); fresh.batch.Release() }()
+	flush := func(pc **portion) error {
+		full := *pc
+		*pc = newPortion(full.counted)
+		defer full.batch.Release()
+		return s.write(ctx, full)
+	}
+	places := make([]*place, 0, len(p.runs))
+	for _, r := range p.runs {
+		from := max(r.place.next, r.place.stored)
+		for _, rec := range r.records {
+			if rec.Attrs.IsControl() {
+				continue
+			}
+			pc := &fresh
+			if rec.Offset < r.place.stored {
+				pc = &again
+			}
+			if (*pc).bytes > 0 && (*pc).bytes+len(rec.Key)+len(rec.Value) > s.spec.MaxBytes {
+				if pc == &fresh && from < rec.Offset {
+					fresh.batch.Ranges = append(fresh.batch.Ranges, change.Range{Topic: r.place.topic, Partition: r.place.partition, From: from, To: rec.Offset})
+					from = rec.Offset
+				}
+				if pc == &fresh && len(again.items) > 0 { // older ones first
+					if err := flush(&again); err != nil {
+						return err
+					}
+				}
+				if err := flush(pc); err != nil {
+					return err
+				}
+			}
+			if err := (*pc).add(ctx, s, r.place, rec); err != nil {
+				return err
+			}
+		}
+		if from < r.end() {
+			fresh.batch.Ranges = append(fresh.batch.Ranges, change.Range{Topic: r.place.topic, Partition: r.place.partition, From: from, To: r.end()})
+		}
+	}
+	if len(again.items) > 0 {
+		if err := flush(&again); err != nil {
+			return err
+		}
+	}
+	if len(fresh.items) > 0 || s.keeper != nil && len(fresh.batch.Ranges) > 0 {
+		if err := flush(&fresh); err != nil {
+			return err
+		}
+	}
+	was := make([]int64, 0, len(p.runs))
+	for _, r := range p.runs {
+		was = append(was, r.place.next)
+		r.place.next = r.end()
+		places = append(places, r.place)
+	}
+	if err := s.commit(ctx, places); err != nil {
+		for i, pl := range places {
+			pl.next = was[i]
+		}
+		return err
+	}
+	s.account(p)
+	return nil
+}
+
+// write gives a portion to the sink and settles what became of each key: the
+// last record of a key counts, since entities carry their full state (G2).
+func (s *deliverSession) write(ctx context.Context, pc *portion) error {
+	began := time.Now()
+	var failures []Failure
+	var err error
+	switch {
+	case pc.counted:
+		failures, err = s.keeper.WriteWithOffsets(ctx, s.id, pc.batch)
+		if hasCode(err, ErrFenced) {
+			err = ErrOwner.New("writing %d changes: %w", pc.batch.Len(), err)
+		}
+	case pc.batch.Len() > 0:
+		failures, err = s.spec.Sink.Write(ctx, pc.batch)
+	}
+	if err != nil {
+		return err
+	}
+	if pc.counted {
+		s.comp.Txn(time.Since(began))
+	}
+	failed, err := s.tryLast(ctx, pc, failures)
+	if err != nil {
+		return err
+	}
+	return s.settle(ctx, pc, failed)
+}
+
+// tryLast gives the failures by change index. Of a key that failed, the last
+// version in the batch was not tried when an earlier one failed: it is now.
+func (s *deliverSession) tryLast(ctx context.Context, pc *portion, failures []Failure) (map[int]Failure, error) {
+	failed := make(map[int]Failure, len(failures))
+	if len(failures) == 0 {
+		return failed, nil
+	}
+	byChange := make(map[int]*item, len(pc.items))
+	last := map[string]*item{}
+	for i := range pc.items {
+		it := &pc.items[i]
+		if it.at >= 0 {
+			byChange[it.at] = it
+			last[it.key] = it
+		}
+	}
+	b := change.Get()
+	defer b.Release()
+	var of []int
+	tried := map[string]bool{}
+	for _, f := range failures {
+		it := byChange[f.Index]
+		if it == nil || f.Err == nil {
+			panic("BUG: a sink reported a failure without error, or of a change that is not in the batch")
+		}
+		failed[f.Index] = f
+		if l := last[it.key]; l.at > f.Index && !tried[it.key] {
+			tried[it.key] = true
+			b.AppendFrom(pc.batch, &pc.batch.Changes[l.at])
+			of = append(of, l.at)
+		}
+	}
+	if len(of) == 0 {
+		return failed, nil
+	}
+	more, err := s.spec.Sink.Write(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	for _, at := range of {
+		delete(failed, at)
+	}
+	for _, f := range more {
+		failed[of[f.Index]] = Failure{Index: of[f.Index], Err: f.Err, WaitsFor: f.WaitsFor}
+	}
+	return failed, nil
+}
+
+// settle parks what failed, takes out what was delivered after all, and
+// releases what waited for it.
+func (s *deliverSession) settle(ctx context.Context, pc *portion, failed map[int]Failure) error {
+	last := make(map[string]int, len(pc.items))
+	anyBad := len(failed) > 0
+	for i := range pc.items {
+		anyBad = anyBad || pc.items[i].at < 0
+	}
+	if !anyBad && len(s.index.refs) == 0 && !s.index.othersWait {
+		return nil
+	}
+	for i := range pc.items {
+		last[pc.items[i].key] = i
+	}
+	var parked []control.Parked
+	var gone []control.Ref
+	var names []string
+	for i := range pc.items {
+		it := &pc.items[i]
+		if last[it.key] != i {
+			continue
+		}
+		f, bad := failed[it.at]
+		if it.at < 0 {
+			f, bad = Failure{Err: it.err}, true
+		}
+		if bad {
+			if it.at >= 0 {
+				s.comp.Failed(problem.Reject.String(), codeOf(f.Err))
+			}
+			parked = append(parked, s.parkedOf(pc, it, f))
+			continue
+		}
+		if _, is := s.index.refs[it.key]; is {
+			gone = append(gone, control.Ref{Topic: it.rec.Topic, RecordKey: recordKey(it.rec)})
+		}
+		names = appendNames(names, pc.batch, &pc.batch.Changes[it.at])
+	}
+	if len(parked) > 0 && s.store == nil {
+		return ErrNoControl.New("record %d of partition %d of topic %q cannot be written: %s", parked[0].Offset, parked[0].Partition, parked[0].Topic, parked[0].Reason)
+	}
+	if s.store == nil {
+		return nil
+	}
+	if err := s.store.Put(ctx, parked); err != nil {
+		return err
+	}
+	if err := s.store.Delete(ctx, s.spec.Name, gone); err != nil {
+		return err
+	}
+	for i := range parked {
+		s.index.add(&parked[i])
+	}
+	for _, g := range gone {
+		s.index.remove(string(appendParkedKey(nil, g.Topic, g.RecordKey)))
+	}
+	if len(parked) > 0 || len(gone) > 0 {
+		s.index.show(s.comp)
+	}
+	if s.index.waiting > 0 || s.index.othersWait {
+		n, err := s.store.Release(ctx, s.spec.Name, names)
+		if err != nil {
+			return err
+		}
+		s.due = s.due || n > 0
+	}
+	return nil
+}
+
+func (s *deliverSession) parkedOf(pc *portion, it *item, f Failure) control.Parked {
+	key := ""
+	if it.at >= 0 {
+		key = readKey(pc.batch, &pc.batch.Changes[it.at])
+	}
+	p := parkRecord(s.spec.Name, control.KindSink, it.place.topic, it.rec, key, f.Err)
+	p.WaitsFor = f.WaitsFor
+	return p
+}
+
+// appendNames appends the names under which others may wait for a change:
+// topic/key, table/key, entity/key.
+func appendNames(dst []string, b *change.Batch, c *change.Change) []string {
+	key := readKey(b, c)
+	dst = append(dst, c.Table.Topic+"/"+key)
+	if n := c.Table.Name; n != c.Table.Topic {
+		dst = append(dst, n+"/"+key)
+	}
+	if _, entity, ok := strings.Cut(c.Table.Topic, "."); ok && entity != c.Table.Name {
+		dst = append(dst, entity+"/"+key)
+	}
+	return dst
+}
+
+// account counts what was delivered.
+func (s *deliverSession) account(p *polled) {
+	type sums struct {
+		n, bytes int
+		oldest   time.Time
+	}
+	byTopic := map[string]*sums{}
+	for _, r := range p.runs {
+		t := byTopic[r.place.topic.Name]
+		if t == nil {
+			t = &sums{}
+			byTopic[r.place.topic.Name] = t
+		}
+		for _, rec := range r.records {
+			if rec.Attrs.IsControl() {
+				continue
+			}
+			t.n++
+			t.bytes += len(rec.Key) + len(rec.Value)
+			if t.oldest.IsZero() || rec.Timestamp.Before(t.oldest) {
+				t.oldest = rec.Timestamp
+			}
+		}
+		s.comp.Lag(r.place.topic.Name, r.place.partition, max(r.high-r.place.next, 0))
+	}
+	now := time.Now()
+	for topic, t := range byTopic {
+		if t.n == 0 {
+			continue
+		}
+		s.comp.In(topic, t.n, t.bytes)
+		s.comp.Out(topic, t.n, t.bytes)
+		if t.oldest.UnixMilli() > 0 {
+			s.comp.Latency(topic, now.Sub(t.oldest))
+		}
+	}
+}
