@@ -1,0 +1,132 @@
+// Package postgres captures changes of a PostgreSQL database (15 to 18) by
+// logical replication: an initial load under the slot's exported snapshot, then
+// the stream of pgoutput. config.go is what a user sets.
+package postgres
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/secret"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// Kind is the `type:` of this source in the configuration.
+const Kind = "postgres"
+
+// Config is one Postgres source. A table's topic is <name of the source>.
+// <schema>.<table>.
+type Config struct {
+	Type         string        `yaml:"type" doc:"postgres"`
+	DSN          secret.DSN    `yaml:"dsn" doc:"The database to capture, env:NAME or file:PATH when it holds a password. Its role needs LOGIN, REPLICATION, SELECT on the tables, and to create a publication CREATE on the database and ownership of the tables." example:"env:PSA_DSN"`
+	Slot         string        `yaml:"slot" doc:"Replication slot: lower-case letters, digits, underscore, at most 63. Made at the first start. Default: tallywire_<name of the source>." example:"tallywire_psa"`
+	Publication  string        `yaml:"publication" doc:"Publication. When there is none it is made, listing the tables. Default: tallywire_<name of the source>." example:"tallywire_psa"`
+	Tables       []string      `yaml:"tables" doc:"Tables to capture, as schema.table with * for any run of characters; a leading ! leaves out. A table without a key is left out with a warning, unless it is named without *: then the source does not start." example:"[public.*, \"!public.audit_*\"]"`
+	IdleInterval time.Duration `yaml:"idle_interval" doc:"How often, at most, the slot is moved on while none of the captured tables changes, so that it does not hold WAL of others. 100ms to 1h."`
+}
+
+// Default gives the configuration of a source of that name before the user's
+// own settings.
+func Default(name string) Config {
+	id := "tallywire_" + strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
+			return r
+		case r >= 'A' && r <= 'Z':
+			return r + 'a' - 'A'
+		}
+		return '_'
+	}, name)
+	return Config{Type: Kind, Slot: id, Publication: id, Tables: []string{"public.*"}, IdleInterval: 5 * time.Second}
+}
+
+var errConfig = problem.Define("TW-PG-CONFIG", problem.Halt,
+	"The configuration of a Postgres source is not usable.",
+	"Correct the field that the message names.")
+
+var slotName = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// Validate checks what can be checked without a connection.
+func (c *Config) Validate() error {
+	switch {
+	case c.DSN.IsZero():
+		return errConfig.New("dsn is missing")
+	case !slotName.MatchString(c.Slot):
+		return errConfig.New("slot: %q is not a name of lower-case letters, digits and underscores, at most 63", c.Slot)
+	case c.Publication == "" || len(c.Publication) > 63:
+		return errConfig.New("publication: want a name of 1 to 63 bytes")
+	case len(c.Tables) == 0:
+		return errConfig.New("tables: nothing is to be captured")
+	case c.IdleInterval < 100*time.Millisecond || c.IdleInterval > time.Hour:
+		return errConfig.New("idle_interval: %s is not between 100ms and 1h", c.IdleInterval)
+	}
+	for i, t := range c.Tables {
+		if schema, table, ok := strings.Cut(strings.TrimPrefix(t, "!"), "."); !ok || schema == "" || table == "" {
+			return errConfig.New("tables[%d]: %q is not of the form schema.table", i, t)
+		}
+	}
+	return nil
+}
+
+// selects says whether a table is to be captured, and whether it was named
+// without a wildcard.
+func (c *Config) selects(schema, table string) (selected, named bool) {
+	full := schema + "." + table
+	for _, t := range c.Tables {
+		pattern, out := strings.CutPrefix(t, "!")
+		if !matches(pattern, full) {
+			continue
+		}
+		if out {
+			return false, false
+		}
+		selected = true
+		named = named || !strings.Contains(pattern, "*")
+	}
+	return selected, named
+}
+
+// matches knows * for any run of characters.
+func matches(pattern, s string) bool {
+	first, rest, wild := strings.Cut(pattern, "*")
+	if !wild {
+		return pattern == s
+	}
+	if !strings.HasPrefix(s, first) {
+		return false
+	}
+	s = s[len(first):]
+	for i := 0; i <= len(s); i++ {
+		if matches(rest, s[i:]) || rest == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// init enters the source into the engine.
+func init() {
+	pipeline.RegisterSource(Kind, func(env *pipeline.Env, name string, decode pipeline.Decode) (pipeline.IngestSpec, error) {
+		cfg := Default(name)
+		if err := decode(&cfg); err != nil {
+			return pipeline.IngestSpec{}, err
+		}
+		src, err := New(cfg, name, env.Obs.Component("source", name))
+		if err != nil {
+			return pipeline.IngestSpec{}, fmt.Errorf("sources.%s: %w", name, err)
+		}
+		return pipeline.IngestSpec{Name: name, Source: src}, nil
+	})
+}
+
+// New makes a source; it connects to nothing yet.
+func New(cfg Config, name string, comp *obs.Component) (*Source, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Source{cfg: cfg, name: name, comp: comp, batchChanges: maxBatchChanges}, nil
+}

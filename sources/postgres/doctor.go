@@ -1,0 +1,98 @@
+// Doctor: what `tallywire doctor` says of a source.
+
+package postgres
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+// Finding is one thing that was looked at. Problem is nil when it is well, or
+// merely worth a note.
+type Finding struct {
+	What    string
+	OK      bool
+	Problem *problem.Error
+}
+
+// Doctor connects and checks what capture needs; it changes nothing.
+func (s *Source) Doctor(ctx context.Context) []Finding {
+	var fs []Finding
+	note := func(err error, format string, args ...any) bool {
+		f := Finding{What: fmt.Sprintf(format, args...), OK: err == nil}
+		if err != nil {
+			if f.Problem = problem.Of(err); f.Problem == nil {
+				f.Problem = ErrFailed.New("%w", err)
+			}
+		}
+		fs = append(fs, f)
+		return err == nil
+	}
+	q, err := s.cfg.connect(ctx)
+	if !note(err, "connecting to the database") {
+		return fs
+	}
+	defer closeConn(q)
+	srv, err := readServer(ctx, q)
+	if !note(err, "reading its settings") {
+		return fs
+	}
+	note(srv.check(), "wal_level is logical")
+	r, err := s.cfg.connectReplication(ctx)
+	if note(err, "role %q may replicate", srv.role) {
+		r.close()
+	}
+	tables, noKey, err := s.cfg.selectTables(ctx, q)
+	if !note(err, "listing the tables") {
+		return fs
+	}
+	if len(tables) == 0 {
+		err = ErrNoTables.New("no table with a key matches")
+	}
+	note(err, "%d tables to capture", len(tables))
+	if len(noKey) > 0 {
+		note(noKeyError(noKey), "every table has a key")
+	}
+	for _, t := range tables {
+		var may bool
+		err := q.QueryRow(ctx, "SELECT has_table_privilege($1::oid, 'SELECT')", t.id).Scan(&may)
+		if err = classify("checking the grants on "+t.String(), err); err == nil && !may {
+			err = ErrRefused.New("role %q may not read %s", srv.role, t).WithRemedy("GRANT SELECT ON %s TO %q", t.sql(), srv.role)
+		}
+		if err != nil {
+			note(err, "reading %s is allowed", t)
+		}
+	}
+	pub, err := readPublication(ctx, q, s.cfg.Publication)
+	switch {
+	case err != nil:
+		note(err, "publication %q", s.cfg.Publication)
+	case pub == nil:
+		note(nil, "publication %q does not exist yet and will be made", s.cfg.Publication)
+	default:
+		for _, t := range tables {
+			if pub[t.String()] == nil {
+				err = ErrPublication.New("%s is not in publication %q", t, s.cfg.Publication).
+					WithRemedy("ALTER PUBLICATION %q ADD TABLE %s", s.cfg.Publication, t.sql())
+				break
+			}
+		}
+		note(err, "publication %q holds all of them", s.cfg.Publication)
+	}
+	slot, err := readSlot(ctx, q, s.cfg.Slot)
+	switch {
+	case err != nil:
+		note(err, "slot %q", s.cfg.Slot)
+	case slot == nil:
+		note(nil, "slot %q does not exist yet and will be made", s.cfg.Slot)
+	case slot.check(s.cfg.Slot) != nil:
+		note(slot.check(s.cfg.Slot), "slot %q is usable", s.cfg.Slot)
+	case slot.activePID != nil:
+		note(nil, "slot %q is streamed by the server process %d", s.cfg.Slot, *slot.activePID)
+	default:
+		note(nil, "slot %q is free", s.cfg.Slot)
+	}
+	return fs
+}

@@ -1,0 +1,253 @@
+// The initial load: every captured table by COPY, in binary, under one
+// snapshot. Killed, it starts again on the same slot: the stream that follows
+// replays everything since the slot was made, so that the end is the same.
+
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// A batch is sent on when it holds this much, in octets of rows, or this many
+// changes (Source.batchChanges, smaller in tests).
+const (
+	batchBytes      = 1 << 20
+	maxBatchChanges = 4096
+)
+
+// load sends all rows, as of a snapshot that lies at or after at.LSN.
+func (se *session) load(ctx context.Context, at position) error {
+	se.comp.Is(obs.Restoring, "initial load")
+	if !se.snapshot {
+		if err := se.settle(ctx); err != nil {
+			return err
+		}
+		if _, err := se.q.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"); err != nil {
+			return classify("opening the snapshot of the load", err)
+		}
+	}
+	rels, err := se.relations(ctx)
+	if err != nil {
+		return err
+	}
+	l := &loader{se: se, ctx: ctx, resume: at.resume(), time: time.Now().UnixMicro(),
+		pos: change.Pos{System: uint64(at.System), Timeline: uint32(at.Timeline), LSN: uint64(at.LSN), Kind: change.PosSnapshot, Ordinal: at.Attempt << 48}}
+	for i, r := range rels {
+		if err := l.table(se.tables[i], r); err != nil {
+			if l.b != nil {
+				l.b.Release()
+			}
+			return err
+		}
+	}
+	if _, err := se.q.Exec(ctx, "COMMIT"); err != nil {
+		return classify("closing the snapshot of the load", err)
+	}
+	return nil
+}
+
+// settle waits until every transaction that runs now has ended. A snapshot that
+// is taken later than the slot was made must see all that the slot does not
+// send again; a transaction whose commit lies before the slot may still be
+// invisible while it waits for a synchronous standby (exactly-once rules C1,
+// C4). Making a slot waits for the same.
+func (se *session) settle(ctx context.Context) error {
+	var next string
+	if err := se.q.QueryRow(ctx, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text").Scan(&next); err != nil {
+		return classify("waiting for running transactions", err)
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var passed bool
+		err := se.q.QueryRow(ctx, "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= $1::text::xid8", next).Scan(&passed)
+		if err != nil {
+			return classify("waiting for running transactions", err)
+		}
+		if passed {
+			return nil
+		}
+		se.comp.Is(obs.Restoring, "initial load: waiting for the transactions that run now to end")
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// loader reads COPY's binary format (PostgreSQL documentation, COPY, "Binary
+// Format"); it is the io.Writer that pgconn copies to.
+type loader struct {
+	se     *session
+	ctx    context.Context
+	resume pipeline.Resume
+	pos    change.Pos
+	time   int64
+
+	rel    *relation
+	info   *tableInfo
+	b      *change.Batch
+	size   int    // octets of the rows in b
+	part   []byte // of a row
+	header bool
+	rows   int64
+	sent   error // what Send said, to be returned as it is
+}
+
+func (l *loader) table(t *tableInfo, r *relation) error {
+	l.rel, l.info, l.part, l.header, l.rows = r, t, nil, false, 0
+	var cols []string
+	for i, c := range r.table.Columns {
+		name := pgx.Identifier{c.Name}.Sanitize()
+		if !r.cols[i].binary() {
+			name += "::text"
+		}
+		cols = append(cols, name)
+	}
+	only := "ONLY "
+	if t.partitioned {
+		only = ""
+	}
+	sql := "COPY (SELECT " + strings.Join(cols, ", ") + " FROM " + only + t.sql()
+	if f := l.se.pub[t.String()].filter; f != nil {
+		sql += " WHERE " + *f
+	}
+	sql += ") TO STDOUT (FORMAT binary)"
+	l.progress()
+	if _, err := l.se.q.PgConn().CopyTo(l.ctx, l, sql); err != nil {
+		if l.sent != nil {
+			return l.sent
+		}
+		return classify(fmt.Sprintf("loading %s", t), err)
+	}
+	if len(l.part) != 0 {
+		return ErrProtocol.New("loading %s: the copy ends inside a row", t)
+	}
+	l.progress()
+	return l.flush()
+}
+
+func (l *loader) progress() {
+	l.se.comp.Progress("rows of "+l.info.String(), l.rows, max(l.info.rows, 0))
+}
+
+func (l *loader) flush() error {
+	b := l.b
+	l.b, l.size = nil, 0
+	if b == nil {
+		return nil
+	}
+	b.Resume = l.resume
+	l.progress()
+	l.sent = l.se.out.Send(l.ctx, b)
+	return l.sent
+}
+
+var copySignature = []byte("PGCOPY\n\xff\r\n\x00")
+
+// Write takes COPY data, cut anywhere.
+func (l *loader) Write(p []byte) (int, error) {
+	n := len(p)
+	if len(l.part) > 0 {
+		l.part = append(l.part, p...)
+		p = l.part
+	}
+	if !l.header {
+		const size = 11 + 4 + 4 // signature, flags, length of the extension
+		if len(p) >= size {
+			if !bytes.Equal(p[:11], copySignature) || binary.BigEndian.Uint32(p[11:])&0xFFFF0000 != 0 {
+				return 0, ErrProtocol.New("loading %s: not the binary format of COPY", l.info)
+			}
+			if ext := int(binary.BigEndian.Uint32(p[15:])); ext <= len(p)-size {
+				l.header = true
+				p = p[size+ext:]
+			}
+		}
+	}
+	for l.header && len(p) > 0 {
+		rest, ok, err := l.row(p)
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			break
+		}
+		p = rest
+		if l.b != nil && (l.b.Len() >= l.se.batchChanges || l.size >= batchBytes) {
+			if err := l.flush(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	l.part = append(l.part[:0], p...)
+	return n, nil
+}
+
+// row reads one whole row; ok is false when p ends inside it.
+func (l *loader) row(p []byte) (rest []byte, ok bool, err error) {
+	if len(p) < 2 {
+		return nil, false, nil
+	}
+	fields := int16(binary.BigEndian.Uint16(p))
+	all := p
+	p = p[2:]
+	if fields == -1 { // the trailer
+		return p, true, nil
+	}
+	if int(fields) != len(l.rel.cols) {
+		return nil, false, ErrProtocol.New("loading %s: a row of %d columns, want %d", l.info, fields, len(l.rel.cols))
+	}
+	for q, i := p, 0; i < int(fields); i++ { // is it whole?
+		if len(q) < 4 {
+			return nil, false, nil
+		}
+		size := int64(int32(binary.BigEndian.Uint32(q)))
+		if size < -1 {
+			return nil, false, ErrProtocol.New("loading %s: a cell of %d octets", l.info, size)
+		}
+		if q = q[4:]; int64(len(q)) < size {
+			return nil, false, nil
+		}
+		q = q[max(size, 0):]
+	}
+	if l.b == nil {
+		l.b = change.Get()
+	}
+	row := l.b.Row(int(fields))
+	for i := range row {
+		size := int32(binary.BigEndian.Uint32(p))
+		p = p[4:]
+		if size < 0 {
+			continue
+		}
+		c := &l.rel.cols[i]
+		var err error
+		if c.binary() {
+			row[i], err = c.decodeBinary(l.b, p[:size])
+		} else {
+			row[i], err = c.decodeText(l.b, p[:size])
+		}
+		if err != nil { // without the cell (invariant 13)
+			return nil, false, ErrProtocol.New("loading %s: column %s: %d octets are no %s", l.info, l.rel.table.Columns[i].Name, size, l.rel.table.Columns[i].Type)
+		}
+		p = p[size:]
+	}
+	l.pos.Ordinal++
+	l.rows++
+	l.size += len(all) - len(p)
+	c := l.b.Append(l.rel.table, change.Read)
+	c.New, c.Pos, c.Time = row, l.pos, l.time
+	return p, true, nil
+}

@@ -1,0 +1,376 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/secret"
+	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// server is Postgres 17, shared by the tests of this package; each takes a
+// database of its own.
+var pg17 *testkit.Postgres
+
+func TestMain(m *testing.M) {
+	change.PoisonOnRelease(true)
+	var err error
+	if pg17, err = testkit.StartPostgres(context.Background(), testkit.PostgresOptions{
+		Params: map[string]string{"fsync": "off", "max_prepared_transactions": "5", "max_replication_slots": "100", "max_wal_senders": "40"},
+	}); err != nil {
+		fmt.Fprintln(os.Stderr, "starting Postgres:", err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	if err := pg17.Stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "stopping Postgres:", err)
+		code = 1
+	}
+	if code == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+var dbs atomic.Int32
+
+// db is a database of its own on a server, with a plain connection.
+type db struct {
+	t    *testing.T
+	pg   *testkit.Postgres
+	name string
+	*pgx.Conn
+}
+
+func newDB(t *testing.T, pg *testkit.Postgres) *db {
+	t.Helper()
+	d := &db{t: t, pg: pg, name: fmt.Sprintf("t%d", dbs.Add(1))}
+	if err := pg.CreateDatabase(t.Context(), d.name); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if d.Conn, err = pgx.Connect(t.Context(), pg.DSN(d.name)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close(context.Background()) })
+	return d
+}
+
+func (d *db) sql(format string, args ...any) {
+	d.t.Helper()
+	if _, err := d.Exec(d.t.Context(), fmt.Sprintf(format, args...), pgx.QueryExecModeSimpleProtocol); err != nil {
+		d.t.Fatalf("%s: %v", fmt.Sprintf(format, args...), err)
+	}
+}
+
+func (d *db) one(sql string) string {
+	d.t.Helper()
+	var s *string
+	if err := d.QueryRow(d.t.Context(), sql).Scan(&s); err != nil {
+		d.t.Fatalf("%s: %v", sql, err)
+	}
+	return deref(s)
+}
+
+func (d *db) config() Config {
+	c := Default(d.name)
+	c.DSN = secret.DSNOf(d.pg.DSN(d.name))
+	c.IdleInterval = 100 * time.Millisecond
+	return c
+}
+
+func (d *db) source(edit ...func(*Config)) *Source {
+	d.t.Helper()
+	c := d.config()
+	for _, e := range edit {
+		e(&c)
+	}
+	s, err := New(c, "psa", obs.New(slog.New(slog.NewTextHandler(io.Discard, nil))).Component("source", "psa"))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return s
+}
+
+// rec is one change as it was sent, in text.
+type rec struct {
+	topic    string
+	op       change.Op
+	key      string
+	old, new string
+	kinds    string
+	pos      change.Pos
+	time     int64
+	xid      uint32
+}
+
+func (r rec) String() string {
+	return fmt.Sprintf("%s %c %s old(%s) new(%s) at %s", r.topic, r.op, r.key, r.old, r.new, r.pos)
+}
+
+// outlet is a SourceOutlet that commits each batch at once, unless told not to.
+type outlet struct {
+	mu       sync.Mutex
+	recs     []rec
+	resumes  []pipeline.Resume // after each batch and checkpoint
+	upTo     []int             // len(recs) at each resume
+	position pipeline.Resume
+	durable  chan pipeline.Resume
+	changed  chan struct{}
+
+	resumed int
+	// onSend runs before a batch is taken; an error refuses it.
+	onSend func(ctx context.Context, b *change.Batch) error
+	// onCheckpoint likewise.
+	onCheckpoint func(r pipeline.Resume) error
+	holdDurable  bool // commits are not told
+}
+
+func newOutlet() *outlet {
+	return &outlet{durable: make(chan pipeline.Resume, 1), changed: make(chan struct{}, 1)}
+}
+
+func render(b *change.Batch, t *change.Table, row []change.Value) (text, kinds string) {
+	if row == nil {
+		return "", ""
+	}
+	var s, k []string
+	for i, v := range row {
+		switch {
+		case v.IsUnchanged():
+			s = append(s, t.Columns[i].Name+"=<unchanged>")
+		case v.IsNull():
+			s = append(s, t.Columns[i].Name+"=<null>")
+		default:
+			s = append(s, t.Columns[i].Name+"="+string(b.AppendText(nil, v)))
+		}
+		k = append(k, v.Kind().String())
+	}
+	return strings.Join(s, "|"), strings.Join(k, "|")
+}
+
+func (o *outlet) Send(ctx context.Context, b *change.Batch) error {
+	defer b.Release()
+	o.mu.Lock()
+	hook := o.onSend
+	o.mu.Unlock()
+	if hook != nil {
+		if err := hook(ctx, b); err != nil {
+			return err
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if b.Resume == nil {
+		return errors.New("a batch without a Resume")
+	}
+	for i := range b.Changes {
+		c := &b.Changes[i]
+		r := rec{topic: c.Table.Topic, op: c.Op, pos: c.Pos, time: c.Time, xid: c.XID, key: string(change.AppendKey(nil, b, c))}
+		r.old, _ = render(b, c.Table, c.Old)
+		r.new, r.kinds = render(b, c.Table, c.New)
+		o.recs = append(o.recs, r)
+	}
+	o.commit(bytes.Clone(b.Resume))
+	return nil
+}
+
+// commit is called with mu held.
+func (o *outlet) commit(r pipeline.Resume) {
+	o.position = r
+	o.resumes = append(o.resumes, r)
+	o.upTo = append(o.upTo, len(o.recs))
+	if !o.holdDurable {
+		select {
+		case <-o.durable:
+		default:
+		}
+		o.durable <- r
+	}
+	select {
+	case o.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (o *outlet) Reject(c *change.Change, err error) { panic(err) }
+
+func (o *outlet) Resume(context.Context) (pipeline.Resume, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.resumed++
+	return o.position, nil
+}
+
+func (o *outlet) Checkpoint(ctx context.Context, r pipeline.Resume) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.onCheckpoint != nil {
+		if err := o.onCheckpoint(r); err != nil {
+			return err
+		}
+	}
+	o.commit(r)
+	return nil
+}
+
+func (o *outlet) Durable() <-chan pipeline.Resume { return o.durable }
+
+func (o *outlet) records() []rec {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return append([]rec(nil), o.recs...)
+}
+
+func (o *outlet) last(t *testing.T) position {
+	t.Helper()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	p, err := parsePosition(o.position)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p == nil {
+		return position{}
+	}
+	return *p
+}
+
+// until waits for a condition on the outlet.
+func (o *outlet) until(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-o.changed:
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("waiting for %s: %d records, last %v", what, len(o.records()), tail(o.records()))
+		}
+	}
+}
+
+func tail(rs []rec) []rec {
+	if len(rs) > 5 {
+		rs = rs[len(rs)-5:]
+	}
+	return rs
+}
+
+func (o *outlet) untilCount(t *testing.T, n int) {
+	t.Helper()
+	o.until(t, fmt.Sprintf("%d records", n), func() bool { return len(o.records()) >= n })
+	if got := len(o.records()); got != n {
+		t.Fatalf("%d records, want %d; last %v", got, n, tail(o.records()))
+	}
+}
+
+// running is a Run in its goroutine.
+type running struct {
+	t      *testing.T
+	cancel context.CancelFunc
+	err    chan error
+}
+
+func start(t *testing.T, s *Source, o *outlet) *running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{t: t, cancel: cancel, err: make(chan error, 1)}
+	go func() { r.err <- s.Run(ctx, o) }()
+	t.Cleanup(cancel)
+	return r
+}
+
+// stop cancels and wants a clean end.
+func (r *running) stop() {
+	r.t.Helper()
+	r.cancel()
+	select {
+	case err := <-r.err:
+		if err != nil {
+			r.t.Fatalf("Run ended with %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		r.t.Fatal("Run does not end")
+	}
+}
+
+// fails waits for Run to end by itself.
+func (r *running) fails() error {
+	r.t.Helper()
+	select {
+	case err := <-r.err:
+		if err == nil {
+			r.t.Fatal("Run ended without an error")
+		}
+		return err
+	case <-time.After(30 * time.Second):
+		r.t.Fatal("Run does not end")
+	}
+	return nil
+}
+
+// free waits until nobody streams from the slot.
+func (d *db) free(slot string) {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for d.one("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = '"+slot+"' AND active") != "0" {
+		select {
+		case <-ctx.Done():
+			d.t.Fatalf("slot %s stays active", slot)
+		case <-tick.C:
+		}
+	}
+}
+
+// state replays records into the last row of each key.
+func state(recs []rec, topic string) map[string]string {
+	m := map[string]string{}
+	for _, r := range recs {
+		switch {
+		case r.topic != topic:
+		case r.op == change.Delete:
+			delete(m, r.key)
+		case r.op == change.Truncate:
+			clear(m)
+		default:
+			m[r.key] = r.new
+		}
+	}
+	return m
+}
+
+// rising checks that positions strictly rise: nothing twice, nothing out of order.
+func rising(t *testing.T, recs []rec) {
+	t.Helper()
+	for i := 1; i < len(recs); i++ {
+		if recs[i-1].pos.Compare(recs[i].pos) >= 0 {
+			t.Fatalf("record %d at %s does not come after %s", i, recs[i].pos, recs[i-1].pos)
+		}
+	}
+}

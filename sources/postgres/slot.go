@@ -1,0 +1,297 @@
+// The slot and the publication: making them, and making sure that a stored
+// position still belongs to them (invariant 3).
+
+package postgres
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// Every session prints text in one and the same way, so that a cell of the load
+// equals the cell of the stream, whatever the database's or the role's defaults.
+var sessionParams = map[string]string{
+	"application_name": "tallywire", "client_encoding": "UTF8", "datestyle": "ISO", "intervalstyle": "postgres",
+	"timezone": "UTC", "extra_float_digits": "1", "bytea_output": "hex", "search_path": "pg_catalog", "xmloption": "content", "row_security": "off",
+	"statement_timeout": "0", "lock_timeout": "0", "idle_in_transaction_session_timeout": "0",
+}
+
+const connectTimeout = 15 * time.Second
+
+// connect opens a plain connection.
+func (c *Config) connect(ctx context.Context) (*pgx.Conn, error) {
+	cfg, err := pgx.ParseConfig(c.DSN.Reveal())
+	if err != nil {
+		return nil, errConfig.New("dsn: it is not a DSN of Postgres") // the text of err may quote it
+	}
+	for k, v := range sessionParams {
+		cfg.RuntimeParams[k] = v
+	}
+	cfg.ConnectTimeout = connectTimeout
+	q, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, classify("connecting to the source database", err)
+	}
+	return q, nil
+}
+
+// replication is a connection that speaks the replication protocol. in is what
+// its messages are read from.
+type replication struct {
+	*pgconn.PgConn
+	in io.Reader
+}
+
+func (c *Config) connectReplication(ctx context.Context) (*replication, error) {
+	cfg, err := pgconn.ParseConfig(c.DSN.Reveal())
+	if err != nil {
+		return nil, errConfig.New("dsn: it is not a DSN of Postgres")
+	}
+	for k, v := range sessionParams {
+		cfg.RuntimeParams[k] = v
+	}
+	cfg.RuntimeParams["replication"] = "database"
+	cfg.ConnectTimeout = connectTimeout
+	r := &replication{}
+	cfg.BuildFrontend = func(in io.Reader, out io.Writer) *pgproto3.Frontend {
+		r.in = in
+		return pgproto3.NewFrontend(in, out)
+	}
+	if r.PgConn, err = pgconn.ConnectConfig(ctx, cfg); err != nil {
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == "42501" {
+			return nil, ErrNoReplication.New("role %q: %s", cfg.User, pg.Message).
+				WithRemedy("ALTER ROLE %s REPLICATION", pgx.Identifier{cfg.User}.Sanitize())
+		}
+		return nil, classify("opening a replication connection", err)
+	}
+	return r, nil
+}
+
+// server is what a session must know of the server.
+type server struct {
+	walLevel      string
+	role          string
+	mayReplicate  bool
+	senderTimeout time.Duration // 0: none
+}
+
+func readServer(ctx context.Context, q *pgx.Conn) (*server, error) {
+	var s server
+	var ms int64
+	err := q.QueryRow(ctx, `
+SELECT current_setting('wal_level'), current_user::text, (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout')`).Scan(&s.walLevel, &s.role, &s.mayReplicate, &ms)
+	s.senderTimeout = time.Duration(ms) * time.Millisecond
+	return &s, classify("reading the server's settings", err)
+}
+
+func (s *server) check() error {
+	if s.walLevel != "logical" {
+		return ErrWALLevel.New("wal_level is %s", s.walLevel)
+	}
+	return nil
+}
+
+// slotInfo is a row of pg_replication_slots.
+type slotInfo struct {
+	plugin, kind string
+	database     *string
+	activePID    *int32
+	confirmed    *string
+	walStatus    *string
+	twoPhase     bool
+	temporary    bool
+	ours         bool // of the database we are connected to
+}
+
+// readSlot gives nil when there is no such slot.
+func readSlot(ctx context.Context, q *pgx.Conn, name string) (*slotInfo, error) {
+	var s slotInfo
+	err := q.QueryRow(ctx, `
+SELECT COALESCE(plugin, ''), slot_type, database::text, active_pid, confirmed_flush_lsn::text, wal_status, two_phase, temporary, database = current_database()
+  FROM pg_replication_slots WHERE slot_name = $1`, name).
+		Scan(&s.plugin, &s.kind, &s.database, &s.activePID, &s.confirmed, &s.walStatus, &s.twoPhase, &s.temporary, &s.ours)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	return &s, classify(fmt.Sprintf("looking up slot %q", name), err)
+}
+
+func (s *slotInfo) confirmedLSN() (lsn, error) {
+	if s.confirmed == nil {
+		return 0, ErrSlotInvalid.New("the slot has no confirmed position")
+	}
+	v, err := pglogrepl.ParseLSN(*s.confirmed)
+	if err != nil {
+		return 0, ErrProtocol.New("confirmed_flush_lsn %q: %w", *s.confirmed, err)
+	}
+	return lsn(v), nil
+}
+
+// check says whether the slot can be streamed from.
+func (s *slotInfo) check(name string) error {
+	drop := fmt.Sprintf("SELECT pg_drop_replication_slot('%s'), or name another slot", name)
+	switch {
+	case s.kind != "logical" || s.plugin != "pgoutput":
+		return ErrSlotInvalid.New("slot %q is %s (%s), wanted is logical (pgoutput)", name, s.kind, s.plugin).WithRemedy("Name another slot.")
+	case !s.ours:
+		return ErrSlotInvalid.New("slot %q belongs to database %q", name, deref(s.database)).WithRemedy("Name another slot.")
+	case s.temporary:
+		return ErrSlotInvalid.New("slot %q is temporary: it would not survive its session", name).WithRemedy("%s", drop)
+	case s.twoPhase:
+		return ErrSlotInvalid.New("slot %q decodes prepared transactions (two_phase)", name).WithRemedy("%s", drop)
+	case deref(s.walStatus) == "lost":
+		return ErrSlotInvalid.New("slot %q was invalidated: WAL that it needs is gone", name)
+	}
+	return nil
+}
+
+func (s *slotInfo) inUse(name string) error {
+	e := ErrSlotInUse.New("slot %q is streamed by the server process %d", name, deref(s.activePID))
+	return e.WithRemedy("%s Its session: SELECT * FROM pg_stat_activity WHERE pid = %d.", e.Remedy, deref(s.activePID))
+}
+
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
+
+// published gives the tables of a publication with their columns and filters,
+// by schema.table; nil when there is no such publication.
+type publishedTable struct {
+	schema, name string
+	columns      []string
+	filter       *string
+}
+
+func readPublication(ctx context.Context, q *pgx.Conn, name string) (map[string]*publishedTable, error) {
+	var exists bool
+	if err := q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, name).Scan(&exists); err != nil {
+		return nil, classify("looking up the publication", err)
+	}
+	if !exists {
+		return nil, nil
+	}
+	rows, err := q.Query(ctx, `SELECT schemaname::text, tablename::text, attnames::text[], rowfilter FROM pg_publication_tables WHERE pubname = $1`, name)
+	if err != nil {
+		return nil, classify("reading the publication", err)
+	}
+	m := map[string]*publishedTable{}
+	_, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (struct{}, error) {
+		var t publishedTable
+		err := r.Scan(&t.schema, &t.name, &t.columns, &t.filter)
+		m[t.schema+"."+t.name] = &t
+		return struct{}{}, err
+	})
+	return m, classify("reading the publication", err)
+}
+
+// ensurePublication makes the publication, or adds what it lacks when nothing
+// has been captured yet. It gives what is published.
+func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*tableInfo, fresh bool) (map[string]*publishedTable, error) {
+	pub, err := readPublication(ctx, q, c.Publication)
+	if err != nil {
+		return nil, err
+	}
+	var lacks []string
+	for _, t := range tables {
+		if pub[t.String()] == nil {
+			lacks = append(lacks, t.sql())
+		}
+	}
+	if pub != nil && (len(lacks) == 0 || !fresh) {
+		return pub, nil
+	}
+	name := pgx.Identifier{c.Publication}.Sanitize()
+	sql := "CREATE PUBLICATION " + name + " FOR TABLE " + strings.Join(lacks, ", ") +
+		" WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
+	if pub != nil {
+		sql = "ALTER PUBLICATION " + name + " ADD TABLE " + strings.Join(lacks, ", ")
+	}
+	if _, err := q.Exec(ctx, sql); err != nil {
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == "42501" {
+			return nil, ErrPublication.New("publication %q: %s", c.Publication, pg.Message).
+				WithRemedy("Have the owner of the tables run: %s", sql)
+		}
+		return nil, classify(fmt.Sprintf("making publication %q", c.Publication), err)
+	}
+	return readPublication(ctx, q, c.Publication)
+}
+
+// system is what IDENTIFY_SYSTEM says.
+type system struct {
+	id       sysid
+	timeline int32
+	flushed  lsn
+}
+
+func identify(ctx context.Context, r *replication) (*system, error) {
+	i, err := pglogrepl.IdentifySystem(ctx, r.PgConn)
+	if err != nil {
+		return nil, classify("identifying the server", err)
+	}
+	id, err := strconv.ParseUint(i.SystemID, 10, 64)
+	if err != nil {
+		return nil, ErrProtocol.New("system identifier %q: %w", i.SystemID, err)
+	}
+	return &system{id: sysid(id), timeline: i.Timeline, flushed: lsn(i.XLogPos)}, nil
+}
+
+// checkPosition makes sure that everything after p is still to come from this
+// slot of this server (invariant 3). history is that of the server's timeline.
+func checkPosition(p *position, sys *system, slot string, confirmed lsn, history []byte) error {
+	switch {
+	case p.System != sys.id:
+		return ErrOtherSystem.New("the last position is of cluster %d, the server is cluster %d", p.System, sys.id)
+	case p.Slot != slot:
+		return ErrGap.New("the last position is of slot %q, configured is slot %q: changes after %s may be missing from it", p.Slot, slot, p.LSN).
+			WithRemedy("Set slot back to %q, or start the source over.", p.Slot)
+	case p.Timeline > sys.timeline:
+		return ErrTimeline.New("the last position is on timeline %d, the server is on %d", p.Timeline, sys.timeline)
+	case p.Timeline < sys.timeline:
+		left, ok := switchPoint(history, p.Timeline)
+		if !ok {
+			return ErrTimeline.New("the server is on timeline %d, whose history does not know timeline %d", sys.timeline, p.Timeline)
+		}
+		if left < p.LSN {
+			return ErrTimeline.New("the server left timeline %d at %s, before the last position %s: changes that were captured from %s to %s are not in it", p.Timeline, left, p.LSN, left, p.LSN)
+		}
+	}
+	if confirmed > p.LSN {
+		return ErrGap.New("slot %q has confirmed %s, the last position in Kafka is %s: the changes committed from %s to %s are missing", slot, confirmed, p.LSN, p.LSN, confirmed)
+	}
+	return nil
+}
+
+// switchPoint reads a timeline history file: lines of timeline, LSN at which it
+// was left, reason.
+func switchPoint(history []byte, timeline int32) (lsn, bool) {
+	for sc := bufio.NewScanner(bytes.NewReader(history)); sc.Scan(); {
+		f := strings.Fields(sc.Text())
+		if len(f) < 2 {
+			continue
+		}
+		if n, err := strconv.ParseInt(f[0], 10, 32); err != nil || int32(n) != timeline {
+			continue
+		}
+		v, err := pglogrepl.ParseLSN(f[1])
+		return lsn(v), err == nil
+	}
+	return 0, false
+}

@@ -1,0 +1,359 @@
+// Source: one run of capture, from connecting to the end of the stream.
+
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// Source implements pipeline.Source.
+type Source struct {
+	cfg  Config
+	name string
+	comp *obs.Component
+
+	// form is nil to choose by the types of the columns, else whether to
+	// stream in binary: set by a run for the next one. Runs do not overlap.
+	form *bool
+
+	batchChanges int // in one batch, at most
+}
+
+var _ pipeline.Source = (*Source)(nil)
+
+// Run implements pipeline.Source.
+func (s *Source) Run(ctx context.Context, out pipeline.SourceOutlet) error {
+	err := s.run(ctx, out)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// session is what one run holds.
+type session struct {
+	*Source
+	out    pipeline.SourceOutlet
+	q      *pgx.Conn
+	sys    *system
+	tables []*tableInfo
+	pub    map[string]*publishedTable
+	binary bool
+
+	created  bool // this run made the slot
+	base     lsn  // its consistent point, when created
+	snapshot bool // q is in a transaction under the exported snapshot
+
+	sock *socket
+	ack  *acker
+}
+
+func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
+	s.comp.Is(obs.Starting, "connecting")
+	q, err := s.cfg.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeConn(q)
+	srv, err := readServer(ctx, q)
+	if err != nil {
+		return err
+	}
+	if err := srv.check(); err != nil {
+		return err
+	}
+	r, err := s.cfg.connectReplication(ctx)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	se := &session{Source: s, out: out, q: q}
+	if se.sys, err = identify(ctx, r); err != nil {
+		return err
+	}
+	slot, err := readSlot(ctx, q, s.cfg.Slot)
+	if err != nil {
+		return err
+	}
+	if slot != nil {
+		if err := slot.check(s.cfg.Slot); err != nil {
+			return err
+		}
+	}
+	if err := se.chooseTables(ctx, slot == nil); err != nil {
+		return err
+	}
+	if slot == nil {
+		if err := se.createSlot(ctx, r); err != nil {
+			return err
+		}
+	}
+	rels, err := se.relations(ctx)
+	if err != nil {
+		return err
+	}
+	se.binary = true
+	for _, rel := range rels {
+		se.binary = se.binary && !rel.text
+	}
+	if s.form != nil {
+		se.binary = *s.form
+	}
+	var history []byte
+	if se.sys.timeline > 1 {
+		h, err := pglogrepl.TimelineHistory(ctx, r.PgConn, se.sys.timeline)
+		if err != nil {
+			return classify("reading the timeline's history", err)
+		}
+		history = h.Content
+	}
+	// From here on the slot is ours: START_REPLICATION is the lock (exactly-once
+	// rule A4). At 0/0 it begins at confirmed_flush.
+	if err := se.start(ctx, r, srv.senderTimeout); err != nil {
+		return err
+	}
+	defer se.ack.close()
+	defer se.sock.close()
+	return se.follow(ctx, history)
+}
+
+// follow goes on from the last position, or loads first.
+func (se *session) follow(ctx context.Context, history []byte) error {
+	token, err := se.out.Resume(ctx)
+	if err != nil {
+		return err
+	}
+	p, err := parsePosition(token)
+	if err != nil {
+		return err
+	}
+	confirmed := se.base
+	if !se.created {
+		slot, err := readSlot(ctx, se.q, se.cfg.Slot)
+		if err != nil {
+			return err
+		}
+		if slot == nil {
+			return ErrSlotMissing.New("slot %q went away while streaming", se.cfg.Slot)
+		}
+		if confirmed, err = slot.confirmedLSN(); err != nil {
+			return err
+		}
+	}
+	if p != nil {
+		err := checkPosition(p, se.sys, se.cfg.Slot, confirmed, history)
+		if se.created {
+			// Capture had begun and the slot is gone (invariant 3). The one that
+			// we have just made goes again, so that the next start finds the same.
+			if err == nil || problem.Has(err, ErrGap) {
+				err = ErrSlotMissing.New("slot %q does not exist, the last position in Kafka is %s: changes committed from %s to %s may be missing", se.cfg.Slot, p.LSN, p.LSN, confirmed)
+			}
+			return errors.Join(err, se.dropSlot(ctx))
+		}
+		if err != nil {
+			return err
+		}
+		se.ack.advance(p.LSN)
+	}
+	if p == nil || p.State == loading {
+		start := position{System: se.sys.id, Timeline: se.sys.timeline, Slot: se.cfg.Slot, LSN: confirmed, State: loading, Attempt: 1}
+		if p != nil {
+			start.Attempt = p.Attempt + 1
+		}
+		if err := se.out.Checkpoint(ctx, start.resume()); err != nil {
+			return err
+		}
+		if err := se.load(ctx, start); err != nil {
+			return err
+		}
+		start.State, start.Attempt = "", 0
+		if err := se.out.Checkpoint(ctx, start.resume()); err != nil {
+			return err
+		}
+		p = &start
+	}
+	if p.Tx != nil && p.Tx.Binary != se.binary {
+		se.form = &p.Tx.Binary
+		return ErrText.New("a transaction was delivered in part with binary = %v", p.Tx.Binary)
+	}
+	p.Timeline = se.sys.timeline
+	se.comp.Is(obs.Running, "")
+	st := newStream(se, *p)
+	err = st.run(ctx)
+	if problem.Has(err, ErrText) {
+		text := false
+		se.form = &text
+	}
+	return err
+}
+
+// chooseTables decides what is captured and publishes it.
+func (se *session) chooseTables(ctx context.Context, fresh bool) error {
+	tables, noKey, err := se.cfg.selectTables(ctx, se.q)
+	if err != nil {
+		return err
+	}
+	var named []*tableInfo
+	for _, t := range noKey {
+		if t.named {
+			named = append(named, t)
+		}
+	}
+	if len(named) > 0 {
+		return noKeyError(named)
+	}
+	if len(noKey) > 0 {
+		e := problem.Of(noKeyError(noKey))
+		se.comp.Log.Warn("tables without a key are not captured", "code", e.ID, "tables", e.Text, "remedy", e.WhatToDo())
+	}
+	if len(tables) == 0 {
+		return ErrNoTables.New("no table with a key matches %s", strings.Join(se.cfg.Tables, ", "))
+	}
+	if se.pub, err = se.cfg.ensurePublication(ctx, se.q, tables, fresh); err != nil {
+		return err
+	}
+	var lacks []string
+	for _, t := range tables {
+		if se.pub[t.String()] == nil {
+			lacks = append(lacks, t.String())
+			continue
+		}
+		se.tables = append(se.tables, t)
+	}
+	if len(lacks) > 0 {
+		se.comp.Log.Warn("tables that match are not in the publication and are not captured", "publication", se.cfg.Publication, "tables", lacks)
+	}
+	if len(se.tables) == 0 {
+		return ErrPublication.New("publication %q holds none of the tables that match %s", se.cfg.Publication, strings.Join(se.cfg.Tables, ", "))
+	}
+	return nil
+}
+
+// relations describes the captured tables as they are now (or at the snapshot).
+func (se *session) relations(ctx context.Context) ([]*relation, error) {
+	var rels []*relation
+	for _, t := range se.tables {
+		cols, notNull, err := columnsOf(ctx, se.q, t.id)
+		if err != nil {
+			return nil, err
+		}
+		pub := map[string]bool{}
+		for _, c := range se.pub[t.String()].columns {
+			pub[c] = true
+		}
+		n := 0
+		for _, c := range cols {
+			if pub[c.name] {
+				cols[n] = c
+				n++
+			}
+		}
+		r, err := newRelation(ctx, se.q, se.name, t, cols[:n], notNull)
+		if err != nil {
+			return nil, err
+		}
+		rels = append(rels, r)
+	}
+	return rels, nil
+}
+
+// createSlot makes the slot, permanent and without two_phase (rule B5), and
+// puts q under its exported snapshot.
+func (se *session) createSlot(ctx context.Context, r *replication) error {
+	se.comp.Is(obs.Starting, "making the slot: waiting for the transactions that run now to end")
+	res, err := pglogrepl.CreateReplicationSlot(ctx, r.PgConn, `"`+se.cfg.Slot+`"`, "pgoutput",
+		pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
+	if err != nil {
+		return classify(fmt.Sprintf("making slot %q", se.cfg.Slot), err)
+	}
+	at, err := pglogrepl.ParseLSN(res.ConsistentPoint)
+	if err != nil {
+		return ErrProtocol.New("consistent point %q: %w", res.ConsistentPoint, err)
+	}
+	se.created, se.base = true, lsn(at)
+	// The snapshot lives until the next command on r.
+	_, err = se.q.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+	if err == nil {
+		_, err = se.q.Exec(ctx, "SET TRANSACTION SNAPSHOT '"+strings.ReplaceAll(res.SnapshotName, "'", "''")+"'")
+	}
+	se.snapshot = err == nil
+	return classify("taking the slot's snapshot", err)
+}
+
+// dropSlot gives up the stream and the slot that this run made.
+func (se *session) dropSlot(ctx context.Context) error {
+	se.sock.close()
+	closeConn(se.q) // it is in a transaction
+	q, err := se.cfg.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeConn(q)
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		_, err := q.Exec(ctx, "SELECT pg_drop_replication_slot($1)", se.cfg.Slot)
+		err = classify(fmt.Sprintf("dropping slot %q again", se.cfg.Slot), err)
+		if !problem.Has(err, ErrSlotInUse) { // our walsender has not ended yet
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-tick.C:
+		}
+	}
+}
+
+// start begins to stream; from then on the connection is the socket's.
+func (se *session) start(ctx context.Context, r *replication, senderTimeout time.Duration) error {
+	pub := strings.ReplaceAll(pgx.Identifier{se.cfg.Publication}.Sanitize(), "'", "''")
+	args := []string{"proto_version '1'", "publication_names '" + pub + "'"}
+	if se.binary {
+		args = append(args, "binary 'true'")
+	}
+	err := pglogrepl.StartReplication(ctx, r.PgConn, `"`+se.cfg.Slot+`"`, 0, pglogrepl.StartReplicationOptions{PluginArgs: args})
+	if err != nil {
+		return classify(fmt.Sprintf("streaming from slot %q", se.cfg.Slot), err)
+	}
+	h, err := r.Hijack()
+	if err != nil {
+		return classify("taking over the replication connection", err)
+	}
+	if se.sock, err = newSocket(h, r.in); err != nil {
+		return errors.Join(classify("reading the replication connection", err), h.Conn.Close())
+	}
+	// A quarter of the server's patience: it ends a walsender that hears nothing.
+	interval := 10 * time.Second
+	if senderTimeout > 0 {
+		interval = min(interval, max(senderTimeout/4, 10*time.Millisecond))
+	}
+	se.ack = startAcker(se.sock, se.out.Durable(), interval, se.cfg.IdleInterval)
+	return nil
+}
+
+// close ends a connection that was not taken over.
+func (r *replication) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = r.Close(ctx) // the server notices either way
+}
+
+func closeConn(q *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = q.Close(ctx) // the server notices either way
+}
