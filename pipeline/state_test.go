@@ -57,9 +57,13 @@ func newState(rdb *goredis.Client) *pipeline.State {
 
 // put writes key = value at an offset as a stage does.
 func put(ctx context.Context, s *pipeline.State, t *change.Topic, offset int64, key, value string, restoring bool) error {
-	return pipeline.Write(ctx, []*pipeline.State{s}, []change.Range{{Topic: t, From: offset, To: offset + 1}}, restoring,
-		func(p goredis.Pipeliner, fresh func(change.Coord) bool) error {
-			if fresh(change.Coord{Topic: t, Offset: offset}) {
+	b := change.Get()
+	defer b.Release()
+	b.Ranges = append(b.Ranges, change.Range{Topic: t, From: offset, To: offset + 1})
+	b.Append(nil, change.Update).Coord = change.Coord{Topic: t, Offset: offset}
+	return pipeline.Write(ctx, []*pipeline.State{s}, b, restoring,
+		func(p goredis.Pipeliner, fresh func(*change.Change) bool) error {
+			if fresh(&b.Changes[0]) {
 				p.HSet(ctx, s.RowsKey(t, 0), key, value)
 			}
 			return nil
