@@ -190,7 +190,8 @@ func topicID(t *change.Topic) string { return hex.EncodeToString(t.ID[:]) }
 // Claim makes assignment the owner of the partitions: the offsets' rows are
 // locked, so a predecessor's transaction in flight is waited for, and its next
 // one finds another owner (invariant 10). A partition without a stored offset
-// gives -1: it is to be read from its beginning.
+// gives -1: it is to be read from its beginning, which SetOffsets must say
+// before anything is written.
 func (s *Sink) Claim(ctx context.Context, assignment string, parts []change.Coord) ([]int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

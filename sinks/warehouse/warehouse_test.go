@@ -192,6 +192,11 @@ func claim(tb testing.TB, s *Sink, owner string, f *feed) int64 {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	if offsets[0] < 0 {
+		if err := s.SetOffsets(tb.Context(), owner, []change.Coord{{Topic: f.topic, Offset: f.next}}); err != nil {
+			tb.Fatal(err)
+		}
+	}
 	return offsets[0]
 }
 

@@ -24,7 +24,7 @@ const few = 64
 const (
 	stmtAdvance = "advance"
 	sqlAdvance  = `UPDATE _tallywire.offsets SET next_offset = $7, updated_at = now()
-		WHERE sink = $1 AND topic = $2 AND partition = $3 AND topic_id = $4 AND owner = $5 AND next_offset IN ($6, -1)`
+		WHERE sink = $1 AND topic = $2 AND partition = $3 AND topic_id = $4 AND owner = $5 AND next_offset = $6`
 )
 
 // move is what happens to one stored offset; params are stmtAdvance's, as text.
