@@ -238,8 +238,8 @@ func loadTypes(ctx context.Context, q *pgx.Conn, cols []wireColumn) (*typeMap, e
 			if i.base != 0 {
 				ids, mods = append(ids, i.base), append(mods, i.mod)
 			}
-			if i.array {
-				for _, c := range cols { // element types are named with the array's modifier
+			for _, c := range cols {
+				if i.array && c.typ == i.id { // an element has the modifier of its array
 					ids, mods = append(ids, i.elem), append(mods, c.mod)
 				}
 			}

@@ -112,7 +112,9 @@ func (l *loader) table(t *tableInfo, r *relation) error {
 	for i, c := range r.table.Columns {
 		name := pgx.Identifier{c.Name}.Sanitize()
 		if !r.cols[i].binary() {
-			name += "::text"
+			// As the type's output function prints it, which a cast to text need
+			// not be (inet); and null by itself, not for a row of nulls.
+			name = "CASE WHEN " + name + " IS DISTINCT FROM NULL THEN format('%s', " + name + ") END"
 		}
 		cols = append(cols, name)
 	}

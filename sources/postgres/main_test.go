@@ -138,6 +138,7 @@ type outlet struct {
 	changed  chan struct{}
 
 	resumed int
+	ended   error // of the last Run
 	// onSend runs before a batch is taken; an error refuses it.
 	onSend func(ctx context.Context, b *change.Batch) error
 	// onCheckpoint likewise.
@@ -235,6 +236,12 @@ func (o *outlet) Checkpoint(ctx context.Context, r pipeline.Resume) error {
 
 func (o *outlet) Durable() <-chan pipeline.Resume { return o.durable }
 
+func (o *outlet) end(err error) {
+	o.mu.Lock()
+	o.ended = err
+	o.mu.Unlock()
+}
+
 func (o *outlet) records() []rec {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -263,6 +270,12 @@ func (o *outlet) until(t *testing.T, what string, done func() bool) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for !done() {
+		o.mu.Lock()
+		ended := o.ended
+		o.mu.Unlock()
+		if ended != nil {
+			t.Fatalf("waiting for %s: Run ended with %v", what, ended)
+		}
 		select {
 		case <-o.changed:
 		case <-tick.C:
@@ -298,7 +311,11 @@ func start(t *testing.T, s *Source, o *outlet) *running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{t: t, cancel: cancel, err: make(chan error, 1)}
-	go func() { r.err <- s.Run(ctx, o) }()
+	go func() {
+		err := s.Run(ctx, o)
+		o.end(err)
+		r.err <- err
+	}()
 	t.Cleanup(cancel)
 	return r
 }
@@ -373,4 +390,30 @@ func rising(t *testing.T, recs []rec) {
 			t.Fatalf("record %d at %s does not come after %s", i, recs[i].pos, recs[i-1].pos)
 		}
 	}
+}
+
+// tapOutlet shows each change before it is recorded.
+type tapOutlet struct {
+	*outlet
+	see func(*change.Change)
+}
+
+func (o *tapOutlet) Send(ctx context.Context, b *change.Batch) error {
+	for i := range b.Changes {
+		o.see(&b.Changes[i])
+	}
+	return o.outlet.Send(ctx, b)
+}
+
+func startTap(t *testing.T, s *Source, o *tapOutlet) *running {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{t: t, cancel: cancel, err: make(chan error, 1)}
+	go func() {
+		err := s.Run(ctx, o)
+		o.end(err)
+		r.err <- err
+	}()
+	t.Cleanup(cancel)
+	return r
 }
