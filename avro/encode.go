@@ -96,6 +96,9 @@ func (e *Encoder) buildCanonical(ctx context.Context, reg *Registry) error {
 	}
 	c := all[t.Topic]
 	if c == nil {
+		c = internalContract(t.Topic)
+	}
+	if c == nil {
 		return ErrTable.New("topic %s has no contract", t.Topic).
 			WithRemedy("Add avro/contracts/%s.avsc, or correct the topic in the transform.", entity(t.Topic))
 	}

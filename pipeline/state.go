@@ -47,7 +47,7 @@ var (
 //     with the one that this owner left. So values and mark appear together,
 //     or not at all, and a process that lost the partition writes nothing.
 //   - phase: 'a' applied, or 'r' while a rebuild runs, when nobody may read.
-//   - epoch: a random name given by each rebuild. A reader compares it before
+//   - epoch: the Shape, a dot, and a random name given by each rebuild. A reader compares it before
 //     and after, and so notices a loss and a rebuild in the midst of reading.
 //   - run: the server's run_id when the owner last confirmed the mark. After a
 //     restart or a failover the run is another one; what is there may then be
@@ -80,6 +80,13 @@ type State struct {
 	// Writes compare each time, so this only bounds how late an idle owner
 	// notices a loss. Default 250 ms.
 	CheckEvery time.Duration
+	// Shape names the form of what is kept; what has another is rebuilt. Set
+	// before use, the same as that of its readers. No colon, no dot.
+	Shape string
+	// Idle is called at the end of a Check that finds all well, at most each
+	// CheckEvery, by the caller of Check; nil: nothing. For work that is not
+	// urgent. Set before use.
+	Idle func(ctx context.Context, t *change.Topic, partition int32) error
 
 	mu      sync.Mutex
 	slots   map[slotKey]*slot
@@ -94,9 +101,10 @@ type slotKey struct {
 
 type slot struct {
 	m       mark
-	raw     string // as it is in Redis
-	sure    bool   // raw was what Redis had, last time
-	checked time.Time
+	raw     string    // as it is in Redis
+	sure    bool      // raw was what Redis had, last time
+	checked time.Time // when Redis was asked
+	called  time.Time // when the engine asked
 }
 
 // mark is the content of a partition's mark.
@@ -122,6 +130,11 @@ func parseMark(s string) (mark, bool) {
 	}
 	n, err := strconv.ParseInt(f[2], 10, 64)
 	return mark{epoch: f[0], restoring: f[1] == "r", offset: n, run: f[3]}, err == nil
+}
+
+func shapeOf(epoch string) string {
+	shape, _, _ := strings.Cut(epoch, ".")
+	return shape
 }
 
 // NewState describes what transform keeps of topic; nothing is read yet.
@@ -181,6 +194,28 @@ func indexKey(ns, index, key string) string { return ns + "ix:" + index + ":" + 
 // least every second while there is nothing to read: others wait for what an
 // idle owner keeps.
 func (s *State) Check(ctx context.Context, t *change.Topic, partition int32, committed int64) (from int64, ok bool, err error) {
+	from, ok, cached, err := s.check(ctx, t, partition, committed)
+	if ok && !cached && s.Idle != nil {
+		err = s.Idle(ctx, t, partition)
+	}
+	return from, ok, err
+}
+
+// Held lists the partitions of t that were checked, and so are owned by this
+// process, within the last `within`.
+func (s *State) Held(t *change.Topic, within time.Duration) []int32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []int32
+	for k, sl := range s.slots {
+		if k.id == t.ID && time.Since(sl.called) < within {
+			out = append(out, k.partition)
+		}
+	}
+	return out
+}
+
+func (s *State) check(ctx context.Context, t *change.Topic, partition int32, committed int64) (from int64, ok, cached bool, err error) {
 	committed = max(committed, 0)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,25 +225,27 @@ func (s *State) Check(ctx context.Context, t *change.Topic, partition int32, com
 		sl = &slot{}
 		s.slots[k] = sl
 	}
+	sl.called = time.Now()
 	if sl.sure && !sl.m.restoring && sl.m.offset >= committed && time.Since(sl.checked) < s.CheckEvery {
-		return 0, true, nil
+		return 0, true, true, nil
 	}
 	key := markKey(namespace(s.transform, t.ID), partition)
 	raw, ptr, err := s.look(ctx, key)
 	if err != nil {
 		sl.sure = false
-		return 0, false, err
+		return 0, false, false, err
 	}
 	m, known := parseMark(raw)
+	known = known && shapeOf(m.epoch) == s.Shape
 	mine := known && raw == sl.raw
 	sl.sure, sl.raw, sl.m, sl.checked = true, raw, m, time.Now()
 	switch {
 	case known && m.restoring && mine && m.run == s.run && m.offset < committed:
-		return m.offset, false, nil // our own rebuild, under way
+		return m.offset, false, false, nil // our own rebuild, under way
 	case known && m.restoring && mine && m.run == s.run: // our own rebuild, done
 	case known && !m.restoring && m.offset >= committed:
 		if m.run == s.run {
-			return 0, true, nil
+			return 0, true, false, nil
 		}
 		// Redis restarted and kept enough: confirm it.
 	default:
@@ -216,18 +253,18 @@ func (s *State) Check(ctx context.Context, t *change.Topic, partition int32, com
 			s.log.Info("rebuilding state", "partition", partition, "found", raw, "committed", committed)
 		}
 		if err := s.empty(ctx, t, partition, sl, ptr); err != nil {
-			return 0, false, err
+			return 0, false, false, err
 		}
 		if committed > 0 {
-			return 0, false, nil
+			return 0, false, false, nil
 		}
 	}
 	m = sl.m
 	m.restoring, m.run = false, s.run
 	if err := s.swap(ctx, key, sl, m, nil); err != nil {
-		return 0, false, err
+		return 0, false, false, err
 	}
-	return 0, true, nil
+	return 0, true, false, nil
 }
 
 // Replayed tells that all records below `to` have passed Restore, also when
@@ -288,7 +325,7 @@ func (s *State) empty(ctx context.Context, t *change.Topic, partition int32, sl 
 	if _, err := rand.Read(b[:]); err != nil {
 		return fmt.Errorf("naming an epoch: %w", err)
 	}
-	m := mark{epoch: hex.EncodeToString(b[:]), restoring: true, run: s.run}
+	m := mark{epoch: s.Shape + "." + hex.EncodeToString(b[:]), restoring: true, run: s.run}
 	return s.swap(ctx, markKey(ns, partition), sl, m, func(p redis.Pipeliner) error {
 		p.Unlink(ctx, rowsKey(ns, partition), s.NotesKey(t, partition))
 		return nil

@@ -18,6 +18,8 @@ import (
 type StateReader struct {
 	transform, topic string
 	find             func(ctx context.Context, topic string) (*change.Topic, error)
+	// Shape is that of the State; set before use.
+	Shape string
 
 	mu   sync.Mutex
 	t    *change.Topic
@@ -151,6 +153,8 @@ func (o *look) judge(run string) error {
 			old = o.seen[p]
 		}
 		switch {
+		case okA && shapeOf(ma.epoch) != o.r.Shape:
+			return ErrStateUnknown.New("the state of %s partition %d for %s is kept in another form: its owner runs another version or configuration", o.r.topic, p, o.r.transform)
 		case !okA || !okB || ma.restoring || mb.restoring:
 			return ErrStateUnknown.New("the state of %s partition %d for %s is not there, or being rebuilt (%q, %q)", o.r.topic, p, o.r.transform, a, b)
 		case ma.epoch != mb.epoch:
