@@ -148,12 +148,12 @@ func unpackJar(jar []byte, dir string) error {
 		if err != nil {
 			return err
 		}
-		return errors.Join(untar(r, dir), r.Close())
+		return errors.Join(untarXZ(r, dir), r.Close())
 	}
 	return errors.New("no .txz in the artefact")
 }
 
-func untar(r io.Reader, dir string) error {
+func untarXZ(r io.Reader, dir string) error {
 	x, err := xz.NewReader(r, 0)
 	if err != nil {
 		return err
