@@ -16,7 +16,12 @@ func TestDeliversInOrderOfDependency(t *testing.T) {
 	if n := len(all["customers"]) + len(all["employees"]) + len(all["projects"]); n != 9 {
 		t.Fatalf("%d master records", n)
 	}
-	got := all["timeRegistrationEntries"][0].Fields
+	var got map[string]string
+	for _, x := range all["timeRegistrationEntries"] {
+		if x.Fields["externalReference"] == "ps.time_entry/1" {
+			got = x.Fields
+		}
+	}
 	for k, want := range map[string]string{"employeeNumber": "E-002", "jobNumber": "P-002", "customerNumber": "C-002", "jobTaskNumber": "10", "date": "2026-03-02", "quantity": "0.25", "status": "Approved"} {
 		if got[k] != want {
 			t.Errorf("%s is %q, want %q", k, got[k], want)

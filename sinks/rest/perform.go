@@ -85,7 +85,7 @@ func (w *write) perform(ctx context.Context, calls []*call, outs []outcome) (aga
 			out.settled = c.patch == nil && w.open[it.id] == nil
 		}
 		if it.tries >= maxTries && r.unknown != nil {
-			w.stop(ErrUnknown.New("the outcome of %s is unknown: %v", it.id, r.unknown).WithDelay(r.unknown.after))
+			w.hold(it.id, ErrUnknown.New("the outcome of %s is unknown: %v", it.id, r.unknown).WithDelay(r.unknown.after))
 		}
 		outs = append(outs, out)
 	}
@@ -93,9 +93,7 @@ func (w *write) perform(ctx context.Context, calls []*call, outs []outcome) (aga
 		w.stop(err)
 		return nil
 	}
-	if err := w.settle(ctx, open); err != nil {
-		w.stop(err)
-	}
+	w.settle(ctx, open)
 	return again
 }
 
@@ -117,77 +115,92 @@ func (w *write) harmless(e *entity) bool { return !e.final || w.s.cfg.UniqueRefe
 // settle finds out what became of open intents, by reading the far side
 // (invariants 11 and 14). What is found there was delivered. What is not found
 // may be sent again at once where a repeat is harmless; elsewhere only when the
-// far side cannot be working on it any more: until then the Write fails, and
-// comes again.
-func (w *write) settle(ctx context.Context, ids []ident) error {
+// far side cannot be working on it any more. Until then, and when the far side
+// could not be read, its key is held.
+func (w *write) settle(ctx context.Context, ids []ident) {
 	if len(ids) == 0 {
-		return nil
+		return
 	}
 	now := time.Now() // before the look-ups: what arrives after them is not safe
 	found := make([]object, len(ids))
+	failed := make([]*callError, len(ids))
 	var g errgroup.Group
 	g.SetLimit(w.s.cfg.Concurrency)
 	for i, id := range ids {
 		g.Go(func() error {
-			e := entities[id.entity]
-			if e == nil {
-				return nil
+			if e := entities[id.entity]; e != nil && !w.stopped() {
+				found[i], failed[i] = w.find(ctx, e, w.open[id].ref)
+			} else {
+				failed[i] = &callError{fate: unknown, err: errors.New("not looked at")}
 			}
-			o, err := w.find(ctx, e, w.open[id].ref)
-			found[i] = o
-			return err
+			if f := failed[i]; f != nil && f.fate != unknown {
+				w.stop(f.problem(w.s.cfg.URL))
+			}
+			return nil
 		})
 	}
-	failure := g.Wait() // what was found is recorded all the same
+	if err := g.Wait(); err != nil {
+		panic("BUG: a look-up returned an error: " + err.Error())
+	}
 	var outs []outcome
 	for i, id := range ids {
 		in, e := w.open[id], entities[id.entity]
 		switch {
+		case failed[i] != nil:
+			w.hold(id, ErrUnknown.New("it is not known whether %s arrived: %v", id, failed[i]).WithDelay(failed[i].after))
 		case found[i] != nil:
 			d := e.read(found[i])
 			d.version = in.version
-			if holder, err := w.claim(ctx, id, d.externalID); err != nil {
-				failure = errors.Join(failure, err)
-				continue
-			} else if holder != id.key {
-				// Another key's record with the same number: this one
-				// was not made, and making it will be refused.
-				outs = append(outs, outcome{id: id, settled: true})
-				delete(w.open, id)
-				continue
+			holder, err := w.claim(ctx, id, d.externalID)
+			if err != nil {
+				w.stop(err)
+				return
 			}
-			w.done[id] = d
+			out := outcome{id: id, settled: true}
+			// When the number is that of another key's record, this one was
+			// not made, and making it will be refused.
+			if holder == id.key {
+				out.deliver, w.done[id] = d, d
+			}
 			delete(w.open, id)
-			outs = append(outs, outcome{id: id, deliver: d, settled: true})
-		case failure != nil || e == nil:
+			outs = append(outs, out)
 		case in.safeFrom.Before(now):
 			delete(w.open, id)
 			outs = append(outs, outcome{id: id, settled: true})
 		case !w.harmless(e):
-			failure = ErrUnknown.New("%s may still arrive at %s", id, w.s.cfg.URL).WithDelay(time.Until(in.safeFrom))
+			w.hold(id, ErrUnknown.New("%s may still arrive at %s", id, w.s.cfg.URL).WithDelay(time.Until(in.safeFrom)))
 		}
 	}
 	if err := w.s.store.finish(ctx, outs); err != nil {
-		return err
+		w.stop(err)
 	}
-	return failure
 }
 
+// maxReads is how often a look-up is tried: reading twice shows nothing.
+const maxReads = 3
+
 // find reads the one record with this reference; nil when there is none.
-func (w *write) find(ctx context.Context, e *entity, ref string) (object, error) {
-	o, cerr := w.s.client.do(ctx, request{method: "GET", path: e.query(&w.s.cfg, ref)})
+func (w *write) find(ctx context.Context, e *entity, ref string) (o object, cerr *callError) {
+	for range maxReads {
+		if o, cerr = w.s.client.do(ctx, request{method: "GET", path: e.query(&w.s.cfg, ref)}); cerr == nil || cerr.fate != unknown {
+			break
+		}
+	}
 	if cerr != nil {
-		return nil, cerr.problem(w.s.cfg.URL)
+		return nil, cerr
+	}
+	protocol := func(what string) *callError {
+		return &callError{fate: broken, err: ErrProtocol.New("looking up %s in %s: %s", ref, e.set, what)}
 	}
 	var list []object
 	if err := json.Unmarshal(o["value"], &list); err != nil {
-		return nil, ErrProtocol.New("looking up %s in %s: the answer has no list of values", ref, e.set)
+		return nil, protocol("the answer has no list of values")
 	}
 	if len(list) == 0 {
 		return nil, nil
 	}
 	if list[0].text("id") == "" {
-		return nil, ErrProtocol.New("looking up %s in %s: a record without id", ref, e.set)
+		return nil, protocol("a record without id")
 	}
 	return list[0], nil
 }
@@ -251,9 +264,9 @@ func (w *write) refusal(it *item, e *callError) result {
 // by a request of ours whose answer was lost, or, for a master record, by
 // hand. A time entry with another content is not ours to touch.
 func (w *write) adopt(ctx context.Context, it *item, cerr *callError) result {
-	o, err := w.find(ctx, it.e, it.want.ref)
-	if err != nil {
-		return result{notSent: &callError{fate: notSent, err: err}}
+	o, ferr := w.find(ctx, it.e, it.want.ref)
+	if ferr != nil {
+		return w.refusal(it, ferr)
 	}
 	if o == nil {
 		return w.refusal(it, cerr) // another property is taken

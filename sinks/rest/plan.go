@@ -17,6 +17,9 @@ type call struct {
 // plan decides about an item: a call, or an outcome without one, or neither
 // (nothing to do, or a failure was noted).
 func (w *write) plan(it *item) (*call, *outcome) {
+	if w.held[it.id] {
+		return nil, nil
+	}
 	if before, has := w.failed[it.id]; has {
 		w.fail(it, before.Err, before.WaitsFor)
 		return nil, nil
@@ -87,7 +90,7 @@ func (w *write) undecided(it *item) *outcome {
 		return nil
 	}
 	if left := time.Until(in.safeFrom); left > 0 {
-		w.stop(ErrUnknown.New("%s may still arrive at %s", it.id, w.s.cfg.URL).WithDelay(left))
+		w.hold(it.id, ErrUnknown.New("%s may still arrive at %s", it.id, w.s.cfg.URL).WithDelay(left))
 	}
 	return nil
 }

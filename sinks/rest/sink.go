@@ -75,10 +75,10 @@ func (s *Sink) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	w := &write{s: s, done: map[ident]*delivered{}, open: open, taken: map[ident]string{}}
+	w := &write{s: s, done: map[ident]*delivered{}, open: open, taken: map[ident]string{}, held: map[ident]bool{}}
 	// What may still arrive is left: it is looked at when its key comes.
-	if err := w.settle(ctx, keysOf(open)); err != nil && !problem.Has(err, ErrUnknown) {
-		return err
+	if w.settle(ctx, keysOf(open)); w.err != nil {
+		return w.err
 	}
 	s.ready = true
 	return nil
@@ -116,6 +116,10 @@ type write struct {
 	failed map[ident]pipeline.Failure // the first failure of a key in this batch
 	fails  []pipeline.Failure
 	err    error // what ends the Write: the worst so far
+	// held are keys whose last request has an unknown outcome still: nothing
+	// is done with them in this Write, which fails with late in the end.
+	held map[ident]bool
+	late error
 
 	mu    sync.Mutex
 	taken map[ident]string // entity and external id → key, of this Write
@@ -128,7 +132,7 @@ func (s *Sink) Write(ctx context.Context, b *change.Batch) ([]pipeline.Failure, 
 	if err := s.prepare(ctx); err != nil {
 		return nil, err
 	}
-	w := &write{s: s, b: b, failed: map[ident]pipeline.Failure{}, taken: map[ident]string{}}
+	w := &write{s: s, b: b, failed: map[ident]pipeline.Failure{}, taken: map[ident]string{}, held: map[ident]bool{}}
 	items := w.read()
 	var err error
 	if w.done, w.open, err = s.store.load(ctx, idents(items)); err != nil {
@@ -136,9 +140,7 @@ func (s *Sink) Write(ctx context.Context, b *change.Batch) ([]pipeline.Failure, 
 	}
 	// Before anything else is done with a key: what became of the last
 	// request for it? (invariants 11, 14)
-	if err := w.settle(ctx, ofItems(w.open, items)); err != nil {
-		return nil, err
-	}
+	w.settle(ctx, ofItems(w.open, items))
 	for rank := range 3 {
 		var queue []*item
 		for _, it := range items {
@@ -149,6 +151,9 @@ func (s *Sink) Write(ctx context.Context, b *change.Batch) ([]pipeline.Failure, 
 		if w.run(ctx, queue); w.err != nil {
 			return nil, w.err
 		}
+	}
+	if w.late != nil {
+		return nil, w.late
 	}
 	slices.SortFunc(w.fails, func(a, b pipeline.Failure) int { return a.Index - b.Index })
 	return w.fails, nil
@@ -229,6 +234,14 @@ func (w *write) stop(err error) {
 	defer w.mu.Unlock()
 	if w.err == nil || pipeline.Classify(err) > pipeline.Classify(w.err) {
 		w.err = err
+	}
+}
+
+// hold leaves a key alone for the rest of this Write, because of err.
+func (w *write) hold(id ident, err *problem.Error) {
+	w.held[id] = true
+	if was := problem.Of(w.late); was == nil || was.After > err.After {
+		w.late = err // the one that can be looked at first
 	}
 }
 
