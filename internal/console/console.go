@@ -365,7 +365,7 @@ func (s *Server) status() Status {
 	s.mu.Unlock()
 	for _, v := range views {
 		c := Component{Kind: v.Kind, Name: v.Name, State: v.State, Reason: v.Reason, Progress: v.Progress, Since: v.Since,
-			Lag: v.Lag, Parked: v.Parked, Waiting: v.Waiting}
+			Lag: v.Lag, Parked: v.Parked, Waiting: v.Waiting, P50: ms(v.P50), P95: ms(v.P95), P99: ms(v.P99)}
 		for _, n := range v.Lag {
 			c.LagTotal += n
 		}
@@ -375,7 +375,6 @@ func (s *Server) status() Status {
 				continue
 			}
 			c.Out += t.Records
-			c.P50, c.P95, c.P99 = max(c.P50, ms(t.P50)), max(c.P95, ms(t.P95)), max(c.P99, ms(t.P99))
 		}
 		out.Waiting += v.Waiting
 		out.Components = append(out.Components, c)

@@ -116,6 +116,7 @@ func (b *Box) add(v obs.View, r rates) {
 	if v.Progress != "" {
 		b.Progress = v.Progress
 	}
+	b.P50, b.P95 = max(b.P50, v.P50), max(b.P95, v.P95)
 	b.Parked += v.Parked
 	b.Waiting += v.Waiting
 	for _, t := range v.Topics {
@@ -126,7 +127,6 @@ func (b *Box) add(v obs.View, r rates) {
 		b.out[t.Topic] += t.Records
 		if !strings.HasPrefix(t.Topic, "_tallywire.") {
 			b.Rate += r[rateKey(v, "out", t.Topic)]
-			b.P50, b.P95 = max(b.P50, t.P50), max(b.P95, t.P95)
 		}
 	}
 	for t, n := range v.Lag {

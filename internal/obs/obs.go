@@ -82,6 +82,7 @@ type Component struct {
 	reason   string
 	since    time.Time
 	topics   map[string]*TopicStats // "in <topic>", "out <topic>"
+	latency  Window                 // over all topics
 	lags     map[string]map[int32]int64
 	parked   int64
 	waiting  int64
@@ -131,6 +132,7 @@ func (c *Component) Latency(topic string, d time.Duration) {
 	c.o.latency.WithLabelValues(c.Kind, c.Name, topic).Observe(d.Seconds())
 	c.mu.Lock()
 	c.topic("out", topic).Latency.Add(d)
+	c.latency.Add(d)
 	c.mu.Unlock()
 }
 
@@ -216,6 +218,8 @@ type View struct {
 	Lag        map[string]int64 // by topic, summed over partitions
 	Parked     int64
 	Waiting    int64
+
+	P50, P95, P99 time.Duration // over all topics, of the last minute or so
 }
 
 // TopicView is a copy of TopicStats with its quantiles.
@@ -256,6 +260,7 @@ func (c *Component) View() View {
 	defer c.mu.Unlock()
 	v := View{Kind: c.Kind, Name: c.Name, State: c.state, Reason: c.reason, Since: c.since, Progress: c.progress,
 		Lag: map[string]int64{}, Parked: c.parked, Waiting: c.waiting}
+	v.P50, v.P95, v.P99 = c.latency.Quantiles()
 	for t, m := range c.lags {
 		for _, n := range m {
 			v.Lag[t] += n
@@ -272,4 +277,14 @@ func (c *Component) View() View {
 		return v.Topics[i].Topic < v.Topics[j].Topic
 	})
 	return v
+}
+
+// Halted names the first component that halted, with its reason; "" when none did.
+func (o *Obs) Halted() string {
+	for _, v := range o.Views() {
+		if v.State == Halted {
+			return v.Kind + " " + v.Name + ": " + v.Reason
+		}
+	}
+	return ""
 }

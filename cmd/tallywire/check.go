@@ -1,0 +1,84 @@
+// check.go: the configuration alone, and version.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/supervise"
+)
+
+func (a *app) checkCmd() *cobra.Command {
+	var noSecrets bool
+	c := &cobra.Command{
+		Use:   "check",
+		Short: "Check the configuration without connecting to anything",
+		Long: `check reads the configuration as run does: every key, type, value and secret,
+and every component's own part. It connects to nothing; doctor does that.
+All mistakes are told at once, each with line, column and what to write.`,
+		Example: "  tallywire check -c tallywire.yml\n  tallywire check --no-secrets      # where the secrets are not at hand, as in CI",
+		Args:    none,
+		RunE: func(*cobra.Command, []string) error {
+			file := a.configFile()
+			cfg, err := config.Load(file, config.Options{Static: noSecrets})
+			if cfg == nil {
+				return err
+			}
+			p, err2 := supervise.Build(nil, cfg)
+			if err := errors.Join(err, err2); err != nil {
+				return err
+			}
+			res := struct {
+				File       string   `json:"file"`
+				OK         bool     `json:"ok"`
+				Sources    int      `json:"sources"`
+				Transforms int      `json:"transforms"`
+				Sinks      int      `json:"sinks"`
+				Groups     []string `json:"groups"`
+			}{file, true, len(cfg.Sources), len(cfg.Transforms), len(cfg.Sinks), p.Groups()}
+			return a.print(res, func(w io.Writer) {
+				fmt.Fprintf(w, "%s is good: %d sources, %d transforms, %d sinks\n", file, res.Sources, res.Transforms, res.Sinks)
+			})
+		},
+	}
+	c.Flags().BoolVar(&noSecrets, "no-secrets", false, "check the form of env: and file: references without reading them")
+	return c
+}
+
+func (a *app) versionCmd() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Example: "  tallywire version --output json", Args: none,
+		RunE: func(*cobra.Command, []string) error {
+			v := struct {
+				Version string `json:"version"`
+				Commit  string `json:"commit,omitempty"`
+				Go      string `json:"go"`
+			}{Version: versionText(), Go: runtime.Version()}
+			if b, ok := debug.ReadBuildInfo(); ok {
+				for _, s := range b.Settings {
+					if s.Key == "vcs.revision" {
+						v.Commit = s.Value
+					}
+				}
+			}
+			return a.print(v, func(w io.Writer) { fmt.Fprintf(w, "tallywire %s (%s)\n", v.Version, v.Go) })
+		},
+	}
+}
+
+func versionText() string {
+	if version != "" {
+		return version
+	}
+	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" && b.Main.Version != "(devel)" {
+		return b.Main.Version
+	}
+	return "dev"
+}

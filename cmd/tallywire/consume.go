@@ -1,0 +1,292 @@
+// consume.go: a topic as decoded JSON lines.
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+type consumeFlags struct {
+	from      string
+	max       int
+	partition int32
+	follow    bool
+}
+
+func (a *app) consumeCmd() *cobra.Command {
+	f := consumeFlags{}
+	c := &cobra.Command{
+		Use:   "consume TOPIC",
+		Short: "Print a topic's records as decoded JSON lines",
+		Long: `consume reads committed records and prints one JSON object per line: where
+the record lies (partition, offset), its time, its key, and the row as its
+schema says. A raw topic gives op, before and after; a canonical one gives the
+value, null where the key was deleted. It joins no group and commits nothing.
+Numbers with a fraction are printed as text, exactly as they are.
+
+A record that cannot be decoded is printed with its error and its octets in
+base64; the exit code is then 1.`,
+		Example: `  tallywire consume ps.time_entry_costed --max 3
+  tallywire consume psa.public.time_entry --from end --follow
+  tallywire consume ps.customer --partition 0 --from 120 | jq .value.name`,
+		Args: exactly(1, "one TOPIC"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return ended(cmd.Context(), a.consume(cmd.Context(), args[0], f))
+		},
+	}
+	c.Flags().StringVar(&f.from, "from", "beginning", "beginning, end, or an offset")
+	c.Flags().IntVar(&f.max, "max", 0, "stop after so many records (0: no limit)")
+	c.Flags().Int32Var(&f.partition, "partition", -1, "only this partition (-1: all)")
+	c.Flags().BoolVar(&f.follow, "follow", false, "go on at the end and wait for more")
+	return c
+}
+
+var errTopic = problem.Define("TW-TOPIC-UNKNOWN", problem.Halt,
+	"There is no such topic or partition.",
+	"List the topics with: kcat -b BROKER -L. A topic is made when the first record goes into it.")
+
+func (a *app) consume(ctx context.Context, topic string, f consumeFlags) (err error) {
+	start := kgo.NewOffset()
+	switch n, perr := strconv.ParseInt(f.from, 10, 64); {
+	case f.from == "beginning":
+		start = start.AtStart()
+	case f.from == "end":
+		start = start.AtEnd()
+		f.follow = true
+	case perr == nil && n >= 0:
+		start = start.At(n)
+	default:
+		return usage{fmt.Errorf("--from is beginning, end or an offset, not %q", f.from)}
+	}
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	kc, err := cluster(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer kc.Close()
+	reg, err := schemaRegistry(cfg)
+	if err != nil {
+		return err
+	}
+	ends, err := kc.Admin().ListCommittedOffsets(ctx, topic)
+	if err != nil {
+		return kafka.Wrap(err, "reading the end offsets of %s", topic)
+	}
+	parts := map[int32]kgo.Offset{}
+	left := map[int32]int64{} // the offset to read up to, by partition
+	for p, o := range ends[topic] {
+		if o.Err != nil {
+			return errTopic.New("%s: %w", topic, o.Err)
+		}
+		if f.partition >= 0 && p != f.partition {
+			continue
+		}
+		parts[p] = start
+		left[p] = o.Offset
+	}
+	if len(parts) == 0 {
+		return errTopic.New("%s, partition %d of %d", topic, f.partition, len(ends[topic]))
+	}
+	begins, err := kc.Admin().ListStartOffsets(ctx, topic)
+	if err != nil {
+		return kafka.Wrap(err, "reading the start offsets of %s", topic)
+	}
+	for p := range left {
+		if b, ok := begins.Lookup(topic, p); ok && b.Offset >= left[p] && !f.follow {
+			delete(left, p)
+			delete(parts, p)
+		}
+	}
+	if len(parts) == 0 {
+		return nil // empty
+	}
+	t, err := kc.Topic(ctx, topic)
+	if err != nil {
+		return err
+	}
+	cl, err := kc.Client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: parts}),
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords())
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	out := bufio.NewWriterSize(a.out, 1<<16)
+	defer func() { err = errors.Join(err, out.Flush()) }()
+	dec := avro.NewDecoder(reg)
+	bad := false
+	for n := 0; f.follow || len(left) > 0; {
+		fs := cl.PollRecords(ctx, 1000)
+		if err := fs.Err0(); err != nil {
+			return kafka.Wrap(err, "reading %s", topic)
+		}
+		for _, e := range fs.Errors() {
+			return kafka.Wrap(e.Err, "reading %s, partition %d", e.Topic, e.Partition)
+		}
+		for it := fs.RecordIter(); !it.Done(); {
+			r := it.Next()
+			if end, ok := left[r.Partition]; ok && r.Offset+1 >= end {
+				delete(left, r.Partition)
+			}
+			if r.Attrs.IsControl() {
+				continue
+			}
+			line, ok, err := decodeLine(ctx, dec, t, r)
+			if err != nil {
+				return err
+			}
+			bad = bad || !ok
+			if _, err := out.Write(append(line, '\n')); err != nil {
+				return fmt.Errorf("writing: %w", err)
+			}
+			if n++; f.max > 0 && n >= f.max {
+				left, f.follow = nil, false
+				break
+			}
+		}
+		if err := out.Flush(); err != nil {
+			return fmt.Errorf("writing: %w", err)
+		}
+	}
+	if bad {
+		return exit(exitFailed)
+	}
+	return nil
+}
+
+// consumed is one line.
+type consumed struct {
+	Partition int32           `json:"partition"`
+	Offset    int64           `json:"offset"`
+	Time      string          `json:"time"`
+	Key       any             `json:"key"`
+	Op        string          `json:"op,omitempty"`
+	Pos       string          `json:"pos,omitempty"`
+	Before    json.RawMessage `json:"before,omitempty"`
+	After     json.RawMessage `json:"after,omitempty"`
+	Value     json.RawMessage `json:"value,omitempty"`
+	Tombstone bool            `json:"tombstone,omitempty"`
+	Error     *problem.Report `json:"error,omitempty"`
+	Octets    string          `json:"octets,omitempty"`
+}
+
+// decodeLine gives the line of a record; ok is false when it is no record of
+// ours. The error is one of the registry's.
+func decodeLine(ctx context.Context, dec *avro.Decoder, t *change.Topic, r *kgo.Record) (line []byte, ok bool, err error) {
+	l := consumed{Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp.UTC().Format(time.RFC3339Nano), Key: printableKey(r.Key)}
+	b := change.Get()
+	defer b.Release()
+	var pos, unchanged []byte
+	for _, h := range r.Headers {
+		switch h.Key {
+		case kafka.HeaderPos:
+			pos = h.Value
+		case kafka.HeaderUnchanged:
+			unchanged = h.Value
+		}
+	}
+	err = dec.Append(ctx, b, change.Coord{Topic: t, Partition: r.Partition, Offset: r.Offset}, r.Key, r.Value, pos, unchanged, r.Timestamp.UnixMilli())
+	switch {
+	case err != nil:
+		if e := problem.Of(err); e == nil || e.Class != problem.Reject {
+			return nil, false, err
+		}
+		rep := problem.Reports(err)[0]
+		l.Error, l.Octets = &rep, base64.StdEncoding.EncodeToString(r.Value)
+	case b.Len() == 0:
+		l.Tombstone, ok = true, true
+	default:
+		ok = true
+		c := &b.Changes[0]
+		if k := change.AppendKey(nil, b, c); len(k) > 0 {
+			l.Key = string(bytes.ReplaceAll(k, []byte{0x1f}, []byte("|")))
+		}
+		if c.Table.Source == "" {
+			l.Value = json.RawMessage("null")
+			if c.New != nil {
+				l.Value = rowJSON(b, c.Table, c.New)
+			}
+			break
+		}
+		l.Op = string(rune(c.Op))
+		if !c.Pos.IsZero() {
+			l.Pos = c.Pos.String()
+		}
+		if c.Old != nil {
+			l.Before = rowJSON(b, c.Table, c.Old)
+		}
+		if c.New != nil {
+			l.After = rowJSON(b, c.Table, c.New)
+		}
+	}
+	line, err = json.Marshal(l)
+	return line, ok, err
+}
+
+// printableKey is the key's octets as text where they are text.
+func printableKey(k []byte) any {
+	if k == nil {
+		return nil
+	}
+	return base64.StdEncoding.EncodeToString(k)
+}
+
+// rowJSON gives the columns in their order. Integers and booleans are JSON's
+// own; JSON is itself; all else is its exact text. A column that the source
+// did not resend is left out.
+func rowJSON(b *change.Batch, t *change.Table, row []change.Value) json.RawMessage {
+	out := []byte{'{'}
+	var text []byte
+	for i, v := range row {
+		if v.IsUnchanged() {
+			continue
+		}
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		out = appendString(out, t.Columns[i].Name)
+		out = append(out, ':')
+		switch v.Kind() {
+		case change.Null:
+			out = append(out, "null"...)
+		case change.Bool:
+			out = strconv.AppendBool(out, v.Bool())
+		case change.Int:
+			out = strconv.AppendInt(out, v.Int(), 10)
+		default:
+			text = b.AppendText(text[:0], v)
+			if v.Kind() == change.JSON && json.Valid(text) {
+				out = append(out, text...)
+				continue
+			}
+			out = appendString(out, string(text))
+		}
+	}
+	return append(out, '}')
+}
+
+func appendString(dst []byte, s string) []byte {
+	q, err := json.Marshal(s)
+	if err != nil {
+		panic("BUG: a string has no JSON: " + err.Error())
+	}
+	return append(dst, q...)
+}

@@ -1,0 +1,265 @@
+// doctor.go: everything that the configuration names, asked whether it is well.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/redis"
+	"github.com/tallywire/tallywire/internal/supervise"
+	"github.com/tallywire/tallywire/sources/postgres"
+)
+
+// finding is one thing that was looked at.
+type finding struct {
+	Part    string          `json:"part"` // "kafka", "sources.psa"
+	What    string          `json:"what"`
+	OK      bool            `json:"ok"`
+	Advice  string          `json:"advice,omitempty"` // it works, and could be better
+	Problem *problem.Report `json:"problem,omitempty"`
+}
+
+var errDoctor = problem.Define("TW-DOCTOR-UNREACHABLE", problem.Retry,
+	"Something that the configuration names cannot be reached, or refuses us.",
+	"Look whether it runs, whether the address is right, and whether the login may connect.")
+
+func (a *app) doctorCmd() *cobra.Command {
+	var patience time.Duration
+	c := &cobra.Command{
+		Use:   "doctor",
+		Short: "Connect to everything that is named; say what is wrong and how to mend it",
+		Long: `doctor connects to the broker, the registry, Redis, the control database, every
+source and every sink that the configuration names, and checks what each needs:
+rights, settings, tables. It changes nothing. Exit code 4 when anything is not
+well. What is not named is embedded by run, and not looked at.`,
+		Example: "  tallywire doctor -c tallywire.yml\n  tallywire doctor --output json | jq '.[] | select(.ok | not)'",
+		Args:    none,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			p, err := supervise.Build(nil, cfg)
+			if err != nil {
+				return err
+			}
+			d := &doctor{cfg: cfg, patience: patience}
+			d.look(cmd.Context(), p)
+			if err := a.print(d.found, d.text); err != nil {
+				return err
+			}
+			for _, f := range d.found {
+				if !f.OK {
+					return exit(exitUnwell)
+				}
+			}
+			return nil
+		},
+	}
+	c.Flags().DurationVar(&patience, "patience", 10*time.Second, "how long each is waited for")
+	return c
+}
+
+type doctor struct {
+	cfg      *config.Config
+	patience time.Duration
+	found    []finding
+}
+
+func (d *doctor) text(w io.Writer) {
+	for _, f := range d.found {
+		mark := "ok"
+		if !f.OK {
+			mark = "!!"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", mark, f.Part, f.What)
+		if f.Problem != nil {
+			fmt.Fprintf(w, "\t\t%s: %s\n\t\tremedy: %s\n", f.Problem.Code, f.Problem.What, f.Problem.Remedy)
+		}
+		if f.Advice != "" {
+			fmt.Fprintf(w, "\t\tadvice: %s\n", f.Advice)
+		}
+	}
+}
+
+// note keeps a finding; an error without a code becomes TW-DOCTOR-UNREACHABLE.
+func (d *doctor) note(part, what string, err error) bool {
+	f := finding{Part: part, What: what, OK: err == nil}
+	if err != nil {
+		if problem.Of(err) == nil {
+			err = errDoctor.New("%w", err)
+		}
+		r := problem.Reports(err)[0]
+		f.Problem = &r
+	}
+	d.found = append(d.found, f)
+	return err == nil
+}
+
+func (d *doctor) look(ctx context.Context, p *supervise.Pipeline) {
+	each := func(f func(context.Context)) {
+		ctx, cancel := context.WithTimeout(ctx, d.patience)
+		defer cancel()
+		f(ctx)
+	}
+	each(d.kafka)
+	each(d.registry)
+	each(d.redis)
+	if dsn := d.cfg.Control.DSN; !dsn.IsZero() {
+		each(func(ctx context.Context) { d.postgres(ctx, "control", dsn.Reveal(), true) })
+	}
+	for _, s := range p.Sources {
+		each(func(ctx context.Context) { d.source(ctx, "sources."+s.Name, s.Source) })
+	}
+	for _, s := range p.Sinks {
+		each(func(ctx context.Context) { d.sink(ctx, "sinks."+s.Name, s.Sink) })
+	}
+}
+
+func (d *doctor) kafka(ctx context.Context) {
+	if len(d.cfg.Kafka.Brokers) == 0 {
+		return
+	}
+	kc, err := kafka.New(kafka.Config{Brokers: d.cfg.Kafka.Brokers, ClientID: "tallywire-doctor"}, quiet())
+	if !d.note("kafka", fmt.Sprintf("brokers %v", d.cfg.Kafka.Brokers), err) {
+		return
+	}
+	defer kc.Close()
+	id, err := kc.ID(ctx)
+	if !d.note("kafka", "a broker answers", err) {
+		return
+	}
+	d.found[len(d.found)-1].What = "cluster " + id + " answers"
+	m, err := kc.Admin().BrokerMetadata(ctx)
+	if !d.note("kafka", "its brokers", kafka.Wrap(err, "listing the brokers")) {
+		return
+	}
+	d.found[len(d.found)-1].What = fmt.Sprintf("%d brokers", len(m.Brokers))
+	rcs, err := kc.Admin().DescribeBrokerConfigs(ctx, m.Brokers.NodeIDs()...)
+	if err != nil {
+		d.found = append(d.found, finding{Part: "kafka", What: "its settings", OK: true, Advice: "they cannot be read with our rights, so they are not checked"})
+		return
+	}
+	for _, rc := range rcs {
+		d.brokerSettings(rc)
+		break // brokers of one cluster are set up alike
+	}
+}
+
+func (d *doctor) brokerSettings(rc kadm.ResourceConfig) {
+	for _, c := range rc.Configs {
+		if c.Value == nil {
+			continue
+		}
+		n, err := strconv.ParseInt(*c.Value, 10, 64)
+		if err != nil {
+			continue
+		}
+		f := finding{Part: "kafka", What: c.Key + " = " + *c.Value, OK: true}
+		switch {
+		case c.Key == "add.partitions.to.txn.retry.backoff.ms" && n > 5:
+			f.Advice = "set it to 1: a transaction that follows another waits that long inside the broker, which is most of the latency at low load"
+		case c.Key == "transaction.max.timeout.ms" && n < 30_000:
+			f.OK = false
+			r := problem.Reports(kafka.ErrConfig.New("transaction.max.timeout.ms is %d, our transactions ask for 30000", n).
+				WithRemedy("Set transaction.max.timeout.ms to 30000 or more on the brokers."))[0]
+			f.Problem = &r
+		default:
+			continue
+		}
+		d.found = append(d.found, f)
+	}
+}
+
+func (d *doctor) registry(ctx context.Context) {
+	if d.cfg.Registry.URL == "" {
+		return
+	}
+	r, err := avro.NewRegistry(d.cfg.Registry.URL)
+	if err == nil {
+		err = r.Ping(ctx)
+	}
+	d.note("registry", d.cfg.Registry.URL+" answers", err)
+}
+
+func (d *doctor) redis(ctx context.Context) {
+	if d.cfg.Redis.Addr == "" || len(d.cfg.Transforms) == 0 {
+		return
+	}
+	c, err := redis.Open(ctx, d.cfg.Redis.Addr)
+	if d.note("redis", d.cfg.Redis.Addr+" answers and evicts nothing", err) {
+		d.note("redis", "closing", c.Close())
+		d.found = d.found[:len(d.found)-1]
+	}
+}
+
+// postgres connects, and when mayCreate asks whether we may make schemas.
+func (d *doctor) postgres(ctx context.Context, part, dsn string, mayCreate bool) {
+	c, err := pgx.Connect(ctx, dsn)
+	if !d.note(part, "the database answers", err) {
+		return
+	}
+	defer c.Close(context.WithoutCancel(ctx))
+	var name, version string
+	var create bool
+	err = c.QueryRow(ctx, `select current_database(), current_setting('server_version'), has_database_privilege(current_database(), 'CREATE')`).Scan(&name, &version, &create)
+	if !d.note(part, "database", err) {
+		return
+	}
+	d.found[len(d.found)-1].What = fmt.Sprintf("database %s of Postgres %s", name, version)
+	if mayCreate && !create {
+		err = errDoctor.New("the login may not create schemas in database %s", name).WithRemedy("GRANT CREATE ON DATABASE %s TO its login.", name)
+	}
+	d.note(part, "the login may create its schemas", err)
+}
+
+func (d *doctor) source(ctx context.Context, part string, s any) {
+	doc, ok := s.(interface {
+		Doctor(context.Context) []postgres.Finding
+	})
+	if !ok {
+		d.found = append(d.found, finding{Part: part, What: "this type of source has no check of its own", OK: true})
+		return
+	}
+	for _, f := range doc.Doctor(ctx) {
+		var err error
+		if f.Problem != nil && !f.OK {
+			err = f.Problem
+		} else if !f.OK {
+			err = errors.New(f.What)
+		}
+		d.note(part, f.What, err)
+		if f.OK && f.Problem != nil {
+			d.found[len(d.found)-1].Advice = f.Problem.Text + "; " + f.Problem.WhatToDo()
+		}
+	}
+}
+
+func (d *doctor) sink(ctx context.Context, part string, s any) {
+	if doc, ok := s.(interface{ Doctor(context.Context) error }); ok {
+		d.note(part, "the far side answers and lets us in", doc.Doctor(ctx))
+		return
+	}
+	for _, c := range d.cfg.Sinks {
+		if c.Path() == part && c.Type == "warehouse" {
+			if dsn := sinkDSN(c); dsn != "" {
+				d.postgres(ctx, part, dsn, true)
+				return
+			}
+		}
+	}
+	d.found = append(d.found, finding{Part: part, What: "this type of sink has no check of its own", OK: true})
+}

@@ -1,0 +1,134 @@
+// parked.go: what was taken out of the flow, and back into it.
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tallywire/tallywire/internal/control"
+)
+
+func (a *app) parkedCmd() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "parked",
+		Short: "Show and retry records that were taken out of the flow",
+		Long: `A record that a stage or a far side refuses is parked with its reason; what
+depends on it waits behind it. Mend the cause (in the PSA, mostly: the newer
+version replaces the parked one by itself), or retry when the far side was the
+cause.`,
+		Args: none,
+	}
+	c.AddCommand(a.parkedListCmd(), a.parkedRetryCmd())
+	return c
+}
+
+type parkedLine struct {
+	Stage     string    `json:"stage"`
+	Kind      string    `json:"kind"`
+	Topic     string    `json:"topic"`
+	Key       string    `json:"key"`
+	Partition int32     `json:"partition"`
+	Offset    int64     `json:"offset"`
+	Code      string    `json:"code"`
+	Reason    string    `json:"reason"`
+	Remedy    string    `json:"remedy"`
+	WaitsFor  string    `json:"waits_for,omitempty"`
+	Attempts  int       `json:"attempts"`
+	FirstAt   time.Time `json:"first_at"`
+	LastAt    time.Time `json:"last_at"`
+	Retry     bool      `json:"retry_requested"`
+}
+
+func (a *app) parkedListCmd() *cobra.Command {
+	var f control.Filter
+	c := &cobra.Command{
+		Use: "list", Short: "List parked records with reason and remedy",
+		Example: "  tallywire parked list\n  tallywire parked list --stage erp --output json",
+		Args:    none,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			pool, err := controlPool(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			defer pool.Close()
+			ps, err := control.NewParked(pool).List(cmd.Context(), f)
+			if err != nil {
+				return err
+			}
+			lines := make([]parkedLine, len(ps))
+			for i, p := range ps {
+				lines[i] = parkedLine{p.Stage, p.Kind, p.Topic, p.Key, p.Partition, p.Offset, p.Code, p.Reason, p.Remedy, p.WaitsFor,
+					p.Attempts, p.FirstAt, p.LastAt, p.RetryAsked}
+			}
+			return a.print(lines, func(w io.Writer) {
+				if len(lines) == 0 {
+					fmt.Fprintln(w, "nothing is parked")
+					return
+				}
+				for _, l := range lines {
+					fmt.Fprintf(w, "%s  %s  %s  %s\n  what    %s\n", l.Stage, l.Topic, l.Key, l.Code, l.Reason)
+					if l.WaitsFor != "" {
+						fmt.Fprintf(w, "  waits   for %s\n", l.WaitsFor)
+					}
+					if l.Remedy != "" {
+						fmt.Fprintf(w, "  remedy  %s\n", l.Remedy)
+					}
+					fmt.Fprintf(w, "  since   %s, tried %d times\n", l.FirstAt.Format(time.RFC3339), l.Attempts)
+				}
+			})
+		},
+	}
+	c.Flags().StringVar(&f.Stage, "stage", "", "only of this transform or sink")
+	c.Flags().StringVar(&f.Topic, "topic", "", "only of this topic")
+	c.Flags().StringVar(&f.Key, "key", "", "only of this key")
+	c.Flags().IntVar(&f.Limit, "limit", 1000, "so many at most")
+	return c
+}
+
+func (a *app) parkedRetryCmd() *cobra.Command {
+	var topic, key string
+	var all bool
+	c := &cobra.Command{
+		Use: "retry STAGE", Short: "Have parked records of a transform or sink tried again",
+		Long: `retry asks the running process to try parked records of STAGE again: one key,
+or all with --all. They are tried within a second or so; what fails again is
+parked again, with its newest reason.`,
+		Example: "  tallywire parked retry erp --topic ps.customer --key 17\n  tallywire parked retry erp --all",
+		Args:    exactly(1, "one STAGE, the name of a transform or sink"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !all && key == "" {
+				return usage{fmt.Errorf("name a --key (and its --topic), or --all")}
+			}
+			if all && key != "" {
+				return usage{fmt.Errorf("--all and --key exclude each other")}
+			}
+			ctx := cmd.Context()
+			cfg, err := a.load()
+			if err != nil {
+				return err
+			}
+			pool, err := controlPool(ctx, cfg)
+			if err != nil {
+				return err
+			}
+			defer pool.Close()
+			n, err := control.NewParked(pool).RequestRetry(ctx, args[0], topic, key)
+			if err != nil {
+				return err
+			}
+			return a.print(map[string]int{"asked": n}, func(w io.Writer) { fmt.Fprintf(w, "asked for %d records to be tried again\n", n) })
+		},
+	}
+	c.Flags().StringVar(&topic, "topic", "", "only of this topic")
+	c.Flags().StringVar(&key, "key", "", "only this key")
+	c.Flags().BoolVar(&all, "all", false, "all of the stage (of the topic, if one is named)")
+	return c
+}

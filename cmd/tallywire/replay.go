@@ -1,0 +1,223 @@
+// replay.go: a group back to an offset, as Kafka's own reset tool does it.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sort"
+	"strconv"
+
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/supervise"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+var (
+	errGroup = problem.Define("TW-REPLAY-GROUP", problem.Halt,
+		"There is no such transform or sink, or it reads no such topic.",
+		"Use the name of a transform or a sink in the configuration, and a topic that it reads.")
+	errActive = problem.Define("TW-REPLAY-ACTIVE", problem.Halt,
+		"The group has members: its offsets cannot be changed under them.",
+		"Stop the process that runs it, run replay, then start it again.")
+)
+
+type replayFlags struct {
+	to        string
+	topic     string
+	partition int32
+	yes       bool
+}
+
+// move is one partition's offset, before and after.
+type move struct {
+	Topic     string `json:"topic"`
+	Partition int32  `json:"partition"`
+	From      int64  `json:"from"` // -1: nothing committed
+	To        int64  `json:"to"`
+	Again     int64  `json:"records_again"` // upper bound: control records count
+}
+
+func (a *app) replayCmd() *cobra.Command {
+	f := replayFlags{}
+	c := &cobra.Command{
+		Use:   "replay NAME",
+		Short: "Set a transform or a sink back to the beginning or to an offset",
+		Long: `replay commits offsets for the consumer group of a transform or a sink, as
+kafka-consumer-groups --reset-offsets does. Without --yes it only shows what it
+would do. The group must be stopped: with members it is refused (exit code 5).
+
+After a replay the warehouse has the same content, and the ERP gets nothing
+twice: both know what they have.`,
+		Example: `  tallywire replay warehouse --to beginning            # shows what would happen
+  tallywire replay warehouse --to beginning --yes
+  tallywire replay canonical --topic psa.public.time_entry --partition 0 --to 1200 --yes`,
+		Args: exactly(1, "one NAME of a transform or sink"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.replay(cmd.Context(), args[0], f) },
+	}
+	c.Flags().StringVar(&f.to, "to", "beginning", "beginning, end, or an offset")
+	c.Flags().StringVar(&f.topic, "topic", "", "only this topic (default: all that it reads)")
+	c.Flags().Int32Var(&f.partition, "partition", -1, "only this partition (-1: all)")
+	c.Flags().BoolVar(&f.yes, "yes", false, "do it")
+	return c
+}
+
+func (a *app) replay(ctx context.Context, name string, f replayFlags) error {
+	at := int64(-1)
+	if f.to != "beginning" && f.to != "end" {
+		n, err := strconv.ParseInt(f.to, 10, 64)
+		if err != nil || n < 0 {
+			return usage{fmt.Errorf("--to is beginning, end or an offset, not %q", f.to)}
+		}
+		at = n
+	}
+	cfg, err := a.load()
+	if err != nil {
+		return err
+	}
+	p, err := supervise.Build(nil, cfg)
+	if err != nil {
+		return err
+	}
+	topics, err := topicsOf(p, name, f.topic)
+	if err != nil {
+		return err
+	}
+	kc, err := cluster(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer kc.Close()
+	adm := kc.Admin()
+	group := pipeline.GroupOf(name)
+	if err := idle(ctx, adm, group); err != nil {
+		if problem.Has(err, errActive) {
+			a.code(err)
+			return exit(exitRefused)
+		}
+		return err
+	}
+	moves, offs, err := plan(ctx, adm, group, topics, f, at)
+	if err != nil {
+		return err
+	}
+	if f.yes {
+		res, err := adm.CommitOffsets(ctx, group, offs)
+		if err == nil {
+			err = res.Error()
+		}
+		if err != nil {
+			return kafka.Wrap(err, "setting the offsets of %s", group)
+		}
+	}
+	return a.print(map[string]any{"group": group, "done": f.yes, "moves": moves}, func(w io.Writer) {
+		fmt.Fprintln(w, "TOPIC\tPARTITION\tFROM\tTO\tRECORDS AGAIN")
+		for _, m := range moves {
+			from := "-"
+			if m.From >= 0 {
+				from = strconv.FormatInt(m.From, 10)
+			}
+			fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%d\n", m.Topic, m.Partition, from, m.To, m.Again)
+		}
+		if f.yes {
+			fmt.Fprintf(w, "\n%s is set back; start its process again\n", group)
+		} else {
+			fmt.Fprintf(w, "\nnothing was changed; add --yes to do it\n")
+		}
+	})
+}
+
+func topicsOf(p *supervise.Pipeline, name, only string) ([]string, error) {
+	var topics []string
+	found := false
+	for _, t := range p.Transforms {
+		if t.Name == name {
+			topics, found = append(append([]string(nil), t.Topics...), t.CoPartitioned...), true
+		}
+	}
+	for _, s := range p.Sinks {
+		if s.Name == name {
+			topics, found = s.Topics, true
+		}
+	}
+	if !found {
+		return nil, errGroup.New("%q is neither a transform nor a sink of the configuration", name)
+	}
+	if only == "" {
+		return topics, nil
+	}
+	for _, t := range topics {
+		if t == only {
+			return []string{only}, nil
+		}
+	}
+	return nil, errGroup.New("%q does not read %s", name, only)
+}
+
+// idle refuses a group that has members, and names one.
+func idle(ctx context.Context, adm *kadm.Client, group string) error {
+	gs, err := adm.DescribeGroups(ctx, group)
+	if err != nil {
+		return kafka.Wrap(err, "looking at group %s", group)
+	}
+	g, ok := gs[group]
+	if !ok || len(g.Members) == 0 {
+		return nil
+	}
+	m := g.Members[0]
+	return errActive.New("group %s is %s with %d members; one is %s at %s", group, g.State, len(g.Members), m.ClientID, m.ClientHost)
+}
+
+func plan(ctx context.Context, adm *kadm.Client, group string, topics []string, f replayFlags, at int64) ([]move, kadm.Offsets, error) {
+	now, err := adm.FetchOffsets(ctx, group)
+	if err != nil {
+		return nil, nil, kafka.Wrap(err, "reading the offsets of %s", group)
+	}
+	starts, err := adm.ListStartOffsets(ctx, topics...)
+	if err != nil {
+		return nil, nil, kafka.Wrap(err, "reading start offsets")
+	}
+	ends, err := adm.ListCommittedOffsets(ctx, topics...)
+	if err != nil {
+		return nil, nil, kafka.Wrap(err, "reading end offsets")
+	}
+	var moves []move
+	offs := kadm.Offsets{}
+	for _, t := range topics {
+		for p, e := range ends[t] {
+			if e.Err != nil {
+				return nil, nil, errTopic.New("%s: %w", t, e.Err)
+			}
+			if f.partition >= 0 && p != f.partition {
+				continue
+			}
+			s, _ := starts.Lookup(t, p)
+			m := move{Topic: t, Partition: p, From: -1, To: s.Offset}
+			switch {
+			case f.to == "end":
+				m.To = e.Offset
+			case at >= 0:
+				m.To = min(max(at, s.Offset), e.Offset)
+			}
+			if o, ok := now.Lookup(t, p); ok {
+				m.From = o.At
+			}
+			m.Again = max(0, m.From-m.To)
+			moves = append(moves, m)
+			// Without metadata: that is how our sinks know a reset from their own commits.
+			offs.AddOffset(t, p, m.To, -1)
+		}
+	}
+	sort.Slice(moves, func(i, j int) bool {
+		if moves[i].Topic != moves[j].Topic {
+			return moves[i].Topic < moves[j].Topic
+		}
+		return moves[i].Partition < moves[j].Partition
+	})
+	return moves, offs, nil
+}
