@@ -357,17 +357,17 @@ func inserts(txs, rows int) [][]row {
 
 // running runs a source until the test ends, or stop is called, which gives
 // what RunIngest returned.
-func (b *bed) running(src Source, limits IngestLimits) (stop func() error, ended <-chan error) {
+func (b *bed) running(src Source, limits IngestLimits) (stop func() error, ended <-chan struct{}) {
 	ctx, cancel := context.WithCancel(b.t.Context())
-	done := make(chan error, 1)
-	go func() { done <- RunIngest(ctx, b.env, IngestSpec{Name: b.source, Source: src, IngestLimits: limits}) }()
-	var once sync.Once
+	done := make(chan struct{})
 	var err error
+	go func() {
+		defer close(done)
+		err = RunIngest(ctx, b.env, IngestSpec{Name: b.source, Source: src, IngestLimits: limits})
+	}()
 	stop = func() error {
-		once.Do(func() {
-			cancel()
-			err = <-done
-		})
+		cancel()
+		<-done
 		return err
 	}
 	b.t.Cleanup(func() {

@@ -206,11 +206,12 @@ func TestIngestFencedPredecessorHalts(t *testing.T) {
 				}
 				return nil
 			})
-			_, done := b.running(second, IngestLimits{})
+			stop, ended := b.running(second, IngestLimits{})
 			b.await("the successor", successorResumed)
 			sent = out.Checkpoint(ctx, Resume(`{"lsn":1}`))
 			close(predecessorEnded)
-			if err := <-done; err != nil {
+			b.await("the successor's end", ended)
+			if err := stop(); err != nil {
 				t.Errorf("the successor: %v", err)
 			}
 			return sent

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tallywire/tallywire/change"
 )
@@ -104,21 +105,27 @@ func (c *Cluster) awaitTopic(ctx context.Context, name string) (*change.Topic, e
 // kerr.UnknownTopicOrPartition below it) if it does not. The same topic gives
 // the same pointer.
 func (c *Cluster) Topic(ctx context.Context, name string) (*change.Topic, error) {
-	m, err := c.admin.Metadata(ctx, name)
+	// Asked directly: kadm and kgo would answer from what they heard a moment
+	// ago, when the topic may have been another.
+	req := kmsg.NewPtrMetadataRequest()
+	rt := kmsg.NewMetadataRequestTopic()
+	rt.Topic = kmsg.StringPtr(name)
+	req.Topics = append(req.Topics, rt)
+	resp, err := req.RequestWith(ctx, c.shared)
 	if err != nil {
 		return nil, Wrap(err, "reading about topic %q", name)
 	}
-	d, ok := m.Topics[name]
-	if !ok {
-		return nil, ErrNoTopic.New("topic %q: %w", name, kerr.UnknownTopicOrPartition)
+	if len(resp.Topics) != 1 {
+		return nil, ErrUnavailable.New("reading about topic %q: the answer is about %d topics", name, len(resp.Topics))
 	}
-	if d.Err != nil {
-		if errors.Is(d.Err, kerr.UnknownTopicOrPartition) {
-			return nil, ErrNoTopic.New("topic %q: %w", name, d.Err)
+	d := &resp.Topics[0]
+	if err := kerr.ErrorForCode(d.ErrorCode); err != nil {
+		if errors.Is(err, kerr.UnknownTopicOrPartition) {
+			return nil, ErrNoTopic.New("topic %q: %w", name, err)
 		}
-		return nil, Wrap(d.Err, "reading about topic %q", name)
+		return nil, Wrap(err, "reading about topic %q", name)
 	}
-	t := &change.Topic{Name: name, ID: d.ID, Partitions: int32(len(d.Partitions))}
+	t := &change.Topic{Name: name, ID: d.TopicID, Partitions: int32(len(d.Partitions))}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if was := c.topics[name]; was != nil && *was == *t {
