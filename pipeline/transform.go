@@ -71,6 +71,7 @@ type groupSession struct {
 	prepared   int64 // the generation of the assignment that prepare has seen
 	lagAt      time.Time
 	trimAt     time.Time
+	askAt      time.Time
 	trimmed    map[*place]int64
 }
 
@@ -102,7 +103,7 @@ func (t *transform) run(ctx context.Context) (err error) {
 	if s.encoder, err = newRecordEncoder(ctx, t.env, t.spec); err != nil {
 		return err
 	}
-	if s.side, err = t.env.Kafka.Client(); err != nil {
+	if s.side, err = t.env.Kafka.Client(kgo.RecordPartitioner(kgo.ManualPartitioner())); err != nil {
 		return err
 	}
 	defer s.side.Close()
@@ -328,6 +329,12 @@ func (s *groupSession) idleWork(ctx context.Context) error {
 	}
 	if time.Since(s.lagAt) > lagEvery {
 		if err := s.lag(ctx); err != nil {
+			return err
+		}
+	}
+	if s.parked.store != nil && time.Since(s.askAt) > time.Second {
+		s.askAt = time.Now()
+		if err := s.forwardRequests(ctx); err != nil {
 			return err
 		}
 	}

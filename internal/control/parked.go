@@ -183,6 +183,27 @@ where stage = $1 and ($2 = '' or topic = $2) and ($3 = '' or key = $3)`, stage, 
 	return int(tag.RowsAffected()), nil
 }
 
+// AskRetry marks the records named to be tried again.
+func (s *ParkedStore) AskRetry(ctx context.Context, stage string, refs []Ref) error {
+	b := &pgx.Batch{}
+	for _, r := range refs {
+		b.Queue(`update tallywire.parked set retry_requested = true where stage = $1 and topic = $2 and record_key = $3`, stage, r.Topic, r.RecordKey)
+	}
+	return s.exec(ctx, b, "asking to try %d parked records of %s again", len(refs), stage)
+}
+
+// ClearRetry takes the marks of AskRetry back.
+func (s *ParkedStore) ClearRetry(ctx context.Context, stage string, refs []Ref) error {
+	if len(refs) == 0 {
+		return nil
+	}
+	b := &pgx.Batch{}
+	for _, r := range refs {
+		b.Queue(`update tallywire.parked set retry_requested = false where stage = $1 and topic = $2 and record_key = $3`, stage, r.Topic, r.RecordKey)
+	}
+	return s.exec(ctx, b, "noting that %d parked records of %s are tried again", len(refs), stage)
+}
+
 // Release marks the records that wait for one of names to be tried again, and
 // says how many.
 func (s *ParkedStore) Release(ctx context.Context, stage string, names []string) (int, error) {
