@@ -154,6 +154,8 @@ func TestWhatRawRecordsRefuse(t *testing.T) {
 		{"nh", change.SpecialDecimal(change.Infinite), avro.ErrNoForm},
 		{"i2", change.IntValue(1 << 15), avro.ErrNoForm},
 		{"d", b.SpanString(change.Text, "today"), avro.ErrKind},
+		{"ts", b.SpanString(change.Text, "294276-12-31 23:59:59"), avro.ErrNoForm},
+		{"tstz", b.SpanString(change.Text, "294276-12-31 23:59:59+00"), avro.ErrNoForm},
 	} {
 		c.New[tab.Column(x.column)] = x.v
 		_, err := e.AppendValue(nil, b, c)

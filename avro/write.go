@@ -38,6 +38,9 @@ func (c *codec) appendValue(dst []byte, b *change.Batch, v change.Value) ([]byte
 		return c.appendDecimal(dst, b, v)
 	}
 	if k != c.kind {
+		if k == change.Text && (c.form == fMicros || c.form == fZoned) {
+			return dst, errRange // a timestamp that int64 microseconds cannot hold comes as text
+		}
 		return dst, errOther
 	}
 	switch c.form {
