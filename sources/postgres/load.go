@@ -63,22 +63,24 @@ func (se *session) load(ctx context.Context, at position) error {
 // invisible while it waits for a synchronous standby (exactly-once rules C1,
 // C4). Making a slot waits for the same.
 func (se *session) settle(ctx context.Context) error {
-	var next string
-	if err := se.q.QueryRow(ctx, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text").Scan(&next); err != nil {
-		return classify("waiting for running transactions", err)
+	// Whoever has a transaction id holds a lock on it, in every database, until
+	// the transaction is visible; prepared ones too.
+	var running []string
+	if err := se.q.QueryRow(ctx, "SELECT array_agg(transactionid::text) FROM "+runningSQL).Scan(&running); err != nil {
+		return classify("looking for running transactions", err)
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		var passed bool
-		err := se.q.QueryRow(ctx, "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= $1::text::xid8", next).Scan(&passed)
+		var left int64
+		err := se.q.QueryRow(ctx, "SELECT count(*) FROM "+runningSQL+" AND transactionid::text = ANY($1)", running).Scan(&left)
 		if err != nil {
 			return classify("waiting for running transactions", err)
 		}
-		if passed {
+		if left == 0 {
 			return nil
 		}
-		se.comp.Is(obs.Restoring, "initial load: waiting for the transactions that run now to end")
+		se.comp.Is(obs.Restoring, settling)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -86,6 +88,11 @@ func (se *session) settle(ctx context.Context) error {
 		}
 	}
 }
+
+const (
+	runningSQL = "pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted"
+	settling   = "initial load: waiting for the transactions that run now to end"
+)
 
 // loader reads COPY's binary format (PostgreSQL documentation, COPY, "Binary
 // Format"); it is the io.Writer that pgconn copies to.

@@ -116,6 +116,7 @@ type rec struct {
 	topic    string
 	op       change.Op
 	key      string
+	oldKey   string // of an old row, if there is one
 	old, new string
 	kinds    string
 	pos      change.Pos
@@ -188,6 +189,9 @@ func (o *outlet) Send(ctx context.Context, b *change.Batch) error {
 		c := &b.Changes[i]
 		r := rec{topic: c.Table.Topic, op: c.Op, pos: c.Pos, time: c.Time, xid: c.XID, key: string(change.AppendKey(nil, b, c))}
 		r.old, _ = render(b, c.Table, c.Old)
+		if c.Old != nil {
+			r.oldKey = string(change.AppendKeyRow(nil, b, c.Table, c.Old))
+		}
 		r.new, r.kinds = render(b, c.Table, c.New)
 		o.recs = append(o.recs, r)
 	}
@@ -376,6 +380,9 @@ func state(recs []rec, topic string) map[string]string {
 		case r.op == change.Truncate:
 			clear(m)
 		default:
+			if r.oldKey != "" {
+				delete(m, r.oldKey)
+			}
 			m[r.key] = r.new
 		}
 	}
@@ -417,3 +424,6 @@ func startTap(t *testing.T, s *Source, o *tapOutlet) *running {
 	t.Cleanup(cancel)
 	return r
 }
+
+// connect opens another connection to the same database.
+func (d *db) connect() (*pgx.Conn, error) { return pgx.Connect(d.t.Context(), d.pg.DSN(d.name)) }
