@@ -238,8 +238,10 @@ func TestDeletedIDsStayTaken(t *testing.T) {
 
 // Two registries on one Kafka. If this failed, both could give one id to two
 // schemas, and each would read the other's records wrong.
-func TestTwoRegistriesGiveEachIDOnce(t *testing.T) {
-	c := newCluster(t)
+func TestTwoRegistriesGiveEachIDOnce(t *testing.T) { rivalry(t, newCluster(t)) }
+
+func rivalry(t *testing.T, c *kafka.Cluster) {
+	t.Helper()
 	ctx := t.Context()
 	var cls [2]*sr.Client
 	for i := range cls {
