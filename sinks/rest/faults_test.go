@@ -387,37 +387,7 @@ func (r *rig) until(ok func() bool) {
 // BenchmarkDeliver is time entries per second into the ERP over its socket,
 // intents and records included.
 func BenchmarkDeliver(b *testing.B) {
-	if err := postgres.CreateDatabase(b.Context(), fmt.Sprintf("bench_%d", b.N)); err != nil {
-		b.Fatal(err)
-	}
-	s, err := erp.Start(b.Context(), erp.Options{Dir: b.TempDir(), ClientSecret: "s3", RatePer5Min: 1 << 30})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := s.Stop(); err != nil {
-			b.Error(err)
-		}
-	})
-	pool, err := control.Open(b.Context(), postgres.DSN(fmt.Sprintf("bench_%d", b.N)))
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(pool.Close)
-	cfg := DefaultConfig()
-	cfg.URL, cfg.TokenURL, cfg.Company, cfg.ClientID, cfg.ClientSecret = s.URL(), s.TokenURL(), s.Company(), "tallywire", secret.Of("s3")
-	cfg.GoLive, cfg.Rate, cfg.Burst = day("2026-03-01"), 1e6, 1000
-	sink, err := New(cfg, pool, "erp", "one")
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		if err := sink.Close(); err != nil {
-			b.Error(err)
-		}
-	})
-	r := &rig{}
-	r.newTopics(1)
+	r := newRig(b, erp.Options{}, nil)
 	rs := append(firm(0), make([]record, 0, b.N)...)
 	for i := range b.N {
 		rs = append(rs, entry(i+1, i%3+1, i%3+1))
@@ -427,7 +397,7 @@ func BenchmarkDeliver(b *testing.B) {
 	for len(ps) > 0 {
 		n := min(1000, len(ps))
 		in := batch(ps[:n])
-		fs, err := sink.Write(b.Context(), in)
+		fs, err := r.sink.Write(b.Context(), in)
 		in.Release()
 		if err != nil || len(fs) > 0 {
 			b.Fatal(fs, err)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,7 +26,10 @@ import (
 	"github.com/tallywire/tallywire/pipeline"
 )
 
-var postgres *testkit.Postgres
+var (
+	postgres  *testkit.Postgres
+	databases atomic.Int32
+)
 
 func TestMain(m *testing.M) {
 	change.PoisonOnRelease(true)
@@ -63,7 +67,7 @@ var (
 
 // rig is one ERP, one control database and the topics of one Kafka.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	erp    *erp.Server
 	cfg    Config
 	pool   *pgxpool.Pool
@@ -72,7 +76,7 @@ type rig struct {
 	next   map[string]int64
 }
 
-func newRig(t *testing.T, opt erp.Options, tune func(*Config)) *rig {
+func newRig(t testing.TB, opt erp.Options, tune func(*Config)) *rig {
 	t.Helper()
 	opt.Dir, opt.ClientSecret = t.TempDir(), "s3"
 	if opt.RatePer5Min == 0 {
@@ -87,10 +91,7 @@ func newRig(t *testing.T, opt erp.Options, tune func(*Config)) *rig {
 			t.Error(err)
 		}
 	})
-	db := strings.ToLower(strings.ReplaceAll(t.Name(), "/", "_"))
-	if len(db) > 60 {
-		db = db[:60]
-	}
+	db := fmt.Sprintf("control_%d", databases.Add(1))
 	if err := postgres.CreateDatabase(t.Context(), db); err != nil {
 		t.Fatal(err)
 	}
