@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/pipeline"
 )
 
 func (a *app) parkedCmd() *cobra.Command {
@@ -22,7 +24,7 @@ version replaces the parked one by itself), or retry when the far side was the
 cause.`,
 		Args: none,
 	}
-	c.AddCommand(a.parkedListCmd(), a.parkedRetryCmd())
+	c.AddCommand(a.parkedListCmd(), a.parkedRetryCmd(), a.parkedDiscardCmd())
 	return c
 }
 
@@ -94,38 +96,56 @@ func (a *app) parkedListCmd() *cobra.Command {
 }
 
 func (a *app) parkedRetryCmd() *cobra.Command {
-	var topic, key string
-	var all bool
-	c := &cobra.Command{
+	return a.parkedDo(&cobra.Command{
 		Use: "retry STAGE", Short: "Have parked records of a transform or sink tried again",
 		Long: `retry asks the running process to try parked records of STAGE again: one key,
 or all with --all. They are tried within a second or so; what fails again is
 parked again, with its newest reason.`,
 		Example: "  tallywire parked retry erp --topic ps.customer --key 17\n  tallywire parked retry erp --all",
-		Args:    exactly(1, "one STAGE, the name of a transform or sink"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if !all && key == "" {
-				return usage{fmt.Errorf("name a --key (and its --topic), or --all")}
-			}
-			if all && key != "" {
-				return usage{fmt.Errorf("--all and --key exclude each other")}
-			}
-			ctx := cmd.Context()
-			cfg, err := a.load()
-			if err != nil {
-				return err
-			}
-			pool, err := controlPool(ctx, cfg)
-			if err != nil {
-				return err
-			}
-			defer pool.Close()
-			n, err := control.NewParked(pool).RequestRetry(ctx, args[0], topic, key)
-			if err != nil {
-				return err
-			}
-			return a.print(map[string]int{"asked": n}, func(w io.Writer) { fmt.Fprintf(w, "asked for %d records to be tried again\n", n) })
-		},
+	}, "asked for %d records to be tried again\n", pipeline.RetryParked)
+}
+
+func (a *app) parkedDiscardCmd() *cobra.Command {
+	return a.parkedDo(&cobra.Command{
+		Use: "discard STAGE", Short: "Drop parked records of a transform or sink for good",
+		Long: `discard drops parked records of STAGE: one key, or all with --all. What they
+held is not delivered; the next version of a key is taken as if nothing had
+been parked.`,
+		Example: "  tallywire parked discard erp --topic ps.time_entry --key 4711",
+	}, "dropped %d records\n", pipeline.DiscardParked)
+}
+
+func (a *app) parkedDo(c *cobra.Command, done string, do func(context.Context, *pipeline.Env, control.Filter) (int, error)) *cobra.Command {
+	var topic, key string
+	var all bool
+	c.Args = exactly(1, "one STAGE, the name of a transform or sink")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if !all && key == "" {
+			return usage{fmt.Errorf("name a --key (and its --topic), or --all")}
+		}
+		if all && key != "" {
+			return usage{fmt.Errorf("--all and --key exclude each other")}
+		}
+		ctx := cmd.Context()
+		cfg, err := a.load()
+		if err != nil {
+			return err
+		}
+		pool, err := controlPool(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		defer pool.Close()
+		kc, err := cluster(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		defer kc.Close()
+		n, err := do(ctx, &pipeline.Env{Kafka: kc, Control: pool, Obs: quiet()}, control.Filter{Stage: args[0], Topic: topic, Key: key})
+		if err != nil {
+			return err
+		}
+		return a.print(map[string]int{"records": n}, func(w io.Writer) { fmt.Fprintf(w, done, n) })
 	}
 	c.Flags().StringVar(&topic, "topic", "", "only of this topic")
 	c.Flags().StringVar(&key, "key", "", "only this key")

@@ -6,6 +6,8 @@ package supervise
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 
@@ -124,6 +126,13 @@ func (p *Pipeline) Run(ctx context.Context, env *pipeline.Env) error {
 		start("source", s.Name, func(ctx context.Context) error { return pipeline.RunIngest(ctx, env, s) })
 	}
 	wg.Wait()
+	for _, s := range p.Sinks {
+		if c, ok := s.Sink.(io.Closer); ok {
+			if err := c.Close(); err != nil {
+				errs = append(errs, fmt.Errorf("closing sink %s: %w", s.Name, err))
+			}
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func tw(args ...string) (code int, out, errs string) {
+	var o, e bytes.Buffer
+	code = run(args, &o, &e)
+	return code, o.String(), e.String()
+}
+
+// The example that users start from must be one that works.
+func TestExampleIsGood(t *testing.T) {
+	code, out, errs := tw("check", "--no-secrets", "-c", "../../examples/tallywire.yml", "-o", "json")
+	if code != exitOK {
+		t.Fatalf("exit %d\n%s", code, errs)
+	}
+	var res struct {
+		OK     bool     `json:"ok"`
+		Groups []string `json:"groups"`
+	}
+	if err := json.Unmarshal([]byte(out), &res); err != nil || !res.OK {
+		t.Fatal(err, out)
+	}
+	want := "tallywire.canonical tallywire.costed.right tallywire.costed tallywire.warehouse tallywire.erp"
+	got := strings.Join(res.Groups, " ")
+	for _, g := range strings.Fields(want) {
+		if !strings.Contains(got+" ", g+" ") {
+			t.Errorf("groups are %s, want %s", got, want)
+		}
+	}
+}
+
+// Bad input must give its own clear error and the documented exit code; a
+// script that cannot tell them apart goes on with the wrong thing.
+func TestExitCodes(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		f := filepath.Join(dir, name)
+		if err := os.WriteFile(f, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	const nowhere = "kafka: {brokers: ['127.0.0.1:1']}\nregistry: {url: 'http://127.0.0.1:1'}\ncontrol: {dsn: 'postgres://x@127.0.0.1:1/x'}\nhttp: {listen: '127.0.0.1:1'}\nstate_dir: " + "/nowhere\n"
+	down := file("down.yml", nowhere)
+	for _, c := range []struct {
+		name string
+		args string
+		code int
+		errs string
+	}{
+		{"unknown command", "rnu", exitUsage, "unknown command"},
+		{"unknown flag", "check --colour", exitUsage, "unknown flag: --colour"},
+		{"superfluous word", "check now", exitUsage, `"now" is one word too many`},
+		{"missing word", "consume", exitUsage, "want one TOPIC"},
+		{"output", "version -o yaml", exitUsage, "--output is text or json"},
+		{"no file", "check -c " + dir + "/none.yml", exitFailed, "TW-CONFIG-FILE"},
+		{"unknown key", "check -c " + file("key.yml", "kafka: {brokrs: []}"), exitFailed, `did you mean "brokers"?`},
+		{"unknown key of a source", "check -c " + file("src.yml", "sources: {psa: {type: postgres, dsn: 'host=h', slott: x}}"), exitFailed, `unknown key "slott" in sources.psa; did you mean "slot"?`},
+		{"unknown key of a sink", "check -c " + file("sink.yml", "sinks: {w: {type: warehouse, dsn: 'host=h', topcs: []}}"), exitFailed, `unknown key "topcs" in sinks.w; did you mean "topics"?`},
+		{"unknown type", "check -c " + file("type.yml", "sources: {psa: {type: postgre}}"), exitFailed, `did you mean "postgres"?`},
+		{"missing secret", "check -c " + file("sec.yml", "sources: {psa: {type: postgres, dsn: 'env:TW_TEST_NOT_SET_AT_ALL'}}"), exitFailed, "TW-CONFIG-SECRET"},
+		{"nothing runs", "status -c " + down, exitFailed, "TW-NOT-RUNNING"},
+		{"from", "consume x --from yesterday -c " + down, exitUsage, "--from is beginning, end or an offset"},
+		{"parked", "parked retry erp -c " + down, exitUsage, "name a --key"},
+		{"replay of nothing", "replay nobody -c " + down, exitFailed, "TW-REPLAY-GROUP"},
+		{"verify", "verify -c " + down, exitFailed, "TW-VERIFY"},
+		{"rate", "demo --rate 0", exitUsage, "--rate is above 0"},
+		{"kafka", "demo --kafka reel", exitUsage, "--kafka is embedded or real"},
+		{"port", "demo --page-port 99999 --state-dir " + dir, exitFailed, "TW-DEMO-PORT"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, _, errs := tw(strings.Fields(c.args)...)
+			if code != c.code || !strings.Contains(errs, c.errs) {
+				t.Errorf("exit %d, want %d, with %q in\n%s", code, c.code, c.errs, errs)
+			}
+		})
+	}
+	code, _, errs := tw("check", "-o", "json", "-c", dir+"/key.yml")
+	var j struct {
+		Errors []problem.Report `json:"errors"`
+	}
+	if err := json.Unmarshal([]byte(errs), &j); err != nil || code != exitFailed || len(j.Errors) != 1 || j.Errors[0].Code != "TW-CONFIG-KEY" || !strings.HasSuffix(j.Errors[0].Where, "key.yml:1:9") {
+		t.Errorf("%d %v %s", code, err, errs)
+	}
+}
+
+// Help that has no example teaches nothing.
+func TestHelpTeaches(t *testing.T) {
+	a := &app{out: &bytes.Buffer{}, err: &bytes.Buffer{}, unsignal: func() {}}
+	for _, c := range a.root().Commands() {
+		if c.Hidden || c.Name() == "help" || c.Name() == "completion" {
+			continue
+		}
+		leaves := c.Commands()
+		if len(leaves) == 0 {
+			leaves = append(leaves, c)
+		}
+		for _, l := range leaves {
+			if l.Example == "" || l.Short == "" {
+				t.Errorf("%s has no example or no short text", l.CommandPath())
+			}
+		}
+	}
+}
+
+// A reference that is stale sends its reader the wrong way.
+func TestReferencesAreFresh(t *testing.T) {
+	for name, want := range references() {
+		got, err := os.ReadFile(filepath.Join("..", "..", "docs", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("docs/%s is stale: run `go run ./cmd/tallywire docs`", name)
+		}
+	}
+}
+
+// Every key has to be explained, and every code to have a meaning and a remedy.
+func TestReferencesAreWhole(t *testing.T) {
+	for _, line := range strings.Split(string(configMD()), "\n") {
+		if strings.HasPrefix(line, "| `") && strings.HasSuffix(line, "|  |") {
+			t.Errorf("docs/config.md does not say what this is: %s", line)
+		}
+	}
+	for _, c := range problem.All() {
+		if c.Meaning == "" || c.Remedy == "" {
+			t.Errorf("%s has no meaning or no remedy", c.ID)
+		}
+	}
+}

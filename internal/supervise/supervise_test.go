@@ -1,0 +1,185 @@
+package supervise
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/redis"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var errTest = problem.Define("TW-TEST-HALT", problem.Halt, "A source of the test halts.", "Nothing to do.")
+
+// steady runs until it is told to stop; broken halts at once.
+type steady struct{ out chan<- struct{} }
+
+func (s steady) Run(ctx context.Context, out pipeline.SourceOutlet) error {
+	if _, err := out.Resume(ctx); err != nil {
+		return err
+	}
+	s.out <- struct{}{}
+	<-ctx.Done()
+	return nil
+}
+
+type broken struct{}
+
+func (broken) Run(context.Context, pipeline.SourceOutlet) error { return errTest.New("on purpose") }
+
+type nothing struct{}
+
+func (nothing) Apply(_ context.Context, in *change.Batch, _ pipeline.Outlet) error {
+	in.Release()
+	return nil
+}
+
+var up = make(chan struct{}, 10)
+
+func init() {
+	pipeline.RegisterSource("test_steady", func(_ *pipeline.Env, name string, d pipeline.Decode) (pipeline.IngestSpec, error) {
+		return pipeline.IngestSpec{Name: name, Source: steady{up}}, d(&struct{}{})
+	})
+	pipeline.RegisterSource("test_broken", func(_ *pipeline.Env, name string, d pipeline.Decode) (pipeline.IngestSpec, error) {
+		return pipeline.IngestSpec{Name: name, Source: broken{}}, d(&struct{}{})
+	})
+	pipeline.RegisterTransform("test_nothing", func(_ *pipeline.Env, name string, d pipeline.Decode) ([]pipeline.TransformSpec, error) {
+		c := struct {
+			Names []string `yaml:"names"`
+		}{[]string{name}}
+		err := d(&c)
+		var out []pipeline.TransformSpec
+		for _, n := range c.Names {
+			out = append(out, pipeline.TransformSpec{Name: n, Topics: []string{"x"}, Stages: []pipeline.Stage{nothing{}}})
+		}
+		return out, err
+	})
+}
+
+func parse(t *testing.T, text string) *config.Config {
+	t.Helper()
+	c, err := config.Parse("test.yml", []byte(text), config.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Two components in one consumer group would each skip what the other read.
+func TestBuildRefusesCollisions(t *testing.T) {
+	_, err := Build(nil, parse(t, "transforms:\n  a: {type: test_nothing}\n  b: {type: test_nothing, names: [a]}\n"))
+	if err == nil || !strings.Contains(err.Error(), `"tallywire.a"`) {
+		t.Errorf("got %v", err)
+	}
+	_, err = Build(nil, parse(t, "sources:\n  a: {type: nope}\n  b: {type: test_broken, zap: 1}\n"))
+	got := problem.Format(err)
+	if !strings.Contains(got, "sources.a has the type") || !strings.Contains(got, `unknown key "zap" in sources.b`) {
+		t.Errorf("not all mistakes are told:\n%s", got)
+	}
+}
+
+// One component that halts must not take the others, or the process, with it.
+func TestOneHaltsAlone(t *testing.T) {
+	dir := t.TempDir()
+	// The control database is real in the tests of the demo; here there is none
+	// to park in, so it is left out by opening the parts one by one.
+	cfg := parse(t, "kafka: {listen: '127.0.0.1:0'}\nregistry: {listen: '127.0.0.1:0'}\nhttp: {listen: '127.0.0.1:0'}\nstate_dir: "+dir+
+		"\nsources:\n  good: {type: test_steady}\n  bad: {type: test_broken}\n")
+	o := obs.New(slog.New(slog.DiscardHandler))
+	p := &Parts{Env: &pipeline.Env{Obs: o, Instance: cfg.Instance, Partitions: cfg.Partitions}}
+	defer func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for _, step := range []func(context.Context, *config.Config) error{p.lock, p.kafka, p.registry} {
+		if err := step(ctx, cfg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	second := &Parts{Env: p.Env}
+	if err := second.lock(ctx, cfg); !problem.Has(err, ErrInstance) {
+		t.Errorf("the instance's lock is given twice: %v", err)
+	}
+	pl, err := Build(p.Env, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	o.Handle(mux)
+	web, err := Serve(ctx, "the test", "127.0.0.1:0", mux)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := web.Stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	run, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- pl.Run(run, p.Env) }()
+	select {
+	case <-up:
+	case err := <-ended:
+		t.Fatalf("all ended: %v", err)
+	case <-ctx.Done():
+		t.Fatal("the good source does not run")
+	}
+	var ready struct {
+		Not []obs.Unready `json:"not_running"`
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for len(ready.Not) != 1 || ready.Not[0].Name != "bad" || ready.Not[0].State != obs.Halted {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("not running: %+v", ready.Not)
+		case <-tick.C:
+		}
+		ready.Not = nil
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+web.Addr+"/readyz", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Close = true
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(json.NewDecoder(res.Body).Decode(&ready), res.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	if err := <-ended; !problem.Has(err, errTest) || problem.Of(err).Where != "source bad" {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// The embedded Redis must be one that Open accepts, or no transform starts.
+func TestEmbeddedRedisIsAccepted(t *testing.T) {
+	e, err := redis.StartEmbedded("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := redis.Open(t.Context(), e.Addr())
+	if err := errors.Join(err, c.Close(), e.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
