@@ -1,0 +1,386 @@
+package postgres
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/secret"
+	"github.com/tallywire/tallywire/internal/testkit"
+)
+
+// want checks an error's code, its class and what its text names.
+func want(t *testing.T, err error, code problem.Code, names ...string) {
+	t.Helper()
+	e := problem.Of(err)
+	if e == nil || e.ID != code.ID {
+		t.Fatalf("got %v, want %s", err, code.ID)
+	}
+	for _, n := range names {
+		if !strings.Contains(e.Text, n) {
+			t.Errorf("%s: the text %q does not name %q", e.ID, e.Text, n)
+		}
+	}
+	if e.WhatToDo() == "" {
+		t.Errorf("%s: no remedy", e.ID)
+	}
+}
+
+// Lost if this fails: two readers of one slot, or a fenced predecessor before
+// the lock is held.
+func TestSlotInUse(t *testing.T) {
+	d := newDB(t, pg17)
+	d.sql("CREATE TABLE a(id int PRIMARY KEY)")
+	s, o := d.source(), newOutlet()
+	r := loaded(t, s, o)
+	pid := d.one("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '" + s.cfg.Slot + "'")
+	second := newOutlet()
+	err := start(t, d.source(), second).fails()
+	want(t, err, ErrSlotInUse, s.cfg.Slot, pid)
+	if problem.Of(err).Class != problem.Retry || second.resumed != 0 {
+		t.Errorf("class %s, fenced %d times, want retry and 0", problem.Of(err).Class, second.resumed)
+	}
+	d.sql("INSERT INTO a VALUES (1)") // the first goes on
+	o.untilCount(t, 1)
+	r.stop()
+}
+
+func TestWALLevelReplica(t *testing.T) {
+	pg, err := testkit.StartPostgres(t.Context(), testkit.PostgresOptions{Params: map[string]string{"wal_level": "replica", "fsync": "off"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { pg.Stop() })
+	d := newDB(t, pg)
+	d.sql("CREATE TABLE a(id int PRIMARY KEY)")
+	want(t, start(t, d.source(), newOutlet()).fails(), ErrWALLevel, "replica")
+	if d.one("SELECT count(*)::text FROM pg_publication") != "0" {
+		t.Error("a publication was made")
+	}
+	var bad []string
+	for _, f := range d.source().Doctor(t.Context()) {
+		if !f.OK {
+			bad = append(bad, f.Problem.ID)
+		}
+	}
+	if fmt.Sprint(bad) != "[TW-PG-WAL-LEVEL]" {
+		t.Errorf("doctor finds %v", bad)
+	}
+}
+
+func TestRights(t *testing.T) {
+	d := newDB(t, pg17)
+	role := "clerk_" + d.name
+	d.sql("CREATE TABLE a(id int PRIMARY KEY); CREATE ROLE %s LOGIN", role)
+	as := func(c *Config) { c.DSN = secret.DSNOf(d.pg.DSNAs(role, d.name)) }
+	want(t, start(t, d.source(as), newOutlet()).fails(), ErrNoReplication, role)
+	d.sql("ALTER ROLE %s REPLICATION", role)
+	want(t, start(t, d.source(as), newOutlet()).fails(), ErrPublication)
+	d.sql("CREATE PUBLICATION tallywire_%s FOR TABLE a", d.name)
+	err := start(t, d.source(as), newOutlet()).fails()
+	want(t, err, ErrRefused, "public.a")
+	var bad []string
+	for _, f := range d.source(as).Doctor(t.Context()) {
+		if !f.OK {
+			bad = append(bad, f.Problem.ID+" "+f.Problem.WhatToDo())
+		}
+	}
+	if len(bad) != 1 || !strings.Contains(bad[0], "GRANT SELECT ON") {
+		t.Errorf("doctor finds %q", bad)
+	}
+	d.sql("GRANT SELECT ON a TO %s; INSERT INTO a VALUES (1)", role)
+	d.free("tallywire_" + d.name)
+	o := newOutlet()
+	r := loaded(t, d.source(as), o)
+	o.untilCount(t, 1)
+	r.stop()
+	for _, f := range d.source(as).Doctor(t.Context()) {
+		if !f.OK {
+			t.Errorf("doctor: %s: %v", f.What, f.Problem)
+		}
+	}
+	want(t, start(t, d.source(func(c *Config) { c.DSN = secret.DSNOf(d.pg.DSNAs("nobody_here", d.name)) }), newOutlet()).fails(), ErrRefused, "nobody_here")
+	want(t, start(t, d.source(func(c *Config) { c.DSN = secret.DSNOf(d.pg.DSN("no_such_db")) }), newOutlet()).fails(), ErrRefused, "no_such_db")
+}
+
+// Lost if this fails: a gap passes in silence (invariant 3).
+func TestLostSlot(t *testing.T) {
+	d := newDB(t, pg17)
+	d.sql("CREATE TABLE a(id int PRIMARY KEY)")
+	s, o := d.source(), newOutlet()
+	r := loaded(t, s, o)
+	d.sql("INSERT INTO a VALUES (1)")
+	o.untilCount(t, 1)
+	r.stop()
+	d.free(s.cfg.Slot)
+	at := o.last(t).LSN.String()
+	o.ended = nil
+
+	d.sql("SELECT pg_drop_replication_slot('%s')", s.cfg.Slot)
+	d.sql("INSERT INTO a VALUES (2)")
+	for range 2 { // the answer stays the same
+		want(t, start(t, s, o).fails(), ErrSlotMissing, s.cfg.Slot, at)
+		if n := d.one("SELECT count(*)::text FROM pg_replication_slots WHERE slot_name = '" + s.cfg.Slot + "'"); n != "0" {
+			t.Fatal("a slot was left that hides the loss")
+		}
+	}
+
+	// Made anew by somebody: it begins after our position.
+	d.sql("SELECT pg_create_logical_replication_slot('%s', 'pgoutput')", s.cfg.Slot)
+	want(t, start(t, s, o).fails(), ErrGap, s.cfg.Slot, at)
+	d.free(s.cfg.Slot)
+
+	// Another cluster.
+	p := o.last(t)
+	p.System++
+	other := newOutlet()
+	other.position = p.resume()
+	want(t, start(t, s, other).fails(), ErrOtherSystem)
+	d.free(s.cfg.Slot)
+
+	// A server that was promoted to a timeline that we know nothing of.
+	p = o.last(t)
+	p.Timeline = 7
+	other.position = p.resume()
+	want(t, start(t, s, other).fails(), ErrTimeline, "7")
+
+	if n := len(o.records()); n != 1 {
+		t.Errorf("%d records were sent in spite of it", n-1)
+	}
+}
+
+func TestAdvancedSlot(t *testing.T) {
+	d := newDB(t, pg17)
+	d.sql("CREATE TABLE a(id int PRIMARY KEY)")
+	s, o := d.source(), newOutlet()
+	loaded(t, s, o).stop()
+	d.free(s.cfg.Slot)
+	at := o.last(t).LSN.String()
+	d.sql("INSERT INTO a VALUES (1)")
+	d.sql("SELECT pg_replication_slot_advance('%s', pg_current_wal_lsn())", s.cfg.Slot)
+	o.ended = nil
+	want(t, start(t, s, o).fails(), ErrGap, at)
+}
+
+func TestForeignSlot(t *testing.T) {
+	d := newDB(t, pg17)
+	d.sql("CREATE TABLE a(id int PRIMARY KEY)")
+	d.sql("SELECT pg_create_logical_replication_slot('%s_td', 'test_decoding')", d.name)
+	want(t, start(t, d.source(func(c *Config) { c.Slot = d.name + "_td" }), newOutlet()).fails(), ErrSlotInvalid, "test_decoding")
+	d.sql("SELECT pg_create_logical_replication_slot('%s_2p', 'pgoutput', false, true)", d.name)
+	want(t, start(t, d.source(func(c *Config) { c.Slot = d.name + "_2p" }), newOutlet()).fails(), ErrSlotInvalid, "two_phase")
+}
+
+func TestTimelineHistory(t *testing.T) {
+	history := []byte("1\t0/3000000\tno recovery target specified\n2\t0/5000000\tx\n")
+	sys := &system{id: 1, timeline: 3}
+	for _, c := range []struct {
+		timeline int32
+		at       lsn
+		ok       bool
+	}{{1, 0x2FFFFFF, true}, {1, 0x3000000, true}, {1, 0x3000001, false}, {2, 0x4000000, true}, {2, 0x6000000, false}, {3, 0x9000000, true}, {4, 1, false}} {
+		err := checkPosition(&position{System: 1, Timeline: c.timeline, Slot: "s", LSN: c.at}, sys, "s", 0, history)
+		if (err == nil) != c.ok {
+			t.Errorf("position %s on timeline %d: %v", c.at, c.timeline, err)
+		}
+	}
+	if err := checkPosition(&position{System: 1, Timeline: 1, Slot: "s", LSN: 1}, sys, "s", 0, []byte("2\t0/5000000\tx\n")); !problem.Has(err, ErrTimeline) {
+		t.Errorf("a timeline that the history does not know: %v", err)
+	}
+}
+
+// Lost if this fails: deletes and updates of a table without a key have nowhere
+// to go; or, published without one, the application's updates fail.
+func TestTableWithoutKey(t *testing.T) {
+	d := newDB(t, pg17)
+	d.sql(`CREATE TABLE a(id int PRIMARY KEY); CREATE TABLE log(line text); CREATE TABLE full_log(line text); ALTER TABLE full_log REPLICA IDENTITY FULL;
+		CREATE TABLE mute(id int PRIMARY KEY); ALTER TABLE mute REPLICA IDENTITY NOTHING`)
+	for _, table := range []string{"log", "full_log", "mute"} {
+		err := start(t, d.source(func(c *Config) { c.Tables = []string{"public.a", "public." + table} }), newOutlet()).fails()
+		want(t, err, ErrNoKey, "public."+table)
+		if !strings.Contains(problem.Of(err).WhatToDo(), "!public."+table) {
+			t.Errorf("the remedy %q does not say how to leave it out", problem.Of(err).WhatToDo())
+		}
+	}
+	o := newOutlet()
+	r := loaded(t, d.source(), o)
+	d.sql(`INSERT INTO log VALUES ('x'); INSERT INTO mute VALUES (1); UPDATE log SET line = 'y'; UPDATE mute SET id = 2; DELETE FROM log; INSERT INTO a VALUES (1)`)
+	o.untilCount(t, 1)
+	r.stop()
+	var keys []string
+	for _, f := range d.source().Doctor(t.Context()) {
+		if !f.OK {
+			keys = append(keys, f.Problem.Text)
+		}
+	}
+	if len(keys) != 1 || !strings.Contains(keys[0], "public.full_log, public.log, public.mute") {
+		t.Errorf("doctor finds %q", keys)
+	}
+	want(t, start(t, d.source(func(c *Config) { c.Tables = []string{"nothing.*"} }), newOutlet()).fails(), ErrNoTables, "nothing.*")
+}
+
+// Lost if this fails: a restart of the source database stops capture, or
+// repeats or loses what lay around it.
+func TestPostgresRestart(t *testing.T) {
+	pg := testkit.NewPostgres(t, testkit.Postgres17)
+	d := newDB(t, pg)
+	d.sql("CREATE TABLE a(id int PRIMARY KEY, v int)")
+	s, o := d.source(), newOutlet()
+	r := loaded(t, s, o)
+	n := 0
+	for round, stop := range []func() error{func() error { return pg.Down(context.Background()) }, pg.Kill} {
+		for range 20 {
+			n++
+			d.sql("INSERT INTO a VALUES (%d, 0)", n)
+		}
+		o.untilCount(t, n)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		err := r.fails()
+		if e := problem.Of(err); e == nil || e.Class != problem.Retry {
+			t.Fatalf("round %d: %v, want a retry", round, err)
+		}
+		o.ended = nil
+		err = start(t, s, o).fails() // while it is down
+		want(t, err, ErrUnavailable)
+		o.ended = nil
+		if err := pg.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		conn, err := d.connect()
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Conn = conn
+		r = start(t, s, o)
+		n++
+		d.sql("INSERT INTO a VALUES (%d, 1)", n)
+		o.untilCount(t, n)
+	}
+	r.stop()
+	d.Close(context.Background())
+	rising(t, o.records())
+}
+
+// Lost if this fails: a column of a type that has no binary form here stops the
+// stream, or comes as garbage; or the stream that is opened again repeats.
+func TestNewColumns(t *testing.T) {
+	d := newDB(t, pg17)
+	d.sql("CREATE TABLE a(id int PRIMARY KEY, v text)")
+	s, o := d.source(), newOutlet()
+	r := loaded(t, s, o)
+	d.sql("INSERT INTO a VALUES (1, 'x')")
+	d.sql("ALTER TABLE a ADD COLUMN n numeric(6,2) DEFAULT 1.5; INSERT INTO a VALUES (2, 'y', 2.5)")
+	o.untilCount(t, 2)
+	d.sql("INSERT INTO a VALUES (3, 'z', 3); ALTER TABLE a ADD COLUMN ip inet; INSERT INTO a VALUES (4, 'i', 4, '10.0.0.1/8')")
+	err := r.fails()
+	want(t, err, ErrText, "ip", "psa.public.a", "inet")
+	if problem.Of(err).Class != problem.Retry {
+		t.Error("not a retry")
+	}
+	o.ended = nil
+	d.free(s.cfg.Slot)
+	r = start(t, s, o)
+	o.untilCount(t, 4)
+	d.sql("ALTER TABLE a DROP COLUMN v; INSERT INTO a VALUES (5, 5, NULL)")
+	o.untilCount(t, 5)
+	r.stop()
+	rising(t, o.records())
+	for i, w := range []string{"id=1|v=x", "id=2|v=y|n=2.50", "id=3|v=z|n=3.00", "id=4|v=i|n=4.00|ip=10.0.0.1/8", "id=5|n=5.00|ip=<null>"} {
+		if g := o.records()[i].new; g != w {
+			t.Errorf("record %d is %s, want %s", i, g, w)
+		}
+	}
+}
+
+// Lost if this fails: an out-of-line value that an update did not touch turns
+// into null, or into a magic string.
+func TestUnchangedColumn(t *testing.T) {
+	d := newDB(t, pg17)
+	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v int, big text); ALTER TABLE a ALTER big SET STORAGE EXTERNAL`)
+	s, o := d.source(), newOutlet()
+	r := loaded(t, s, o)
+	d.sql("INSERT INTO a VALUES (1, 1, repeat('x', 5000)); UPDATE a SET v = 2; UPDATE a SET big = NULL")
+	o.untilCount(t, 3)
+	r.stop()
+	if g := o.records()[1].new; g != "id=1|v=2|big=<unchanged>" {
+		t.Errorf("the update is %.100s", g)
+	}
+	if g := o.records()[2].new; g != "id=1|v=2|big=<null>" {
+		t.Errorf("the second update is %.100s", g)
+	}
+}
+
+// Lost if this fails: what a publication leaves out comes with the load.
+func TestPublicationsColumnsAndFilter(t *testing.T) {
+	d := newDB(t, pg17)
+	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v int, secret text); CREATE PUBLICATION mine FOR TABLE a (id, v) WHERE (id < 10);
+		INSERT INTO a VALUES (1, 1, 's'), (11, 1, 's')`)
+	s, o := d.source(func(c *Config) { c.Publication = "mine"; c.Tables = []string{"public.a"} }), newOutlet()
+	r := loaded(t, s, o)
+	d.sql("INSERT INTO a VALUES (12, 1, 's'), (2, 2, 's')")
+	o.untilCount(t, 2)
+	r.stop()
+	for i, w := range []string{"id=1|v=1", "id=2|v=2"} {
+		if g := o.records()[i].new; g != w {
+			t.Errorf("record %d is %s, want %s", i, g, w)
+		}
+	}
+}
+
+// Lost if this fails: partitions appear as tables of their own, or not at all.
+func TestPartitionedTable(t *testing.T) {
+	d := newDB(t, pg17)
+	d.sql(`CREATE TABLE p(id int PRIMARY KEY, v int) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
+		CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20); INSERT INTO p VALUES (1, 1), (11, 1)`)
+	s, o := d.source(), newOutlet()
+	r := loaded(t, s, o)
+	d.sql("UPDATE p SET v = 2 WHERE id = 11; UPDATE p SET id = 12 WHERE id = 1")
+	o.untilCount(t, 5)
+	r.stop()
+	for _, rec := range o.records() {
+		if rec.topic != "psa.public.p" {
+			t.Errorf("topic %s", rec.topic)
+		}
+	}
+	sameState(t, state(o.records(), "psa.public.p"), rows(d, "p", "id", "id", "v"))
+}
+
+// Lost if this fails: a supported version of Postgres is not captured from.
+func TestVersions(t *testing.T) {
+	for _, v := range []string{testkit.Postgres15, testkit.Postgres16, testkit.Postgres18} {
+		t.Run(v, func(t *testing.T) {
+			pg := testkit.NewPostgres(t, v)
+			d := newDB(t, pg)
+			d.sql(`CREATE TABLE a(id int PRIMARY KEY, n numeric(10,2), at timestamptz); ALTER TABLE a REPLICA IDENTITY FULL; INSERT INTO a VALUES (1, 1.5, 'infinity')`)
+			s, o := d.source(), newOutlet()
+			r := loaded(t, s, o)
+			d.sql("BEGIN; INSERT INTO a VALUES (2, NULL, '2024-01-01 00:00+00'); UPDATE a SET n = 3 WHERE id = 1; DELETE FROM a WHERE id = 2; COMMIT")
+			o.untilCount(t, 4)
+			r.stop()
+			d.free(s.cfg.Slot)
+			d.sql("INSERT INTO a VALUES (3)")
+			r = start(t, s, o)
+			o.untilCount(t, 5)
+			second := newOutlet()
+			want(t, start(t, d.source(), second).fails(), ErrSlotInUse)
+			r.stop()
+			d.sql("CREATE ROLE clerk LOGIN")
+			want(t, start(t, d.source(func(c *Config) { c.DSN = secret.DSNOf(pg.DSNAs("clerk", d.name)) }), newOutlet()).fails(), ErrNoReplication, "clerk")
+			d.Close(context.Background())
+			rising(t, o.records())
+			ops := ""
+			for _, r := range o.records() {
+				ops += string(rune(r.op))
+			}
+			if ops != "rcudc" {
+				t.Errorf("operations are %q, want rcudc", ops)
+			}
+			sameState(t, state(o.records(), "psa.public.a"), map[string]string{"1": "id=1|n=3.00|at=infinity", "3": "id=3|n=<null>|at=<null>"})
+			sameTypes(t, pg, typeCases, true)
+		})
+	}
+}
