@@ -24,6 +24,9 @@ func appendZonedTimestamp(dst []byte, us int64, digits int) []byte {
 	days, rest := floorDiv(us, dayMicros), us
 	rest -= days * dayMicros
 	y, m, d := change.Civil(days)
+	if digits == 6 && y > 0 && y <= 9999 {
+		return appendCommonTimestamp(dst, uint32(y), uint32(m), uint32(d), uint64(rest))
+	}
 	switch {
 	case y > 9999:
 		dst = append(dst, '+')
@@ -38,6 +41,54 @@ func appendZonedTimestamp(dst []byte, us int64, digits int) []byte {
 	dst = append(dst, '-', byte('0'+m/10), byte('0'+m%10), '-', byte('0'+d/10), byte('0'+d%10), 'T')
 	dst = appendClock(dst, rest, digits)
 	return append(dst, 'Z')
+}
+
+// pairs are the two digits of 00 to 99.
+const pairs = "00010203040506070809101112131415161718192021222324252627282930313233343536373839404142434445464748495051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899"
+
+// common is the form of almost every timestamp; put fills the digits in.
+const common = "0000-00-00T00:00:00.000000Z"
+
+// appendCommonTimestamp writes the common form.
+func appendCommonTimestamp(dst []byte, y, m, d uint32, us uint64) []byte {
+	at := len(dst)
+	dst = append(dst, common...)
+	p := dst[at : at+len(common)]
+	put := func(i int, n uint32) {
+		p[i], p[i+1] = pairs[2*n], pairs[2*n+1]
+	}
+	s, f := uint32(us/1_000_000), uint32(us%1_000_000)
+	put(0, y/100)
+	put(2, y%100)
+	put(5, m)
+	put(8, d)
+	put(11, s/3600)
+	put(14, s/60%60)
+	put(17, s%60)
+	put(20, f/10_000)
+	put(22, f/100%100)
+	put(24, f%100)
+	return dst
+}
+
+// parseCommonTimestamp reads the common form; ok is false for any other.
+func parseCommonTimestamp(p []byte) (us int64, ok bool) {
+	if len(p) != len(common) || p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':' || p[19] != '.' || p[26] != 'Z' {
+		return 0, false
+	}
+	bad := false
+	two := func(i int) int64 {
+		a, b := p[i]-'0', p[i+1]-'0'
+		bad = bad || a > 9 || b > 9
+		return int64(a)*10 + int64(b)
+	}
+	y, m, d := two(0)*100+two(2), two(5), two(8)
+	h, min, s := two(11), two(14), two(17)
+	f := two(20)*10_000 + two(22)*100 + two(24)
+	if bad || m < 1 || m > 12 || d < 1 || d > 31 || h > 23 || min > 59 || s > 59 {
+		return 0, false
+	}
+	return change.Days(y, int(m), int(d))*dayMicros + ((h*60+min)*60+s)*1_000_000 + f, true
 }
 
 // appendClock writes HH:MM:SS and at least digits of the fraction.
@@ -224,6 +275,9 @@ func (s *scan) offset() int64 {
 }
 
 func parseZonedTimestamp(p []byte) (us int64, ok bool) {
+	if us, ok := parseCommonTimestamp(p); ok {
+		return us, true
+	}
 	switch string(p) {
 	case "infinity":
 		return change.PosInfinity, true

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/big"
 	"testing"
+	"time"
 
 	"github.com/tallywire/tallywire/change"
 	"pgregory.net/rapid"
@@ -106,6 +107,9 @@ func TestCivil(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		d := rapid.Int64Range(-3_000_000, 2_200_000_000).Draw(t, "days")
 		y, m, day := change.Civil(d)
+		if ty, tm, td := time.Unix(d*86_400, 0).UTC().Date(); int64(ty) != y || int(tm) != m || td != day {
+			t.Fatalf("day %d is %d-%d-%d, and %d-%d-%d by package time", d, y, m, day, ty, tm, td)
+		}
 		if got := change.Days(y, m, day); got != d {
 			t.Fatalf("day %d is %d-%d-%d, which is day %d", d, y, m, day, got)
 		}
