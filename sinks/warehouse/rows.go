@@ -18,7 +18,7 @@ type rows struct {
 	buf     []byte
 	start   []int // of each row in buf
 	index   []int // of each row's change in the batch
-	deleted int   // how many are deletions
+	deleted []int // which rows are deletions
 	seen    map[string]struct{}
 	keys    []byte // what seen's strings point into
 }
@@ -27,7 +27,7 @@ var copyHeader = []byte("PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00")
 
 func (r *rows) reset() {
 	r.buf = append(r.buf[:0], copyHeader...)
-	r.start, r.index, r.keys, r.deleted = r.start[:0], r.index[:0], r.keys[:0], 0
+	r.start, r.index, r.keys, r.deleted = r.start[:0], r.index[:0], r.keys[:0], r.deleted[:0]
 	if r.seen == nil {
 		r.seen = map[string]struct{}{}
 	}
@@ -152,7 +152,7 @@ func (e *entity) append(b *change.Batch, c *change.Change, index int, shape []in
 	r.buf = appendInt64(r.buf, c.Coord.Offset)
 	if deleted {
 		r.buf = append(r.buf, 0, 0, 0, 1, 1)
-		r.deleted++
+		r.deleted = append(r.deleted, len(r.start))
 	} else {
 		r.buf = append(r.buf, 0, 0, 0, 1, 0)
 	}

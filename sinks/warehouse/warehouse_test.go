@@ -275,6 +275,8 @@ func TestRowsAndOffsetsMoveTogether(t *testing.T) {
 			for i := range size {
 				gone = append(gone, m{"customer_id": fmt.Sprint(i)})
 			}
+			write(t, s2, "b", f.batch(append(gone, rows("fifth")[1:]...)...)) // few among many
+			want(t, conn, "SELECT count(*), min(name) FROM ps.customer", fmt.Sprintf("%d|%s", size-1, map[bool]string{true: "fifth", false: "-"}[size > 1]))
 			write(t, s2, "b", f.batch(gone...))
 			want(t, conn, "SELECT count(*) FROM ps.customer", "0")
 		})
@@ -369,6 +371,7 @@ func TestDroppedTableIsNoticed(t *testing.T) {
 	if _, err := s.WriteWithOffsets(t.Context(), "a", b); !problem.Has(err, ErrTable) {
 		t.Errorf("writing into a dropped table: %v", err)
 	}
+	want(t, conn, "SELECT next_offset FROM _tallywire.offsets", "1") // it did not move alone
 	err := open(t, dsn, "ps.project").Prepare(t.Context())
 	if !problem.Has(err, ErrLostTable) {
 		t.Fatalf("starting without the table: %v", err)

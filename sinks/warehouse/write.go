@@ -173,11 +173,15 @@ func (s *Sink) try(ctx context.Context, moves []move) (err error) {
 	}
 	last := &pgconn.Batch{}
 	for _, e := range many {
-		if e.batch.deleted < len(e.batch.start) {
+		if len(e.batch.deleted) < len(e.batch.start) {
 			last.ExecParams(e.merge, nil, nil, nil, nil)
 		}
-		if e.batch.deleted > 0 {
+		if len(e.batch.deleted) > few {
 			last.ExecParams(e.purge, nil, nil, nil, nil)
+			continue
+		}
+		for _, i := range e.batch.deleted { // a few of many: purge would read the whole table
+			e.add(last, i)
 		}
 	}
 	last.ExecParams("COMMIT", nil, nil, nil, nil)
