@@ -29,7 +29,7 @@ type place struct {
 	committed int64  // as the group had it at assignment; -1: none
 	metadata  string // that came with committed
 	start     int64  // the first offset that is there
-	unsigned  bool   // the committed offset is a reset: commit our token
+	unsigned  bool   // nothing of ours is committed: do it before the first write
 	stored    int64  // deliver with an OffsetKeeper: below it records were written already; else 0
 }
 

@@ -153,10 +153,13 @@ func (s *deliverSession) start(ctx context.Context, places []*place) error {
 	var set []change.Coord
 	for i, p := range places {
 		_, ours := tokenTopic(p.metadata)
+		// Without an offset of ours in Kafka a crash before the first commit
+		// would leave nothing to tell which failures were not parked yet.
+		p.unsigned = !ours
 		switch {
 		case p.committed >= 0 && !ours:
 			s.comp.Log.Info("the offset was reset", "topic", p.topic.Name, "partition", p.partition, "to", p.committed, "stored", stored[i])
-			p.next, p.unsigned = p.committed, true
+			p.next = p.committed
 			set = append(set, p.coord(p.next))
 		case stored[i] < 0:
 			p.next = p.start

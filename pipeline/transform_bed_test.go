@@ -172,7 +172,7 @@ func (b *tbed) read(name string) []*kgo.Record {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	ends, err := b.direct.Admin().ListCommittedOffsets(ctx, name)
+	ends, err := b.direct.Admin().ListEndOffsets(ctx, name)
 	if err != nil {
 		b.t.Fatal(err)
 	}
