@@ -31,7 +31,7 @@ func want(t *testing.T, err error, code problem.Code, names ...string) {
 // Lost if this fails: two readers of one slot, or a fenced predecessor before
 // the lock is held.
 func TestSlotInUse(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql("CREATE TABLE a(id int PRIMARY KEY)")
 	s, o := d.source(), newOutlet()
 	r := loaded(t, s, o)
@@ -71,7 +71,7 @@ func TestWALLevelReplica(t *testing.T) {
 }
 
 func TestRights(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	role := "clerk_" + d.name
 	d.sql("CREATE TABLE a(id int PRIMARY KEY); CREATE ROLE %s LOGIN", role)
 	as := func(c *Config) { c.DSN = secret.DSNOf(d.pg.DSNAs(role, d.name)) }
@@ -107,7 +107,7 @@ func TestRights(t *testing.T) {
 
 // Lost if this fails: a gap passes in silence (invariant 3).
 func TestLostSlot(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql("CREATE TABLE a(id int PRIMARY KEY)")
 	s, o := d.source(), newOutlet()
 	r := loaded(t, s, o)
@@ -152,7 +152,7 @@ func TestLostSlot(t *testing.T) {
 }
 
 func TestAdvancedSlot(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql("CREATE TABLE a(id int PRIMARY KEY)")
 	s, o := d.source(), newOutlet()
 	loaded(t, s, o).stop()
@@ -165,7 +165,7 @@ func TestAdvancedSlot(t *testing.T) {
 }
 
 func TestForeignSlot(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql("CREATE TABLE a(id int PRIMARY KEY)")
 	d.sql("SELECT pg_create_logical_replication_slot('%s_td', 'test_decoding')", d.name)
 	want(t, start(t, d.source(func(c *Config) { c.Slot = d.name + "_td" }), newOutlet()).fails(), ErrSlotInvalid, "test_decoding")
@@ -194,7 +194,7 @@ func TestTimelineHistory(t *testing.T) {
 // Lost if this fails: deletes and updates of a table without a key have nowhere
 // to go; or, published without one, the application's updates fail.
 func TestTableWithoutKey(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY); CREATE TABLE log(line text); CREATE TABLE full_log(line text); ALTER TABLE full_log REPLICA IDENTITY FULL;
 		CREATE TABLE mute(id int PRIMARY KEY); ALTER TABLE mute REPLICA IDENTITY NOTHING`)
 	for _, table := range []string{"log", "full_log", "mute"} {
@@ -268,7 +268,7 @@ func TestPostgresRestart(t *testing.T) {
 // Lost if this fails: a column of a type that has no binary form here stops the
 // stream, or comes as garbage; or the stream that is opened again repeats.
 func TestNewColumns(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql("CREATE TABLE a(id int PRIMARY KEY, v text)")
 	s, o := d.source(), newOutlet()
 	r := loaded(t, s, o)
@@ -299,7 +299,7 @@ func TestNewColumns(t *testing.T) {
 // Lost if this fails: an out-of-line value that an update did not touch turns
 // into null, or into a magic string.
 func TestUnchangedColumn(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v int, big text); ALTER TABLE a ALTER big SET STORAGE EXTERNAL`)
 	s, o := d.source(), newOutlet()
 	r := loaded(t, s, o)
@@ -316,7 +316,7 @@ func TestUnchangedColumn(t *testing.T) {
 
 // Lost if this fails: what a publication leaves out comes with the load.
 func TestPublicationsColumnsAndFilter(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v int, secret text); CREATE PUBLICATION mine FOR TABLE a (id, v) WHERE (id < 10);
 		INSERT INTO a VALUES (1, 1, 's'), (11, 1, 's')`)
 	s, o := d.source(func(c *Config) { c.Publication = "mine"; c.Tables = []string{"public.a"} }), newOutlet()
@@ -333,7 +333,7 @@ func TestPublicationsColumnsAndFilter(t *testing.T) {
 
 // Lost if this fails: partitions appear as tables of their own, or not at all.
 func TestPartitionedTable(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE p(id int PRIMARY KEY, v int) PARTITION BY RANGE (id); CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (10);
 		CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (10) TO (20); INSERT INTO p VALUES (1, 1), (11, 1)`)
 	s, o := d.source(), newOutlet()

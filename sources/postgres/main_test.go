@@ -24,23 +24,35 @@ import (
 	"github.com/tallywire/tallywire/pipeline"
 )
 
-// server is Postgres 17, shared by the tests of this package; each takes a
-// database of its own.
-var pg17 *testkit.Postgres
+// pg17 is shared by the tests of this package; each takes a database of its
+// own. It is started by the first that asks: a fuzz worker asks not.
+var pg17 struct {
+	once sync.Once
+	*testkit.Postgres
+	err error
+}
+
+func shared(t *testing.T) *testkit.Postgres {
+	t.Helper()
+	pg17.once.Do(func() {
+		pg17.Postgres, pg17.err = testkit.StartPostgres(context.Background(), testkit.PostgresOptions{
+			Params: map[string]string{"fsync": "off", "max_prepared_transactions": "5", "max_replication_slots": "100", "max_wal_senders": "40"},
+		})
+	})
+	if pg17.err != nil {
+		t.Fatal("starting Postgres:", pg17.err)
+	}
+	return pg17.Postgres
+}
 
 func TestMain(m *testing.M) {
 	change.PoisonOnRelease(true)
-	var err error
-	if pg17, err = testkit.StartPostgres(context.Background(), testkit.PostgresOptions{
-		Params: map[string]string{"fsync": "off", "max_prepared_transactions": "5", "max_replication_slots": "100", "max_wal_senders": "40"},
-	}); err != nil {
-		fmt.Fprintln(os.Stderr, "starting Postgres:", err)
-		os.Exit(1)
-	}
 	code := m.Run()
-	if err := pg17.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, "stopping Postgres:", err)
-		code = 1
+	if pg17.Postgres != nil {
+		if err := pg17.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "stopping Postgres:", err)
+			code = 1
+		}
 	}
 	if code == 0 {
 		if err := goleak.Find(); err != nil {

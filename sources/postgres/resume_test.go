@@ -78,7 +78,7 @@ func moved(r pipeline.Resume, slot string) pipeline.Resume {
 // Lost if this fails: a restart loses or repeats changes, at some boundary, also
 // inside a transaction that was split (invariant 2; exactly-once A9, B1).
 func TestRestartAtEveryPosition(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v text); ALTER TABLE a REPLICA IDENTITY FULL; CREATE TABLE b(id int PRIMARY KEY, v int); CREATE TABLE other(id int PRIMARY KEY)`)
 	edit := func(c *Config) { c.Tables = []string{"public.a", "public.b"}; c.IdleInterval = time.Hour }
 	s := d.source(edit)
@@ -172,7 +172,7 @@ func newDBConn(t *testing.T, of *db) *db {
 // Lost if this fails: a prefix that was delivered under another history is
 // taken for ours, and the rest of the transaction is misplaced.
 func TestSplitTransactionMustRepeat(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v text)`)
 	s := d.source()
 	s.batchChanges = 10
@@ -235,7 +235,7 @@ func TestSplitTransactionMustRepeat(t *testing.T) {
 // Lost if this fails: after a kill in the load, rows that changed meanwhile are
 // wrong in Kafka for ever.
 func TestKillDuringLoad(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v text); INSERT INTO a SELECT g, 'x' FROM generate_series(1, 100) g`)
 	s := d.source()
 	s.batchChanges = 10
@@ -274,7 +274,7 @@ func TestKillDuringLoad(t *testing.T) {
 // Lost if this fails: a transaction that is slow to become visible (here: one
 // that is still open) is in neither the repeated load nor the stream.
 func TestRepeatedLoadWaitsForOpenTransactions(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a VALUES (1)`)
 	s := d.source()
 	o := newOutlet()
@@ -301,7 +301,7 @@ func TestRepeatedLoadWaitsForOpenTransactions(t *testing.T) {
 
 // Lost if this fails: the slot forgets changes that are not in Kafka (invariant 1).
 func TestAcknowledgesOnlyWhatIsDurable(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY); CREATE TABLE other(id int)`)
 	s := d.source(func(c *Config) { c.Tables = []string{"public.a"} })
 	o := newOutlet()
@@ -355,7 +355,7 @@ func TestAcknowledgesOnlyWhatIsDurable(t *testing.T) {
 
 // Lost if this fails: a slow Kafka makes Postgres end the stream again and again.
 func TestKeptAliveWhileSendBlocks(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v text); ALTER ROLE postgres IN DATABASE %s SET wal_sender_timeout = '1s'`, d.name)
 	s := d.source()
 	o := newOutlet()

@@ -8,7 +8,7 @@ import (
 
 // Lost if this fails: the capture itself, its initial load, its order.
 func TestLoadThenStream(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE customer(id bigint PRIMARY KEY, name text, big text);
 	       ALTER TABLE customer REPLICA IDENTITY FULL; ALTER TABLE customer ALTER big SET STORAGE EXTERNAL;
 	       CREATE TABLE task(project_id bigint, number text, name text, PRIMARY KEY(project_id, number));

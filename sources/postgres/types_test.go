@@ -210,14 +210,14 @@ func sameTypes(t *testing.T, pg *testkit.Postgres, cases []typeCase, binary bool
 
 // Lost if these fail: a value differs between load and stream, between binary
 // and text, or from what the database shows.
-func TestTypesBinary(t *testing.T) { sameTypes(t, pg17, typeCases, true) }
+func TestTypesBinary(t *testing.T) { sameTypes(t, shared(t), typeCases, true) }
 func TestTypesText(t *testing.T) {
-	sameTypes(t, pg17, append(append([]typeCase(nil), typeCases...), textCases...), false)
+	sameTypes(t, shared(t), append(append([]typeCase(nil), typeCases...), textCases...), false)
 }
 
 // Lost if this fails: the contract derived from a table is wrong.
 func TestColumnFacts(t *testing.T) {
-	d := newDB(t, pg17)
+	d := newDB(t, shared(t))
 	d.sql(typesDDL + `CREATE TABLE facts(b int, a bigint NOT NULL, n numeric(12,4) NOT NULL, d money_d, m mood, arr numeric(6,2)[], ts timestamptz(3), i inet, gone int, PRIMARY KEY(a, b));
 		ALTER TABLE facts DROP COLUMN gone; CREATE TABLE uniq(x int, y text NOT NULL); CREATE UNIQUE INDEX u ON uniq(y) INCLUDE (x); ALTER TABLE uniq REPLICA IDENTITY USING INDEX u`)
 	var got []*change.Table
