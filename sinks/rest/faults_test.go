@@ -54,6 +54,7 @@ func TestLateCommitIsWaitedFor(t *testing.T) {
 	r.ok(r.place(firm(0)...))
 	r.erp.SetFaults(erp.Faults{LateNext: 2, Late: erp.Duration(700 * time.Millisecond)})
 	r.ok(r.place(firm(5)[:5]...))
+	r.settled()
 	r.once(5)
 }
 
@@ -64,6 +65,7 @@ func TestLateCommitOfAUniqueReferenceNeedsNoWait(t *testing.T) {
 	r.ok(r.place(firm(0)...))
 	r.erp.SetFaults(erp.Faults{LateNext: 2, Late: erp.Duration(700 * time.Millisecond)})
 	r.ok(r.place(firm(5)[:5]...))
+	r.settled()
 	r.once(5)
 }
 
@@ -337,6 +339,14 @@ func TestRecordsMadeByHand(t *testing.T) {
 		t.Fatalf("failures %v", fs)
 	}
 	r.once(1)
+}
+
+// settled stops the ERP, which first finishes what it still works on.
+func (r *rig) settled() {
+	r.t.Helper()
+	if err := r.erp.Stop(); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 // byHand is a clerk at the ERP.
