@@ -141,8 +141,22 @@ func Run(ctx context.Context, o Options) (rep *Report, err error) {
 // check lets the generator work for For, then drains, verifies and reports.
 func (w *world) check(ctx context.Context, pipe *pipe, gen *generator, ready time.Duration) (*Report, error) {
 	rep := &Report{Ready: ready.Seconds(), Asked: w.o.Rate, Kafka: w.o.Kafka, Redis: w.o.Redis}
+	groups, err := w.groups()
+	if err != nil {
+		return nil, errors.Join(err, gen.stop())
+	}
 	t := time.NewTimer(w.o.For)
 	defer t.Stop()
+	// Latencies are those of the work; the initial load's would hide them.
+	var caught sync.WaitGroup
+	catching, enough := context.WithCancel(ctx)
+	defer caught.Wait()
+	defer enough()
+	caught.Go(func() {
+		if w.caughtUp(catching, groups) {
+			w.obs.ForgetLatencies()
+		}
+	})
 	select {
 	case <-ctx.Done():
 		return nil, gen.stop()
@@ -154,6 +168,8 @@ func (w *world) check(ctx context.Context, pipe *pipe, gen *generator, ready tim
 		}
 	case <-t.C:
 	}
+	enough()
+	caught.Wait()
 	rep.Latency = latencies(w.obs.Views())
 	if err := gen.stop(); err != nil {
 		return nil, err
@@ -166,7 +182,7 @@ func (w *world) check(ctx context.Context, pipe *pipe, gen *generator, ready tim
 		return nil, err
 	}
 	began := time.Now()
-	if err := w.drain(ctx, pipe, lsn); err != nil {
+	if err := w.drain(ctx, pipe, groups, lsn); err != nil {
 		return nil, err
 	}
 	rep.Drained = time.Since(began).Seconds()
@@ -178,6 +194,19 @@ func (w *world) check(ctx context.Context, pipe *pipe, gen *generator, ready tim
 	rep.Verification = v
 	rep.Captured, rep.Components = counts(w.obs.Views())
 	return rep, nil
+}
+
+// groups are the consumer groups, in the order of the flow.
+func (w *world) groups() ([]string, error) {
+	cfg, err := config.Load(w.configFile(), config.Options{})
+	if err != nil {
+		return nil, err
+	}
+	p, err := supervise.Build(nil, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return p.Groups(), nil
 }
 
 // pipe is the pipeline at work.

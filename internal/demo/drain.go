@@ -9,9 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/kafka"
-	"github.com/tallywire/tallywire/internal/supervise"
 )
 
 // lsn is where the PSA's log ends now.
@@ -32,17 +30,9 @@ func (w *world) lsn(ctx context.Context) (string, error) {
 // is committed in Kafka (invariant 1), is at or past lsn, and then every group
 // has no lag, in the order of the flow, twice over; what is parked or waits
 // must not change in between.
-func (w *world) drain(ctx context.Context, pipe *pipe, lsn string) error {
+func (w *world) drain(ctx context.Context, pipe *pipe, groups []string, lsn string) error {
 	ctx, cancel := context.WithTimeout(ctx, w.o.Drain)
 	defer cancel()
-	cfg, err := config.Load(w.configFile(), config.Options{})
-	if err != nil {
-		return err
-	}
-	p, err := supervise.Build(nil, cfg)
-	if err != nil {
-		return err
-	}
 	psa, err := pgx.Connect(ctx, w.psaDSN())
 	if err != nil {
 		return fmt.Errorf("connecting to the PSA: %w", err)
@@ -52,7 +42,7 @@ func (w *world) drain(ctx context.Context, pipe *pipe, lsn string) error {
 	defer tick.Stop()
 	calm, last, behind := 0, "", ""
 	for {
-		behind, err = w.behind(ctx, psa, p.Groups(), lsn)
+		behind, err = w.behind(ctx, psa, groups, lsn)
 		if err != nil && ctx.Err() == nil {
 			return err
 		}
@@ -69,6 +59,31 @@ func (w *world) drain(ctx context.Context, pipe *pipe, lsn string) error {
 			return ErrDrain.New("after %s: %s", w.o.Drain, behind)
 		case <-pipe.done:
 			return ErrDemo.New("the pipeline ended while draining")
+		case <-tick.C:
+		}
+	}
+}
+
+// caughtUp waits until the initial load has gone through everything: no group
+// is further behind than what the generator makes in about two seconds.
+func (w *world) caughtUp(ctx context.Context, groups []string) bool {
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	near := int64(2*w.o.Rate) + 100
+	for {
+		calm := true
+		for _, g := range groups {
+			if n, err := w.lag(ctx, g); err != nil || n > near {
+				calm = false
+				break
+			}
+		}
+		if calm {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
 		case <-tick.C:
 		}
 	}

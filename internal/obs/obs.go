@@ -288,3 +288,18 @@ func (o *Obs) Halted() string {
 	}
 	return ""
 }
+
+// ForgetLatencies empties the windows that the quantiles of Views are taken
+// from, so that they tell of what comes from now on. Metrics are not touched.
+func (o *Obs) ForgetLatencies() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, c := range o.components {
+		c.mu.Lock()
+		c.latency.Forget()
+		for _, t := range c.topics {
+			t.Latency.Forget()
+		}
+		c.mu.Unlock()
+	}
+}

@@ -29,6 +29,9 @@ func (w *Window) Add(d time.Duration) {
 	}
 }
 
+// Forget empties the window.
+func (w *Window) Forget() { w.at, w.n = 0, 0 }
+
 // Quantiles of what was noted within the last minute; zero when nothing was.
 func (w *Window) Quantiles() (p50, p95, p99 time.Duration) {
 	since := time.Now().Add(-time.Minute)

@@ -27,7 +27,7 @@ func parkedFunc(pool *pgxpool.Pool) func(context.Context, int) ([]console.Parked
 			return nil, 0, err
 		}
 		var n int
-		if err := pool.QueryRow(ctx, "select count(*) from tallywire.parked").Scan(&n); err != nil {
+		if err := pool.QueryRow(ctx, "select count(*) from tallywire.parked where waits_for = ''").Scan(&n); err != nil {
 			return nil, 0, fmt.Errorf("counting parked records: %w", err)
 		}
 		out := make([]console.Parked, len(ps))
