@@ -101,13 +101,15 @@ func produceBoth(t *testing.T, c *kafka.Cluster, reg *avro.Registry) {
 	}
 }
 
+const pythonClient = "confluent-kafka[avro]==2.16.0"
+
 // readForeign lets Python's confluent-kafka read the topics, and gives what it
 // printed, by topic.
 func readForeign(t *testing.T, brokers, url string) map[string]map[string]any {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	python, err := testkit.Python(ctx, "confluent-kafka[avro]==2.16.0")
+	python, err := testkit.Python(ctx, pythonClient)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,6 +192,76 @@ func TestPythonReadsThroughTheEmbeddedRegistry(t *testing.T) {
 	checkForeign(t, readForeign(t, c.Brokers()[0], h.URL))
 }
 
+// If this failed, a foreign writer could not feed a canonical topic.
+func TestPythonWritesWhatWeRead(t *testing.T) {
+	c := newCluster(t)
+	s, err := registry.New(t.Context(), c, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	h := httptest.NewServer(s)
+	defer h.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	topic, err := c.EnsureTopic(ctx, kafka.TopicSpec{Name: "ps.cost_rate", Partitions: 1, Compact: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	python, err := testkit.Python(ctx, pythonClient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.CommandContext(ctx, python, "testdata/write_topic.py", c.Brokers()[0], h.URL, topic.Name, "../../avro/contracts/cost_rate.avsc").CombinedOutput(); err != nil {
+		t.Fatalf("the foreign client: %v\n%s", err, out)
+	}
+	reg, err := avro.NewRegistry(h.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cl, err := c.Client(kgo.ConsumeTopics(topic.Name), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	fs := cl.PollRecords(ctx, 1)
+	if err := fs.Err(); err != nil {
+		t.Fatal(err)
+	}
+	r := fs.Records()[0]
+	b := change.Get()
+	defer b.Release()
+	if err := avro.NewDecoder(reg).Append(ctx, b, change.Coord{Topic: topic}, r.Key, r.Value, nil, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, v := range b.Changes[0].New {
+		got = append(got, string(b.AppendText(nil, v)))
+	}
+	if d := cmp.Diff([]string{"12/7", "12", "2026-03-03", "", "98.5000", "EUR", "2026-02-02 02:40:00.000001+00"}, got); d != "" {
+		t.Error(d)
+	}
+	if key := change.AppendKey(nil, b, &b.Changes[0]); string(key) != "12/7" {
+		t.Errorf("the key is %q", key)
+	}
+	// Our own writer must be given the id that Python got.
+	contracts, err := avro.Contracts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := avro.NewEncoder(ctx, reg, contracts[topic.Name].Table)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := e.AppendValue(nil, b, &b.Changes[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(value, r.Value) {
+		t.Errorf("we write %x, Python wrote %x", value, r.Value)
+	}
+}
+
 // The same through a registry of another maker; and our client classifies its
 // answers as it does those of the embedded one.
 func TestPythonReadsThroughApicurio(t *testing.T) {
@@ -198,6 +270,9 @@ func TestPythonReadsThroughApicurio(t *testing.T) {
 	reg, err := avro.NewRegistry(a.URL())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if err := reg.Ping(t.Context()); err != nil {
+		t.Errorf("asking whether it is there: %v", err)
 	}
 	produceBoth(t, c, reg)
 	checkForeign(t, readForeign(t, c.Brokers()[0], a.URL()))
