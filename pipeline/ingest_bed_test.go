@@ -33,13 +33,14 @@ import (
 // registryServer speaks as much of Confluent's REST API as an encoder needs.
 type registryServer struct {
 	*httptest.Server
-	mu   sync.Mutex
-	ids  map[string]int
-	down bool
+	mu      sync.Mutex
+	ids     map[string]int
+	down    bool
+	refused chan struct{} // one element for each request while down, if there is room
 }
 
 func newRegistryServer(t *testing.T) *registryServer {
-	r := &registryServer{ids: map[string]int{}}
+	r := &registryServer{ids: map[string]int{}, refused: make(chan struct{}, 1)}
 	r.Server = httptest.NewServer(r)
 	t.Cleanup(r.Close)
 	return r
@@ -62,6 +63,10 @@ func (r *registryServer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 		}
 	}
 	if r.down {
+		select {
+		case r.refused <- struct{}{}:
+		default:
+		}
 		reply(http.StatusServiceUnavailable, map[string]any{"error_code": 50003, "message": "down"})
 		return
 	}

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -175,6 +176,7 @@ func TestIngestFencedPredecessorHalts(t *testing.T) {
 		table := b.table()
 		successorResumed, predecessorEnded := make(chan struct{}), make(chan struct{})
 		var sent error
+		var resumed sync.Once
 		first := scripted(func(ctx context.Context, out SourceOutlet) error {
 			if _, err := out.Resume(ctx); err != nil {
 				return err
@@ -191,7 +193,7 @@ func TestIngestFencedPredecessorHalts(t *testing.T) {
 				if resume != nil {
 					t.Errorf("the successor resumes at %s", resume)
 				}
-				close(successorResumed)
+				resumed.Do(func() { close(successorResumed) })
 				select {
 				case <-predecessorEnded:
 				case <-ctx.Done():
@@ -466,15 +468,19 @@ func TestIngestWithoutRegistryWaitsOutsideTransactions(t *testing.T) {
 	b.registry.setDown(true)
 	txs := inserts(3, 5)
 	f := newFeed(b.table(), txs)
-	first := make(chan struct{}, 1)
-	f.before = func(int) {
-		select {
-		case first <- struct{}{}:
-		default:
-		}
-	}
 	stop, _ := b.running(f, IngestLimits{})
-	b.await("the first transaction", first)
+	b.await("the registry to be asked", b.registry.refused)
+	b.await("the registry to be asked again", b.registry.refused)
+	if records := b.committed(); len(records) != 0 {
+		t.Errorf("%d records are there before their schema", len(records))
+	}
+	txns, err := b.direct.Admin().ListTransactions(t.Context(), nil, []string{"Ongoing"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range txns.Sorted() {
+		t.Errorf("transaction %q is open while the registry is down", x.TxnID)
+	}
 	b.registry.setDown(false)
 	b.await("all changes", f.all)
 	if err := stop(); err != nil {

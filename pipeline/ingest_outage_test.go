@@ -1,0 +1,250 @@
+package pipeline
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/testkit"
+)
+
+// If this failed, a broker that restarts would cost every source its
+// connection, and a slot its place. (B9)
+func TestIngestRidesOutAShortOutage(t *testing.T) {
+	onBoth(t, func(t *testing.T, b *bed) {
+		b.patient()
+		txs := inserts(30, 20)
+		f := newFeed(b.table(), txs)
+		f.before = func(n int) {
+			if n == 10 {
+				b.proxy.Cut()
+				time.AfterFunc(700*time.Millisecond, b.proxy.Mend)
+			}
+		}
+		stop, _ := b.running(f, IngestLimits{TxnTimeout: 30 * time.Second})
+		b.await("all changes", f.all)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		b.checkOnce(txs)
+		f.check(t)
+		if f.runs != 1 {
+			t.Errorf("the source ran %d times: a short outage of Kafka reached it", f.runs)
+		}
+	})
+}
+
+// patient makes the clients' retries those of production; the bed's own are
+// few, so that an error gets through.
+func (b *bed) patient() {
+	b.t.Helper()
+	c, err := kafka.New(kafka.Config{Brokers: []string{b.proxy.Addr()}, Opts: []kgo.Opt{kgo.Dialer(b.proxy.Dial)}}, b.env.Obs)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(c.Close)
+	b.env.Kafka = c
+}
+
+// If this failed, an outage longer than a transaction may last would lose or
+// double what was in it, or stop the source for good: after the timeout Kafka
+// answers as it does to one who was fenced.
+func TestIngestOutageLongerThanTheTransaction(t *testing.T) {
+	onBoth(t, func(t *testing.T, b *bed) {
+		txs := inserts(30, 20)
+		f := newFeed(b.table(), txs)
+		var cut atomic.Bool
+		f.before = func(n int) {
+			if n == 10 && !cut.Swap(true) {
+				b.proxy.Cut()
+				time.AfterFunc(5*time.Second, b.proxy.Mend)
+			}
+		}
+		stop, _ := b.running(f, IngestLimits{TxnTimeout: 3 * time.Second})
+		b.await("all changes", f.all)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		b.checkOnce(txs)
+		f.check(t)
+	})
+}
+
+// Apache Kafka is killed in mid-run. If this failed, a crash of the
+// broker would show in the data.
+func TestIngestKafkaKilled(t *testing.T) {
+	if testing.Short() {
+		t.Log("short: needs Apache Kafka of its own")
+		return
+	}
+	k := testkit.NewKafka(t, testkit.KafkaOptions{})
+	b := newBed(t, k.Addr())
+	b.patient()
+	txs := inserts(200, 20)
+	f := newFeed(b.table(), txs)
+	kill := make(chan struct{})
+	var once sync.Once
+	f.before = func(n int) {
+		if n == 100 {
+			once.Do(func() { close(kill) })
+		}
+	}
+	stop, _ := b.running(f, small)
+	b.await("the moment of the kill", kill)
+	if err := k.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.await("all changes", f.all)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	b.checkOnce(txs)
+	f.check(t)
+}
+
+// If this failed, memory would grow with the length of an outage.
+// (invariant 12)
+func TestIngestBlocksWhenTheBudgetIsUsedUp(t *testing.T) {
+	b := newBed(t, "")
+	b.patient()
+	table := b.table()
+	const budget = 1 << 20
+	var accepted atomic.Int64 // since the broker is away
+	src := scripted(func(ctx context.Context, out SourceOutlet) error {
+		if _, err := out.Resume(ctx); err != nil {
+			return err
+		}
+		if err := out.Send(ctx, oneRow(table, 1, 1, "makes the topic", true)); err != nil {
+			return err
+		}
+		<-out.Durable()
+		b.proxy.Cut()
+		defer b.proxy.Mend()
+		for n := 2; ; n++ {
+			batch := oneRow(table, n, int64(n), string(make([]byte, 50_000)), true)
+			size := int64(batch.Size())
+			// A second of no progress is taken for "it blocks".
+			sctx, cancel := context.WithTimeout(ctx, time.Second)
+			err := out.Send(sctx, batch)
+			cancel()
+			if err != nil {
+				return nil
+			}
+			if accepted.Add(size) > 4*budget {
+				t.Errorf("%d octets are in flight with a budget of %d", accepted.Load(), budget)
+				return nil
+			}
+		}
+	})
+	stop, ended := b.running(src, IngestLimits{MaxBytes: budget})
+	b.await("the end", ended)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if n := accepted.Load(); n > budget+100_000 {
+		t.Errorf("%d octets were taken with a budget of %d", n, budget)
+	}
+}
+
+// If this failed, an idle source could not advance its slot, and the WAL would
+// grow. (B3)
+func TestIngestCheckpointIsDurable(t *testing.T) {
+	onBoth(t, func(t *testing.T, b *bed) {
+		src := scripted(func(ctx context.Context, out SourceOutlet) error {
+			if _, err := out.Resume(ctx); err != nil {
+				return err
+			}
+			if err := out.Checkpoint(ctx, Resume(`{"lsn":7}`)); err != nil {
+				return err
+			}
+			cl, err := b.direct.Client()
+			if err != nil {
+				return err
+			}
+			defer cl.Close()
+			topic, err := b.direct.Topic(ctx, PositionsTopicOf(b.source))
+			if err != nil {
+				return err
+			}
+			p, err := readPosition(ctx, cl, b.direct, topic)
+			if err != nil {
+				return err
+			}
+			if got := string(p.resume()); got != `{"lsn":7}` {
+				t.Errorf("after the checkpoint the position is %s", got)
+			}
+			if got := string(<-out.Durable()); got != `{"lsn":7}` {
+				t.Errorf("durable is %s", got)
+			}
+			return nil
+		})
+		stop, ended := b.running(src, IngestLimits{})
+		b.await("the end", ended)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A value that its Avro type cannot hold. If this failed, one such value would
+// stop the whole source. (A3)
+func TestIngestParksWhatCannotBeEncoded(t *testing.T) {
+	b := newBed(t, "")
+	table := (&change.Table{
+		Source: b.source, Schema: "public", Name: "item", Topic: b.topic(), Key: []int{0}, OldFull: true,
+		Columns: []change.Column{
+			{Name: "id", Type: "bigint", Kind: change.Int, Width: 8, Precision: -1, Scale: -1},
+			{Name: "amount", Type: "numeric(10,2)", Kind: change.Decimal, Nullable: true, Precision: 10, Scale: 2},
+		},
+	}).Index()
+	src := scripted(func(ctx context.Context, out SourceOutlet) error {
+		if _, err := out.Resume(ctx); err != nil {
+			return err
+		}
+		batch := change.Get()
+		for i, v := range []change.Value{change.DecimalValue(150, 2), change.SpecialDecimal(change.NaN), change.DecimalValue(7, 2)} {
+			row := batch.Row(2)
+			row[0], row[1] = change.IntValue(int64(i+1)), v
+			c := batch.Append(table, change.Create)
+			c.New, c.Pos = row, change.Pos{System: 1, LSN: 1, Kind: change.PosCommit, Ordinal: uint64(i + 1)}
+		}
+		batch.Resume = []byte(`{"lsn":1}`)
+		if err := out.Send(ctx, batch); err != nil {
+			return err
+		}
+		<-out.Durable()
+		return nil
+	})
+	stop, ended := b.running(src, IngestLimits{})
+	b.await("the end", ended)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(b.committed()); n != 2 {
+		t.Errorf("%d records came through, want 2", n)
+	}
+	parked := b.parked()
+	if len(parked) != 1 {
+		t.Fatalf("parked: %+v", parked)
+	}
+	for _, p := range parked {
+		if p.Key != "2" || p.Code != "TW-AVRO-NO-FORM" {
+			t.Errorf("parked: %+v", p)
+		}
+	}
+	for _, v := range b.env.Obs.Views() {
+		if v.Kind == "source" && (v.Parked != 1 || v.State != obs.Stopped) {
+			t.Errorf("the component shows %d parked, state %s", v.Parked, v.State)
+		}
+	}
+}
