@@ -1,0 +1,295 @@
+package chaos
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/internal/demo/erp"
+	"github.com/tallywire/tallywire/internal/demo/firm"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/registry"
+	"github.com/tallywire/tallywire/internal/testkit"
+)
+
+// stack is everything around tallywire, all of it real: it outlives the
+// process under test.
+type stack struct {
+	t         *testing.T
+	dir       string
+	psa, far  *testkit.Postgres // far: the warehouse and the control database
+	kafka     *testkit.Kafka
+	redis     *testkit.Redis
+	erp       *erp.Server
+	cluster   *kafka.Cluster
+	registry  *avro.Registry
+	psaPool   *pgxpool.Pool
+	warehouse *pgxpool.Pool
+	control   *pgxpool.Pool
+	config    string
+	http      string // address of tallywire's own HTTP server
+
+	mu   sync.Mutex
+	proc *exec.Cmd
+	done chan struct{} // closed when proc is gone
+	log  *os.File
+	runs int
+}
+
+const secret = "chaos-erp"
+
+// newStack starts it all, seeds a small firm and makes the truth's slot.
+func newStack(t *testing.T) *stack {
+	t.Helper()
+	ctx := t.Context()
+	s := &stack{t: t, dir: t.TempDir()}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	params := map[string]string{"fsync": "off", "timezone": "UTC"}
+	start := func(name string) *testkit.Postgres {
+		p, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Dir: filepath.Join(s.dir, name), Params: params})
+		must(err)
+		t.Cleanup(func() { must(p.Stop()) })
+		return p
+	}
+	s.psa, s.far = start("psa"), start("far")
+	must(s.psa.CreateDatabase(ctx, "psa"))
+	must(s.far.CreateDatabase(ctx, "warehouse"))
+	must(s.far.CreateDatabase(ctx, "control"))
+	s.kafka = testkit.NewKafka(t, testkit.KafkaOptions{Dir: filepath.Join(s.dir, "kafka")})
+	s.redis = testkit.NewRedis(t)
+
+	var err error
+	s.erp, err = erp.Start(ctx, erp.Options{Dir: filepath.Join(s.dir, "erp"), ClientSecret: secret, RatePer5Min: 10_000_000})
+	must(err)
+	t.Cleanup(func() { must(s.erp.Stop()) })
+
+	o := obs.New(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	s.cluster, err = kafka.New(kafka.Config{Brokers: []string{s.kafka.Addr()}}, o)
+	must(err)
+	t.Cleanup(s.cluster.Close)
+	regAddr := freeAddr(t)
+	reg, err := registry.New(ctx, s.cluster, o.Log)
+	must(err)
+	srv := &http.Server{Addr: regAddr, Handler: reg, ReadHeaderTimeout: time.Second}
+	ln, err := net.Listen("tcp", regAddr)
+	must(err)
+	go srv.Serve(ln)
+	t.Cleanup(func() { srv.Close(); reg.Close() })
+	s.registry, err = avro.NewRegistry("http://" + regAddr)
+	must(err)
+
+	_, err = firm.Seed(ctx, s.psa.DSN("psa"))
+	must(err)
+	pool := func(dsn string) *pgxpool.Pool {
+		p, err := pgxpool.New(ctx, dsn)
+		must(err)
+		t.Cleanup(p.Close)
+		return p
+	}
+	s.psaPool, s.warehouse, s.control = pool(s.psa.DSN("psa")), pool(s.far.DSN("warehouse")), pool(s.far.DSN("control"))
+	// A crash test does not need eighteen months.
+	s.sql(s.psaPool, `delete from time_entry where work_date < '2026-06-01'`)
+	s.sql(s.psaPool, `select pg_create_logical_replication_slot('truth', 'test_decoding')`)
+
+	s.http = freeAddr(t)
+	s.config = filepath.Join(s.dir, "tallywire.yml")
+	s.writeConfig(regAddr)
+	t.Cleanup(func() { s.kill() })
+	return s
+}
+
+const configuration = `
+kafka: {brokers: ["%[1]s"]}
+registry: {url: "http://%[2]s"}
+redis: {addr: "%[3]s"}
+control: {dsn: %[4]q}
+http: {listen: "%[5]s"}
+state_dir: %[6]s
+instance: chaos
+partitions: 4
+sources:
+  psa: {type: postgres, dsn: %[7]q, slot: tallywire_psa, publication: tallywire_psa, tables: [public.*]}
+transforms:
+  canonical:
+    type: map
+    topics:
+      - {from: psa.public.customer, to: ps.customer, fields: {customer_id: id}}
+      - {from: psa.public.project, to: ps.project, fields: {project_id: id}}
+      - {from: psa.public.employee, to: ps.resource, fields: {resource_id: id}}
+      - {from: psa.public.cost_rate, to: ps.cost_rate, fields: {cost_rate_id: "{employee_id}/{id}", resource_id: employee_id}}
+      - {from: psa.public.time_entry, to: ps.time_entry, fields: {time_entry_id: id, resource_id: employee_id}}
+      - {from: psa.public.invoice, to: ps.invoice, fields: {invoice_id: id}}
+      - {from: psa.public.invoice_line, to: ps.invoice_line, fields: {invoice_line_id: id}}
+  costed: {type: join}
+sinks:
+  warehouse: {type: warehouse, dsn: %[8]q}
+  erp: {type: rest, profile: business-central, url: "%[9]s", company: %[10]s, token_url: "%[11]s", client_id: tallywire, client_secret: env:ERP_SECRET, go_live: %[12]s, rate: 5000, burst: 1000, timeout: 2s}
+`
+
+// writeConfig writes the configuration that each run of the binary gets.
+func (s *stack) writeConfig(registry string) {
+	s.t.Helper()
+	text := fmt.Sprintf(configuration, s.kafka.Addr(), registry, s.redis.Addr, s.far.DSN("control"), s.http, filepath.Join(s.dir, "state"),
+		s.psa.DSN("psa"), s.far.DSN("warehouse"), s.erp.URL(), s.erp.Company(), s.erp.TokenURL(), firm.GoLive.Format("2006-01-02"))
+	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func (s *stack) sql(p *pgxpool.Pool, q string) {
+	s.t.Helper()
+	if _, err := p.Exec(context.WithoutCancel(s.t.Context()), q); err != nil {
+		s.t.Fatalf("%s: %v", q, err)
+	}
+}
+
+// start runs the binary; it fails the test when that cannot be started.
+func (s *stack) start() {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.runs++
+	if s.log == nil {
+		f, err := os.Create(filepath.Join(s.dir, "tallywire.log"))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		s.log = f
+	}
+	fmt.Fprintf(s.log, "---- run %d\n", s.runs)
+	cmd := exec.Command(binary, "run", "-c", s.config)
+	cmd.Env = append(os.Environ(), "ERP_SECRET="+secret)
+	cmd.Stdout, cmd.Stderr = s.log, s.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	done := make(chan struct{})
+	s.proc, s.done = cmd, done
+	go func() {
+		cmd.Wait()
+		close(done)
+	}()
+}
+
+// kill is kill -9, and waits until the process is gone.
+func (s *stack) kill() { s.signal(syscall.SIGKILL) }
+
+// stop is Ctrl-C, and waits until the process has ended.
+func (s *stack) stop() { s.signal(syscall.SIGINT) }
+
+func (s *stack) signal(sig syscall.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proc == nil {
+		return
+	}
+	syscall.Kill(-s.proc.Process.Pid, sig)
+	select {
+	case <-s.done:
+	case <-time.After(40 * time.Second):
+		syscall.Kill(-s.proc.Process.Pid, syscall.SIGKILL)
+		<-s.done
+		s.t.Errorf("tallywire did not end within 40 s of %v", sig)
+	}
+	s.proc = nil
+}
+
+// tail is the end of the log, for a failure's message.
+func (s *stack) tail() string {
+	b, err := os.ReadFile(filepath.Join(s.dir, "tallywire.log"))
+	if err != nil {
+		return err.Error()
+	}
+	if len(b) > 6000 {
+		b = b[len(b)-6000:]
+	}
+	return string(b)
+}
+
+// until polls f, ten times a second, until it is true; what is said when it
+// does not become so within the bound.
+func (s *stack) until(bound time.Duration, what string, f func(context.Context) (bool, string)) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), bound)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	last := ""
+	for {
+		ok, now := f(ctx)
+		if ok {
+			return
+		}
+		last = now
+		s.mu.Lock()
+		done := s.done
+		s.mu.Unlock()
+		if s.proc != nil {
+			select {
+			case <-done:
+				s.t.Fatalf("tallywire ended by itself, before %s: %s\n%s", what, last, s.tail())
+			default:
+			}
+		}
+		select {
+		case <-ctx.Done():
+			s.t.Fatalf("after %v: not yet: %s: %s\n%s", bound, what, last, s.tail())
+		case <-tick.C:
+		}
+	}
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// binary is the program under test, built once.
+var binary string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "tallywire-chaos")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		binary = filepath.Join(dir, "tallywire")
+		var out bytes.Buffer
+		cmd := exec.Command("go", "build", "-o", binary, "github.com/tallywire/tallywire/cmd/tallywire")
+		cmd.Stdout, cmd.Stderr = &out, &out
+		if err := cmd.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, strings.TrimSpace(out.String()), err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
