@@ -88,6 +88,10 @@ func (c *Cluster) options(opts []kgo.Opt) []kgo.Opt {
 		kgo.MetadataMinAge(100 * time.Millisecond),
 		kgo.RetryTimeout(15 * time.Second),
 		kgo.DialTimeout(5 * time.Second),
+		// A broker that stops behind a balancer or a proxy takes connections
+		// and closes them at once; kgo would take that for a wrong setting
+		// and fail what is being produced.
+		kgo.AlwaysRetryEOF(),
 	}
 	if c.obs != nil {
 		base = append(base, kgo.WithLogger(clientLog{c.obs.Log}))
