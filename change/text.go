@@ -1,5 +1,4 @@
-// Text: the one canonical, exact text of a value, and of a key. Partitioning,
-// parked records, state and sinks all speak of a row by AppendKey's text.
+// Text: the one canonical, exact text of a value.
 
 package change
 
@@ -10,107 +9,6 @@ import (
 	"strconv"
 	"strings"
 )
-
-// keySep stands between the values of a key of several columns; a value that
-// holds it (or keyEsc) has keyEsc put before it, so that different keys never
-// have the same text. A key of one column is the value's text as it is.
-const (
-	keySep = 0x1F
-	keyEsc = 0x1E
-)
-
-// AppendKey appends the canonical text of the key of c: its New row's, or its
-// Old row's for a delete. A table without a key, and a change without rows
-// (truncate), give nothing.
-func AppendKey(dst []byte, b *Batch, c *Change) []byte {
-	return AppendKeyRow(dst, b, c.Table, c.Row())
-}
-
-// AppendKeyRow appends the canonical text of the key of a row of t: the texts
-// of the key's values in key order, joined by 0x1F.
-func AppendKeyRow(dst []byte, b *Batch, t *Table, row []Value) []byte {
-	if row == nil {
-		return dst
-	}
-	if len(t.Key) == 1 {
-		return b.AppendText(dst, row[t.Key[0]])
-	}
-	for i, at := range t.Key {
-		if i > 0 {
-			dst = append(dst, keySep)
-		}
-		from := len(dst)
-		dst = b.AppendText(dst, row[at])
-		dst = escapeKey(dst, from)
-	}
-	return dst
-}
-
-// escapeKey escapes dst[from:] in place.
-func escapeKey(dst []byte, from int) []byte {
-	n := 0
-	for _, c := range dst[from:] {
-		if c == keySep || c == keyEsc {
-			n++
-		}
-	}
-	if n == 0 {
-		return dst
-	}
-	end := len(dst)
-	for range n {
-		dst = append(dst, 0)
-	}
-	for r, w := end-1, len(dst)-1; r >= from; r-- {
-		dst[w] = dst[r]
-		w--
-		if dst[r] == keySep || dst[r] == keyEsc {
-			dst[w] = keyEsc
-			w--
-		}
-	}
-	return dst
-}
-
-// SplitKey undoes the joining of AppendKeyRow for a key of n columns: it
-// appends the text of each value to parts. ok is false when key is not a key
-// of n columns. The parts are copies only where an escape had to be undone.
-func SplitKey(parts [][]byte, key []byte, n int) (_ [][]byte, ok bool) {
-	if n == 1 {
-		return append(parts, key), true
-	}
-	var part []byte
-	start, own, count := 0, false, 0
-	finish := func(end int) {
-		if !own {
-			part = key[start:end:end]
-		}
-		parts = append(parts, part)
-		part, own, start = nil, false, end+1
-		count++
-	}
-	for i := 0; i < len(key); i++ {
-		switch key[i] {
-		case keySep:
-			finish(i)
-		case keyEsc:
-			if i+1 == len(key) {
-				return parts, false
-			}
-			if !own {
-				part, own = append([]byte(nil), key[start:i]...), true
-			}
-			i++
-			part = append(part, key[i])
-		default:
-			if own {
-				part = append(part, key[i])
-			}
-		}
-	}
-	finish(len(key))
-	return parts, count == n
-}
 
 // AppendText appends the exact text of v as PostgreSQL prints it (DateStyle
 // ISO, IntervalStyle postgres, bytea_output hex, time zone UTC): booleans are t
@@ -359,69 +257,6 @@ func appendTimestamp(dst []byte, us int64, zone string) []byte {
 		dst = append(dst, " BC"...)
 	}
 	return dst
-}
-
-// Civil gives the proleptic Gregorian date of a day counted from 1970-01-01;
-// year 0 is 1 BC. After Howard Hinnant, "chrono-Compatible Low-Level Date
-// Algorithms", civil_from_days.
-func Civil(days int64) (year int64, month, day int) {
-	z := days + 719468
-	if z >= 0 && z < 1<<28 {
-		y, m, d := civilFast(uint32(z))
-		return int64(y), int(m), int(d)
-	}
-	era := z / 146097
-	if z < 0 {
-		era = (z - 146096) / 146097
-	}
-	doe := z - era*146097
-	yoe := (doe - doe/1460 + doe/36524 - doe/146096) / 365
-	doy := doe - (365*yoe + yoe/4 - yoe/100)
-	mp := (5*doy + 2) / 153
-	day = int(doy - (153*mp+2)/5 + 1)
-	month = int(mp + 3)
-	if month > 12 {
-		month -= 12
-	}
-	year = yoe + era*400
-	if month <= 2 {
-		year++
-	}
-	return year, month, day
-}
-
-// civilFast is Civil for days counted from 0000-03-01, without 64-bit division:
-// three times as fast, and each timestamp needs it. After Cassio Neri and
-// Lorenz Schneider, "Euclidean affine functions and their application to
-// calendar algorithms" (2023).
-func civilFast(n uint32) (year, month, day uint32) {
-	n1 := 4*n + 3
-	century := n1 / 146097
-	n2 := n1%146097 | 3
-	p := 2939745 * uint64(n2)
-	ofYear := uint32(p) / 2939745 / 4
-	n3 := 2141*ofYear + 197913
-	year, month, day = 100*century+uint32(p>>32), n3>>16, n3&0xFFFF/2141+1
-	if ofYear >= 306 {
-		year, month = year+1, month-12
-	}
-	return year, month, day
-}
-
-// Days is the inverse of Civil (days_from_civil).
-func Days(year int64, month, day int) int64 {
-	if month <= 2 {
-		year--
-	}
-	era := year / 400
-	if year < 0 {
-		era = (year - 399) / 400
-	}
-	yoe := year - era*400
-	mp := int64(month+9) % 12
-	doy := (153*mp+2)/5 + int64(day) - 1
-	doe := yoe*365 + yoe/4 - yoe/100 + doy
-	return era*146097 + doe - 719468
 }
 
 // appendInterval prints IntervalStyle postgres: "1 year 2 mons -3 days
