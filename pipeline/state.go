@@ -176,6 +176,11 @@ func (s *State) NotesKey(t *change.Topic, partition int32) string {
 	return namespace(s.transform, t.ID) + strconv.Itoa(int(partition)) + ":notes"
 }
 
+// TodoKey is like NotesKey: what is still to be looked at for the notes.
+func (s *State) TodoKey(t *change.Topic, partition int32) string {
+	return namespace(s.transform, t.ID) + strconv.Itoa(int(partition)) + ":todo"
+}
+
 // IndexKey is the sorted set of an index entry. Indexes are supersets, shared
 // by all partitions, and not emptied before a rebuild: what is too much in
 // them is found out when it is used.
@@ -236,7 +241,8 @@ func (s *State) check(ctx context.Context, t *change.Topic, partition int32, com
 		return 0, false, false, err
 	}
 	m, known := parseMark(raw)
-	known = known && shapeOf(m.epoch) == s.Shape
+	// Without the pointer no reader finds what is here.
+	known = known && shapeOf(m.epoch) == s.Shape && ptr == pointerValue(t)
 	mine := known && raw == sl.raw
 	sl.sure, sl.raw, sl.m, sl.checked = true, raw, m, time.Now()
 	switch {
@@ -308,17 +314,11 @@ func (s *State) look(ctx context.Context, key string) (raw, ptr string, err erro
 // empty starts a new epoch with nothing in it.
 func (s *State) empty(ctx context.Context, t *change.Topic, partition int32, sl *slot, ptr string) error {
 	ns := namespace(s.transform, t.ID)
-	if want := pointerValue(t); ptr != want {
-		if ptr != "" {
-			s.log.Warn("the topic is another than before: its old state is discarded", "old", ptr, "new", want)
-		}
-		if err := s.rdb.Set(ctx, pointer(s.transform, s.topic), want, 0).Err(); err != nil {
-			return twredis.Classify("naming the topic of the state of "+s.topic, err)
-		}
-		if len(ptr) > 32 && ptr[:32] != want[:32] {
-			if err := s.discard(ctx, "tw:{"+s.transform+"}:"+ptr[:16]+":"); err != nil {
-				return err
-			}
+	want := pointerValue(t)
+	if len(ptr) > 32 && ptr[:32] != want[:32] {
+		s.log.Warn("the topic is another than before: its old state is discarded", "old", ptr, "new", want)
+		if err := s.discard(ctx, "tw:{"+s.transform+"}:"+ptr[:16]+":"); err != nil {
+			return err
 		}
 	}
 	var b [8]byte
@@ -327,7 +327,8 @@ func (s *State) empty(ctx context.Context, t *change.Topic, partition int32, sl 
 	}
 	m := mark{epoch: s.Shape + "." + hex.EncodeToString(b[:]), restoring: true, run: s.run}
 	return s.swap(ctx, markKey(ns, partition), sl, m, func(p redis.Pipeliner) error {
-		p.Unlink(ctx, rowsKey(ns, partition), s.NotesKey(t, partition))
+		p.Set(ctx, pointer(s.transform, s.topic), want, 0)
+		p.Unlink(ctx, rowsKey(ns, partition), s.NotesKey(t, partition), s.TodoKey(t, partition))
 		return nil
 	})
 }

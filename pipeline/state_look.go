@@ -5,6 +5,7 @@ package pipeline
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
@@ -66,6 +67,7 @@ type look struct {
 	t            *change.Topic
 	ns           string
 	keys         []string // pointer, then one mark per partition
+	only         []int32  // partitions that are judged; nil: all
 	seen         []mark   // what had been believed at Begin
 	before, last *redis.SliceCmd
 }
@@ -90,6 +92,12 @@ func NewLook(ctx context.Context, readers ...*StateReader) (*Look, error) {
 
 // Topic is reader i's topic as it is in Kafka.
 func (l *Look) Topic(i int) *change.Topic { return l.of[i].t }
+
+// Only restricts what is judged of reader i to these partitions: when nothing
+// is read of the others. None: the reader is left out. Call it before Begin.
+func (l *Look) Only(i int, partitions []int32) {
+	l.of[i].only = append(make([]int32, 0, len(partitions)), partitions...)
+}
 
 // RowsKey and IndexKey are those of State, of reader i.
 func (l *Look) RowsKey(i int, partition int32) string    { return rowsKey(l.of[i].ns, partition) }
@@ -134,6 +142,9 @@ func (l *Look) Err() error {
 
 func (o *look) judge(run string) error {
 	before, last := o.before.Val(), o.last.Val()
+	if o.only != nil && len(o.only) == 0 {
+		return nil
+	}
 	o.r.mu.Lock()
 	defer o.r.mu.Unlock()
 	if ptr, _ := last[0].(string); ptr != pointerValue(o.t) {
@@ -144,6 +155,9 @@ func (o *look) judge(run string) error {
 		return ErrStateUnknown.New("the state of %s for %s is kept for topic %q, Kafka has %q", o.r.topic, o.r.transform, ptr, pointerValue(o.t))
 	}
 	for p := range o.t.Partitions {
+		if o.only != nil && !slices.Contains(o.only, p) {
+			continue
+		}
 		a, _ := before[p+1].(string)
 		b, _ := last[p+1].(string)
 		ma, okA := parseMark(a)
@@ -168,6 +182,9 @@ func (o *look) judge(run string) error {
 	// All is well: remember how far it was.
 	if o.r.t == o.t {
 		for p := range o.t.Partitions {
+			if o.only != nil && !slices.Contains(o.only, p) {
+				continue
+			}
 			b, _ := last[p+1].(string)
 			if m, _ := parseMark(b); m.epoch != o.r.seen[p].epoch || m.offset > o.r.seen[p].offset {
 				o.r.seen[p] = m

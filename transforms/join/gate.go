@@ -1,0 +1,53 @@
+// gate: at a start, left rows wait until the references have been read that
+// were there. Else each of them would be emitted as waiting first, and again
+// when its reference arrives: right, but three times the work.
+
+package join
+
+import (
+	"context"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+
+	"github.com/tallywire/tallywire/internal/kafka"
+)
+
+type gate struct {
+	cluster *kafka.Cluster
+	group   string
+	topics  []string
+	since   time.Time
+	ends    kadm.ListedOffsets // at the first look
+}
+
+// open gives nil when the group has committed what was there at the first
+// look, or after gateTimeout.
+func (g *gate) open(ctx context.Context) error {
+	if g.since.IsZero() {
+		ends, err := g.cluster.Admin().ListCommittedOffsets(ctx, g.topics...)
+		if err != nil {
+			return kafka.Wrap(err, "listing the ends of the references")
+		}
+		g.ends, g.since = ends, time.Now()
+	}
+	if time.Since(g.since) > gateTimeout {
+		return nil
+	}
+	done, err := g.cluster.Admin().FetchOffsets(ctx, g.group)
+	if err != nil {
+		return kafka.Wrap(err, "reading how far the group %s is", g.group)
+	}
+	var behind int64
+	g.ends.Each(func(o kadm.ListedOffset) {
+		if o.Err != nil || o.Offset <= 0 {
+			return
+		}
+		at, _ := done.Lookup(o.Topic, o.Partition)
+		behind += max(o.Offset-max(at.At, 0), 0)
+	})
+	if behind > 0 {
+		return ErrRightBehind.New("%d records of references are still to be read by %s", behind, g.group)
+	}
+	return nil
+}

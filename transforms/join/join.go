@@ -1,0 +1,110 @@
+// The transform's maker: what both groups share, and how the engine gets them.
+
+package join
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// join is what the two stages share.
+type join struct {
+	plan        *plan
+	rdb         *redis.Client
+	leftReader  *pipeline.StateReader
+	sideReaders []*pipeline.StateReader // parallel to plan.sides
+}
+
+// Options are what a join needs of its surroundings.
+type Options struct {
+	Redis *redis.Client
+	Log   *slog.Logger
+	// Find gives a topic as it is in Kafka.
+	Find func(ctx context.Context, topic string) (*change.Topic, error)
+	// Component shows how many left rows wait; may be nil.
+	Component *obs.Component
+	// Gate is asked before the first left row is looked at, until it gives
+	// nil. It only spares work: rows that come before their references wait,
+	// and are released. May be nil.
+	Gate func(ctx context.Context) error
+}
+
+// New checks a configuration (TW-JOIN-CONFIG problems, joined) and makes the
+// stages of both groups.
+func New(name string, cfg Config, o Options) (*Left, *Right, error) {
+	p, err := compile(name, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	j := &join{plan: p, rdb: o.Redis}
+	state := func(s *side) (*pipeline.State, *pipeline.StateReader) {
+		st, rd := pipeline.NewState(o.Redis, o.Log, name, s.topic), pipeline.NewStateReader(name, s.topic, o.Find)
+		st.Shape, rd.Shape = p.shape, p.shape
+		return st, rd
+	}
+	l, r := &Left{join: j, gate: o.Gate}, &Right{join: j, cols: make([]columns, len(p.sides))}
+	l.state, j.leftReader = state(p.left)
+	l.notes.comp = o.Component
+	l.state.Idle = l.idle
+	for _, s := range p.sides {
+		st, rd := state(s)
+		r.states = append(r.states, st)
+		j.sideReaders = append(j.sideReaders, rd)
+	}
+	return l, r, nil
+}
+
+func init() { pipeline.RegisterTransform("join", Make) }
+
+// gateTimeout bounds how long left rows wait for the references that were
+// there at the start.
+const gateTimeout = 2 * time.Minute
+
+// Make is the maker of type join: the groups <name>.right and <name>.
+func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.TransformSpec, error) {
+	cfg := Defaults()
+	if err := decode(&cfg); err != nil {
+		return nil, err
+	}
+	o := Options{}
+	// A static check of the configuration has no surroundings.
+	if env.Obs != nil {
+		o.Log, o.Component = env.Obs.Log, env.Obs.Component("transform", name)
+	} else {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	o.Redis = env.Redis
+	var g *gate
+	if env.Kafka != nil {
+		o.Find = env.Kafka.Topic
+		g = &gate{cluster: env.Kafka, group: pipeline.GroupOf(name + ".right")}
+		o.Gate = g.open
+	}
+	left, right, err := New(name, cfg, o)
+	if err != nil {
+		return nil, err
+	}
+	queue := avro.RefreshTopic(name)
+	var topics []string
+	for _, s := range left.plan.sides {
+		topics = append(topics, s.topic)
+	}
+	if g != nil {
+		g.topics = topics
+	}
+	return []pipeline.TransformSpec{
+		{Name: name + ".right", Topics: topics, Stages: []pipeline.Stage{right}, Queues: []string{queue}},
+		{
+			Name: name, Topics: []string{cfg.Left, queue}, CoPartitioned: []string{cfg.Left, queue},
+			Stages: []pipeline.Stage{left}, Outputs: []string{cfg.Output}, Queues: []string{queue}, Trim: []string{queue},
+		},
+	}, nil
+}

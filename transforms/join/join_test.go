@@ -1,0 +1,433 @@
+package join_test
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/redis"
+	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/transforms/join"
+)
+
+func TestMain(m *testing.M) {
+	change.PoisonOnRelease(true)
+	goleak.VerifyTestMain(m)
+}
+
+func (w *world) entry(id int, resource, project string, day int64, hours int64) {
+	k := strconv.Itoa(id)
+	w.logs["ps.time_entry"].append(k, row{
+		"time_entry_id": w.str(k), "resource_id": w.str(resource), "project_id": w.str(project), "task_number": w.str("1"),
+		"work_date": change.DateValue(day), "hours": change.DecimalValue(hours, 2), "billable": change.BoolValue(true), "status": w.str("approved"),
+		"created_at": change.TimestampTZValue(1), "updated_at": change.TimestampTZValue(2),
+	})
+}
+
+func (w *world) project(id, customer, currency string) {
+	w.logs["ps.project"].append(id, row{
+		"project_id": w.str(id), "number": w.str("P" + id), "name": w.str("n"), "customer_id": w.str(customer), "legal_entity": w.str("DE"),
+		"currency": w.str(currency), "status": w.str("open"), "billing_type": w.str("t"), "start_date": change.DateValue(0), "updated_at": change.TimestampTZValue(1),
+	})
+}
+
+func (w *world) customer(id, name string) {
+	w.logs["ps.customer"].append(id, row{
+		"customer_id": w.str(id), "number": w.str(id), "name": w.str(name), "legal_entity": w.str("DE"), "active": change.BoolValue(true), "updated_at": change.TimestampTZValue(1),
+	})
+}
+
+// rate: to < 0 is open.
+func (w *world) rate(resource string, id int, from, to, rate int64, currency string) {
+	k := resource + "/" + strconv.Itoa(id)
+	r := row{"cost_rate_id": w.str(k), "resource_id": w.str(resource), "valid_from": change.DateValue(from), "rate": change.DecimalValue(rate, 4), "currency": w.str(currency), "updated_at": change.TimestampTZValue(1)}
+	if to >= 0 {
+		r["valid_to"] = change.DateValue(to)
+	}
+	w.logs["ps.cost_rate"].append(k, r)
+}
+
+func (w *world) delete(topic, key string) { w.logs[topic].append(key, nil) }
+
+// naive computes the output from the latest rows, the plain way.
+func (w *world) naive() map[string]row {
+	text := func(v change.Value) string { return string(w.texts.AppendText(nil, v)) }
+	entries, projects, customers, rates := w.logs["ps.time_entry"].latest(), w.logs["ps.project"].latest(), w.logs["ps.customer"].latest(), w.logs["ps.cost_rate"].latest()
+	out := map[string]row{}
+	for k, e := range entries {
+		r := row{}
+		for _, f := range []string{"time_entry_id", "resource_id", "project_id", "work_date", "hours", "billable", "status", "updated_at"} {
+			r[f] = e[f]
+		}
+		day := e["work_date"].Int()
+		waits := ""
+		p := projects[text(e["project_id"])]
+		var c row
+		if p == nil {
+			waits = "project " + text(e["project_id"])
+		} else {
+			r["project_number"], r["customer_id"], r["legal_entity"], r["currency"] = p["number"], p["customer_id"], p["legal_entity"], p["currency"]
+			if c = customers[text(p["customer_id"])]; c == nil {
+				waits = "customer " + text(p["customer_id"])
+			} else {
+				r["customer_name"] = c["name"]
+			}
+		}
+		var best row
+		bestID := 0
+		for rk, x := range rates {
+			if text(x["resource_id"]) != text(e["resource_id"]) || x["valid_from"].Int() > day {
+				continue
+			}
+			if to, has := x["valid_to"]; has && day >= to.Int() {
+				continue
+			}
+			id, _ := strconv.Atoi(rk[strings.LastIndexByte(rk, '/')+1:])
+			if best == nil || x["valid_from"].Int() > best["valid_from"].Int() || x["valid_from"].Int() == best["valid_from"].Int() && id > bestID {
+				best, bestID = x, id
+			}
+		}
+		if best == nil {
+			if waits == "" {
+				waits = fmt.Sprintf("cost_rate of resource %s on %s", text(e["resource_id"]), text(e["work_date"]))
+			}
+		} else {
+			r["cost_rate_id"], r["rate"] = best["cost_rate_id"], best["rate"]
+			if waits == "" && text(best["currency"]) != text(p["currency"]) {
+				waits = fmt.Sprintf("currency %s of project %s, the rate is in %s", text(p["currency"]), text(e["project_id"]), text(best["currency"]))
+			}
+		}
+		if waits != "" {
+			r["waiting_for"] = w.str(waits)
+		} else {
+			h, _ := e["hours"].Small()
+			x, _ := best["rate"].Small()
+			r["cost"] = change.DecimalValue(h*x, 6)
+		}
+		out[k] = r
+	}
+	return out
+}
+
+func (w *world) compare(t testing.TB) {
+	t.Helper()
+	out := w.logs["ps.time_entry_costed"]
+	if d := cmp.Diff(strings.Split(w.show(w.naive(), out.table), "\n"), strings.Split(w.show(out.latest(), out.table), "\n")); d != "" {
+		t.Errorf("the costed table is not what the rows say (- computed, + emitted):\n%s", d)
+	}
+}
+
+// mutate changes something, anything.
+func (w *world) mutate() {
+	n := func(k int) int { return w.rng.IntN(k) }
+	id := func(k int) string { return strconv.Itoa(1 + n(k)) }
+	currency := func() string {
+		if n(8) == 0 {
+			return "USD"
+		}
+		return "EUR"
+	}
+	switch n(12) {
+	case 0, 1, 2, 3:
+		w.entry(1+n(12), id(3), id(4), int64(n(10)), int64(25*(1+n(40))))
+	case 4:
+		w.delete("ps.time_entry", id(12))
+	case 5, 6:
+		w.project(id(4), id(3), currency())
+	case 7:
+		w.customer(id(3), "c"+id(100))
+	case 8, 9:
+		from := int64(n(10))
+		to := int64(-1)
+		if n(2) == 0 {
+			to = from + int64(n(6))
+		}
+		w.rate(id(3), 8+n(4), from, to, int64(1+n(900000)), currency())
+	case 10:
+		if n(2) == 0 {
+			w.delete("ps.project", id(4))
+		} else {
+			w.delete("ps.customer", id(3))
+		}
+	case 11:
+		w.delete("ps.cost_rate", id(3)+"/"+strconv.Itoa(8+n(4)))
+	}
+}
+
+func embedded(t testing.TB) string {
+	e, err := redis.StartEmbedded("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return e.Addr()
+}
+
+// chaos runs one seed to its end and compares.
+func chaos(t testing.TB, addr string, seed uint64, flushPerMille int) *world {
+	ctx := t.Context()
+	w := newWorld(t, addr, seed, join.Defaults())
+	if err := w.rdb.FlushAll(ctx).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.sched.flush = func() {
+		if err := w.rdb.FlushAll(context.Background()).Err(); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 60 {
+		for range w.rng.IntN(4) {
+			w.mutate()
+		}
+		w.run(ctx, 6, flushPerMille, false)
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+	w.drain(ctx)
+	w.compare(t)
+	if t.Failed() {
+		t.Fatalf("seed %d: left %v, right %v", seed, w.left.errs, w.right.errs)
+	}
+	return w
+}
+
+// The main one. Whatever order left and right rows arrive in, wherever batches
+// are cut, transactions aborted, processes restarted, the two sides'
+// conversations with Redis interleaved, and Redis lost: the end is what the
+// rows say. If it failed, a margin would be wrong until somebody touched the
+// time entry.
+func TestAnyOrderGivesTheSameTable(t *testing.T) {
+	for _, flush := range []int{0, 20} {
+		t.Run(fmt.Sprintf("embedded, %d flushes per 1000 round trips", flush), func(t *testing.T) {
+			addr := embedded(t)
+			unknown, lost := 0, 0
+			for seed := range uint64(60) {
+				w := chaos(t, addr, seed, flush)
+				unknown += w.left.errs["TW-STATE-UNKNOWN"] + w.right.errs["TW-STATE-UNKNOWN"]
+				lost += w.left.errs["TW-STATE-LOST"] + w.right.errs["TW-STATE-LOST"]
+			}
+			t.Logf("unknown %d, lost %d", unknown, lost)
+			if flush > 0 && (unknown == 0 || lost == 0) {
+				t.Errorf("losses were never met: unknown %d, lost %d", unknown, lost)
+			}
+		})
+	}
+	t.Run("redis-server", func(t *testing.T) {
+		addr := testkit.NewRedis(t).Addr
+		for seed := range uint64(15) {
+			chaos(t, addr, 1000+seed, 20)
+		}
+	})
+}
+
+// settle runs both groups until nothing is left to do.
+func settled(t *testing.T, w *world) map[string]row {
+	t.Helper()
+	w.drain(t.Context())
+	w.compare(t)
+	return w.logs["ps.time_entry_costed"].latest()
+}
+
+func calm(t *testing.T) *world {
+	w := newWorld(t, embedded(t), 1, join.Defaults())
+	w.sched.flush = func() {}
+	return w
+}
+
+func (w *world) field(t *testing.T, table map[string]row, key, field string) string {
+	t.Helper()
+	if table[key] == nil {
+		t.Fatalf("no row %s", key)
+	}
+	return string(w.texts.AppendText(nil, table[key][field]))
+}
+
+// The story of one time entry: it waits for each thing that it lacks, never
+// with a cost of 0, and follows every later change of them.
+func TestStoryOfAnEntry(t *testing.T) {
+	w := calm(t)
+	want := func(cost, waiting string) {
+		t.Helper()
+		got := settled(t, w)
+		if c, wf := w.field(t, got, "1", "cost"), w.field(t, got, "1", "waiting_for"); c != cost || wf != waiting {
+			t.Fatalf("cost %q, waiting for %q; want %q, %q", c, wf, cost, waiting)
+		}
+	}
+	w.entry(1, "12", "17", 20514, 750)
+	want("", "project 17")
+	w.project("17", "4", "EUR") // before its customer
+	want("", "customer 4")
+	w.customer("4", "Northwind")
+	want("", "cost_rate of resource 12 on 2026-03-02")
+	w.rate("12", 8, 20000, -1, 600000, "EUR")
+	want("450.000000", "")
+	w.rate("12", 9, 20514, -1, 700000, "EUR") // from that very day on
+	want("525.000000", "")
+	w.rate("12", 10, 20514, -1, 710000, "EUR") // the same day: the higher id, 10 after 9
+	want("532.500000", "")
+	w.rate("12", 10, 20515, -1, 710000, "EUR") // its range shrinks
+	want("525.000000", "")
+	w.rate("12", 9, 20510, 20514, 700000, "EUR") // ends on that day, exclusive
+	want("450.000000", "")
+	w.rate("12", 8, 20000, -1, 650000, "EUR") // retroactive
+	want("487.500000", "")
+	w.rate("12", 8, 20000, -1, 650000, "USD")
+	want("", "currency EUR of project 17, the rate is in USD")
+	w.project("17", "4", "USD")
+	want("487.500000", "")
+	w.delete("ps.cost_rate", "12/8")
+	want("", "cost_rate of resource 12 on 2026-03-02") // removed: it waits again
+	w.rate("12", 8, 20000, -1, 600000, "USD")
+	want("450.000000", "")
+	// The rate moves to another person: mapping sends a delete and a new key.
+	w.delete("ps.cost_rate", "12/8")
+	w.rate("13", 8, 20000, -1, 600000, "USD")
+	want("", "cost_rate of resource 12 on 2026-03-02")
+	w.entry(1, "13", "17", 20514, 800) // and the entry follows
+	want("480.000000", "")
+	w.project("17", "5", "USD")
+	want("", "customer 5")
+	w.customer("5", "Contoso")
+	want("480.000000", "")
+	w.delete("ps.customer", "5")
+	want("", "customer 5")
+	w.delete("ps.time_entry", "1")
+	if got := settled(t, w); got["1"] != nil {
+		t.Fatal("a deleted entry is still there")
+	}
+}
+
+// A customer's rename reaches all entries, through projects, over more pages
+// than are read at once.
+func TestManyDependents(t *testing.T) {
+	w := calm(t)
+	w.customer("4", "old")
+	for p := range 40 {
+		w.project(strconv.Itoa(p+1), "4", "EUR")
+	}
+	w.rate("12", 8, 0, -1, 600000, "EUR")
+	for i := range 2500 {
+		w.entry(i+1, "12", strconv.Itoa(1+i%40), 5, 100)
+	}
+	settled(t, w)
+	w.customer("4", "new")
+	w.rate("12", 8, 0, -1, 700000, "EUR")
+	got := settled(t, w)
+	if n := w.field(t, got, "2500", "customer_name"); n != "new" {
+		t.Fatalf("customer_name %q", n)
+	}
+}
+
+// Only a flush and an idle system: nothing arrives on the left any more, but
+// what it keeps must come back, or the right side could never be told.
+func TestLossWhileIdle(t *testing.T) {
+	w := calm(t)
+	w.customer("4", "c")
+	w.project("17", "4", "EUR")
+	w.entry(1, "12", "17", 5, 100)
+	settled(t, w)
+	if err := w.rdb.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.rate("12", 8, 0, -1, 600000, "EUR")
+	got := settled(t, w)
+	if c := w.field(t, got, "1", "cost"); c != "60.000000" {
+		t.Fatalf("cost %q", c)
+	}
+}
+
+// A product that the contract cannot hold is a case, never a rounded number,
+// and its message holds no rate (invariant 13).
+func TestOverflowIsRejected(t *testing.T) {
+	w := calm(t)
+	w.customer("4", "c")
+	w.project("17", "4", "EUR")
+	w.rate("12", 8, 0, -1, 987654321987654, "EUR")
+	w.entry(1, "12", "17", 5, 987654321)
+	for range 5 {
+		err := errOf(w.right.work(t.Context(), 1000, false), w.left.work(t.Context(), 1000, false))
+		if e := problem.Of(err); err == nil || e != nil && e.Class == problem.Retry {
+			continue
+		}
+		if !problem.Has(err, join.ErrOverflow) || strings.Contains(err.Error(), "98765") {
+			t.Fatalf("got %v", err)
+		}
+		return
+	}
+	t.Fatal("nothing was rejected")
+}
+
+func errOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A rate whose key does not tell its group could be deleted without anybody
+// knowing whose cost it was.
+func TestKeyMustTellItsGroup(t *testing.T) {
+	w := calm(t)
+	w.rate("12", 8, 0, -1, 1, "EUR")
+	w.logs["ps.cost_rate"].append("99", w.logs["ps.cost_rate"].latest()["12/8"])
+	for _, r := range w.logs["ps.cost_rate"].latest() {
+		r["cost_rate_id"] = w.str("99")
+	}
+	var err error
+	for range 4 {
+		if err = w.right.work(t.Context(), 1000, false); problem.Has(err, join.ErrGroup) {
+			return
+		}
+		if lerr := w.left.check(t.Context()); lerr != nil {
+			t.Fatal(lerr)
+		}
+	}
+	t.Fatalf("got %v", err)
+}
+
+func TestConfigMistakes(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*join.Config)
+		where  string
+		says   string
+		remedy string
+	}{
+		{"left", func(c *join.Config) { c.Left = "ps.time_entri" }, "left", "no contract", "ps.time_entry?"},
+		{"reference", func(c *join.Config) { c.References[1].On = "projekt.customer_id" }, "references[1].on", "no reference", "project?"},
+		{"order", func(c *join.Config) { c.References[0], c.References[1] = c.References[1], c.References[0] }, "references[0].on", "no reference before", ""},
+		{"field", func(c *join.Config) { c.Fields["cots"] = "x" }, "fields.cots", "no field", "cost?"},
+		{"source", func(c *join.Config) { c.Fields["rate"] = "cost_rate.rat" }, "fields.rate", "no field", "rate?"},
+		{"type", func(c *join.Config) { c.Fields["rate"] = "cost_rate.currency" }, "fields.rate", "is", ""},
+		{"never null", func(c *join.Config) { c.Fields["status"] = "project.status" }, "fields.status", "must never be null", ""},
+		{"date", func(c *join.Config) { c.References[2].InForce.At = "hours" }, "references[2].in_force.at", "no date", ""},
+		{"product", func(c *join.Config) { c.Fields["cost"] = "hours * project.name" }, "fields.cost", "needs numbers", ""},
+		{"waiting", func(c *join.Config) { c.WaitingFor = "hours" }, "waiting_for", "no text field", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := join.Defaults()
+			c.change(&cfg)
+			_, _, err := join.New("costed", cfg, join.Options{})
+			for _, r := range problem.Reports(err) {
+				if r.Code == "TW-JOIN-CONFIG" && r.Where == "transforms.costed."+c.where && strings.Contains(r.What, c.says) && strings.Contains(r.Remedy, c.remedy) {
+					return
+				}
+			}
+			t.Errorf("got %s", problem.Format(err))
+		})
+	}
+}

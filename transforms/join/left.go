@@ -1,0 +1,240 @@
+// The left group: the only place that emits for a left key (invariant 8).
+
+package join
+
+import (
+	"context"
+	"sync"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// Left applies left rows and refresh records.
+type Left struct {
+	*join
+	state *pipeline.State
+	cols  columns
+	gate  func(context.Context) error // nil: open
+
+	mu    sync.Mutex // one at a time: Apply, Restore and the idle work
+	notes notes
+}
+
+// States is for the engine.
+func (l *Left) States() []*pipeline.State { return []*pipeline.State{l.state} }
+
+// leftWork is one Apply or Restore taken apart.
+type leftWork struct {
+	in    *change.Batch
+	cols  [][]int         // per change of left, where its kept columns are
+	keys  []string        // per change, canonical key of the left row
+	last  map[string]int  // per key, its last change of left in the batch
+	again map[string]bool // keys to be evaluated again that are not in last
+}
+
+func (l *Left) take(in *change.Batch) (*leftWork, error) {
+	w := &leftWork{in: in, cols: make([][]int, in.Len()), keys: make([]string, in.Len()), last: make(map[string]int, in.Len()), again: map[string]bool{}}
+	var (
+		buf   []byte
+		table *change.Table
+		cols  []int
+	)
+	for i := range in.Changes {
+		c := &in.Changes[i]
+		buf = change.AppendKey(buf[:0], in, c)
+		w.keys[i] = string(buf)
+		if c.Table.Topic != l.plan.left.topic {
+			continue
+		}
+		w.last[w.keys[i]] = i
+		if c.Op == change.Delete {
+			continue
+		}
+		if c.Table != table {
+			var err error
+			if cols, err = l.cols.of(c.Table, l.plan.left); err != nil {
+				return nil, err
+			}
+			table = c.Table
+		}
+		w.cols[i] = cols
+	}
+	return w, nil
+}
+
+func (w *leftWork) refresh(i int, left string) bool { return w.in.Changes[i].Table.Topic != left }
+
+// write brings the state to where the batch leads: of each key the last row,
+// and who depends on it. Rows in between need no entry in the indexes: they are
+// evaluated after this write, with what is there by then, and are overtaken in
+// the same transaction.
+func (l *Left) write(ctx context.Context, w *leftWork, restoring bool) error {
+	return pipeline.Write(ctx, l.States(), w.in, restoring, func(p redis.Pipeliner, fresh func(*change.Change) bool) error {
+		q := newWriter(ctx, p)
+		var buf []byte
+		for key, i := range w.last {
+			c := &w.in.Changes[i]
+			if !fresh(c) {
+				continue
+			}
+			t, part := c.Coord.Topic, c.Coord.Partition
+			if c.Op == change.Delete {
+				q.del(l.state.RowsKey(t, part), key)
+				continue
+			}
+			cols := w.cols[i]
+			buf = appendRow(buf[:0], w.in, c.New, cols)
+			q.set(l.state.RowsKey(t, part), key, string(buf))
+			for _, at := range l.plan.left.indexed {
+				if cols[at] < 0 || c.New[cols[at]].IsNull() {
+					continue
+				}
+				buf = w.in.AppendText(buf[:0], c.New[cols[at]])
+				q.add(l.state.IndexKey(t, l.plan.left.cols[at], string(buf)), key)
+			}
+			if restoring {
+				q.todo(l.state.TodoKey(t, part), key)
+			}
+		}
+		q.flush()
+		return nil
+	})
+}
+
+// Restore keeps what had been applied, and emits nothing.
+func (l *Left) Restore(ctx context.Context, in *change.Batch) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	defer in.Release()
+	w, err := l.take(in)
+	if err != nil {
+		return err
+	}
+	return l.write(ctx, w, true)
+}
+
+// Apply keeps the left rows, then looks up what they refer to, and sends the
+// output: for each left row one, for each refresh one more unless its row is in
+// the batch anyway.
+func (l *Left) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.apply(ctx, in, out); err != nil {
+		in.Release()
+		return err
+	}
+	return out.Send(ctx, in)
+}
+
+func (l *Left) apply(ctx context.Context, in *change.Batch, out pipeline.Outlet) error {
+	if l.gate != nil {
+		if err := l.gate(ctx); err != nil {
+			return err
+		}
+		l.gate = nil // once open, it stays open
+	}
+	w, err := l.take(in)
+	if err != nil {
+		return err
+	}
+	if err := l.write(ctx, w, false); err != nil {
+		return err
+	}
+	// Written, and the answer is here: now the other side (invariant 8).
+	items, own := l.items(w)
+	look, err := pipeline.NewLook(ctx, append([]*pipeline.StateReader{l.leftReader}, l.sideReaders...)...)
+	if err != nil {
+		return err
+	}
+	look.Only(0, own)
+	find := newLookup(l.plan, l.rdb, look, in)
+	if err := find.run(ctx, items); err != nil {
+		return err
+	}
+	l.emit(find, w, items, out)
+	if err := l.note(ctx, in, items); err != nil {
+		return err
+	}
+	in.Keep(func(c *change.Change) bool { return c.Op != dropped })
+	return nil
+}
+
+// dropped marks a change that does not go on.
+const dropped change.Op = 0
+
+// items lists what is to be evaluated; own are the partitions of left rows
+// that have to be read back, for refresh records.
+func (l *Left) items(w *leftWork) (items []*item, own []int32) {
+	n := len(l.plan.refs)
+	store := make([]item, w.in.Len())
+	rows, grps := make([]*found, n*w.in.Len()), make([]*group, n*w.in.Len())
+	seen := map[int32]bool{}
+	for i := range w.in.Changes {
+		c := &w.in.Changes[i]
+		if c.Op == change.Delete && !w.refresh(i, l.plan.left.topic) {
+			continue
+		}
+		it := &store[i]
+		it.at, it.key, it.part = i, w.keys[i], c.Coord.Partition
+		it.rows, it.grps = rows[i*n:(i+1)*n:(i+1)*n], grps[i*n:(i+1)*n:(i+1)*n]
+		if w.refresh(i, l.plan.left.topic) {
+			_, here := w.last[it.key]
+			if here || w.again[it.key] {
+				continue
+			}
+			w.again[it.key] = true
+			if !seen[it.part] {
+				seen[it.part] = true
+				own = append(own, it.part)
+			}
+		} else {
+			it.left = kept(w.in, c.New, w.cols[i])
+		}
+		items = append(items, it)
+	}
+	return items, own
+}
+
+// emit turns the changes into those of the output, in place.
+func (l *Left) emit(find *lookup, w *leftWork, items []*item, out pipeline.Outlet) {
+	in, p := w.in, l.plan
+	done := make([]bool, in.Len())
+	for _, it := range items {
+		c := &in.Changes[it.at]
+		done[it.at] = true
+		if it.left == nil {
+			// A refresh of a row that is gone: its tombstone was, or will be,
+			// sent for its own record.
+			c.Op = dropped
+			continue
+		}
+		row, waits, err := find.evaluate(it)
+		if err != nil {
+			out.Reject(c, err)
+			c.Op = dropped
+			continue
+		}
+		it.waits = waits
+		c.Table, c.Op, c.Old, c.New = p.out, change.Update, nil, row
+	}
+	for i := range in.Changes {
+		c := &in.Changes[i]
+		switch {
+		case done[i]:
+		case w.refresh(i, p.left.topic):
+			c.Op = dropped // its row is evaluated in this batch already
+		default: // a deleted row
+			row := in.Row(len(p.fields))
+			for j := range row {
+				row[j] = change.UnchangedValue()
+			}
+			for j, k := range p.out.Key {
+				row[k] = c.Old[c.Table.Key[j]]
+			}
+			c.Table, c.Op, c.Old, c.New = p.out, change.Delete, row, nil
+		}
+	}
+}

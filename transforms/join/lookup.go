@@ -1,0 +1,349 @@
+// lookup: finding the rows that left rows refer to, in few round trips: one per
+// hop, whatever the number of rows. What several rows refer to is read once.
+
+package join
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
+	twredis "github.com/tallywire/tallywire/internal/redis"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// perCommand bounds the fields of one command, so that no single one holds up
+// the server.
+const perCommand = 512
+
+// found is a row that was asked for; row is nil when it is missing.
+type found struct {
+	key string
+	row []change.Value
+}
+
+// group holds the rows among which the date decides, latest first.
+type group struct {
+	key     string
+	members []*found
+	sorted  bool
+}
+
+// item is one left row to be evaluated.
+type item struct {
+	at    int            // index of its change in the batch, −1: none
+	key   string         // canonical key
+	part  int32          // partition of the left topic
+	left  []change.Value // as kept
+	rows  []*found       // per reference
+	grps  []*group       // per reference that is in force by date
+	waits bool           // evaluated: something is missing
+}
+
+// lookup is the work of one Apply. Rows live in the memory of b.
+type lookup struct {
+	p      *plan
+	rdb    *redis.Client
+	look   *pipeline.Look // readers: left, then sides
+	b      *change.Batch
+	rows   []map[string]*found // per side
+	groups []map[string]*group // per reference
+	text   []byte
+	bad    error // a row in Redis that is not what was written
+}
+
+func newLookup(p *plan, rdb *redis.Client, look *pipeline.Look, b *change.Batch) *lookup {
+	l := &lookup{p: p, rdb: rdb, look: look, b: b, rows: make([]map[string]*found, len(p.sides)), groups: make([]map[string]*group, len(p.refs))}
+	for i := range l.rows {
+		l.rows[i] = map[string]*found{}
+	}
+	for i, r := range p.refs {
+		if r.inForce != nil {
+			l.groups[i] = map[string]*group{}
+		}
+	}
+	return l
+}
+
+// ask is a fetch of rows that goes out with the next pipeline.
+type ask struct {
+	rows   [][]*found // per side
+	groups [][]*group // per reference
+}
+
+// run finds the own rows of those items that have none, then all references.
+// Only after it returned nil may a nil row be taken as missing.
+func (l *lookup) run(ctx context.Context, items []*item) error {
+	p := l.rdb.Pipeline()
+	l.look.Begin(ctx, p)
+	own := l.askOwn(ctx, p, items)
+	if len(own) > 0 {
+		if err := l.exec(ctx, p); err != nil {
+			return err
+		}
+		l.takeOwn(own, items)
+		p = l.rdb.Pipeline()
+	}
+	for round := 1; round <= l.p.rounds; round++ {
+		take := l.queue(ctx, p, l.wanted(items, round))
+		if round == l.p.rounds {
+			l.look.End(ctx, p)
+		}
+		if err := l.exec(ctx, p); err != nil {
+			return err
+		}
+		take()
+		p = l.rdb.Pipeline()
+	}
+	if err := l.look.Err(); err != nil {
+		return err
+	}
+	return l.bad
+}
+
+func (l *lookup) exec(ctx context.Context, p redis.Pipeliner) error {
+	if _, err := p.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+		return twredis.Classify("looking up references", err)
+	}
+	return nil
+}
+
+// ownAsk is a fetch of left rows.
+type ownAsk struct {
+	cmd   *redis.SliceCmd
+	items []*item
+}
+
+func (l *lookup) askOwn(ctx context.Context, p redis.Pipeliner, items []*item) []ownAsk {
+	by := map[int32][]*item{}
+	for _, it := range items {
+		if it.left == nil {
+			by[it.part] = append(by[it.part], it)
+		}
+	}
+	var out []ownAsk
+	for part, its := range by {
+		for some := range slices.Chunk(its, perCommand) {
+			fields := make([]string, len(some))
+			for i, it := range some {
+				fields[i] = it.key
+			}
+			out = append(out, ownAsk{p.HMGet(ctx, l.look.RowsKey(0, part), fields...), some})
+		}
+	}
+	return out
+}
+
+func (l *lookup) takeOwn(asks []ownAsk, items []*item) {
+	for _, a := range asks {
+		for i, v := range a.cmd.Val() {
+			if s, ok := v.(string); ok {
+				a.items[i].left = l.read(s, l.p.left)
+			}
+		}
+	}
+}
+
+func (l *lookup) read(s string, of *side) []change.Value {
+	row, ok := readRow(l.b, s, len(of.cols))
+	if !ok {
+		l.bad = pipeline.ErrStateLost.New("a kept row of %s cannot be read", of.topic)
+		return nil
+	}
+	return row
+}
+
+// wanted finds what the items need in this round and was not asked yet.
+func (l *lookup) wanted(items []*item, round int) *ask {
+	a := &ask{rows: make([][]*found, len(l.p.sides)), groups: make([][]*group, len(l.p.refs))}
+	for _, r := range l.p.refs {
+		switch {
+		case r.inForce == nil && r.round == round:
+			for _, it := range items {
+				if key, ok := l.on(it, r); ok {
+					it.rows[r.at] = l.want(a, r.side, key)
+				}
+			}
+		case r.inForce != nil && r.round == round+1:
+			for _, it := range items {
+				key, ok := l.on(it, r)
+				if !ok {
+					continue
+				}
+				g := l.groups[r.at][string(key)]
+				if g == nil {
+					g = &group{key: string(key)}
+					l.groups[r.at][g.key] = g
+					a.groups[r.at] = append(a.groups[r.at], g)
+				}
+				it.grps[r.at] = g
+			}
+		case r.inForce != nil && r.round == round:
+			for _, g := range l.groups[r.at] {
+				for i, m := range g.members {
+					g.members[i] = l.want(a, r.side, []byte(m.key))
+				}
+			}
+		}
+	}
+	return a
+}
+
+// want gives the row of a key, and has it fetched if nobody asked yet.
+func (l *lookup) want(a *ask, side int, key []byte) *found {
+	f := l.rows[side][string(key)]
+	if f == nil {
+		f = &found{key: string(key)}
+		l.rows[side][f.key] = f
+		a.rows[side] = append(a.rows[side], f)
+	}
+	return f
+}
+
+// on is the text that names the row of a reference; false when what it comes
+// from is missing or null. Valid until the next call.
+func (l *lookup) on(it *item, r *ref) ([]byte, bool) {
+	v, ok := l.value(it, r.on)
+	if !ok || v.IsNull() {
+		return nil, false
+	}
+	l.text = l.b.AppendText(l.text[:0], v)
+	return l.text, true
+}
+
+// value reads a kept value; false when its row is missing.
+func (l *lookup) value(it *item, a at) (change.Value, bool) {
+	row := it.left
+	if a.ref >= 0 {
+		row = l.row(it, l.p.refs[a.ref])
+	}
+	if row == nil {
+		return change.Value{}, false
+	}
+	return row[a.col], true
+}
+
+// row is the row of a reference, or nil.
+func (l *lookup) row(it *item, r *ref) []change.Value {
+	if r.inForce == nil {
+		if f := it.rows[r.at]; f != nil {
+			return f.row
+		}
+		return nil
+	}
+	if it.left == nil || it.grps[r.at] == nil {
+		return nil
+	}
+	return it.grps[r.at].inForce(r.inForce, it.left[r.inForce.at])
+}
+
+// inForce picks by date: from <= day and (to is null or day < to); of several
+// the latest from, then the highest key.
+func (g *group) inForce(f *inForce, day change.Value) []change.Value {
+	if !g.sorted {
+		g.members = slices.DeleteFunc(g.members, func(m *found) bool { return m.row == nil || m.row[f.from].IsNull() })
+		slices.SortFunc(g.members, func(a, b *found) int {
+			if c := cmp.Compare(b.row[f.from].Int(), a.row[f.from].Int()); c != 0 {
+				return c
+			}
+			return natural(b.key, a.key)
+		})
+		g.sorted = true
+	}
+	if day.IsNull() {
+		return nil
+	}
+	for _, m := range g.members {
+		if to := m.row[f.to]; m.row[f.from].Int() <= day.Int() && (to.IsNull() || day.Int() < to.Int()) {
+			return m.row
+		}
+	}
+	return nil
+}
+
+// natural orders keys by their part after the last slash: as numbers when both
+// are (without leading zeros), else as text.
+func natural(a, b string) int {
+	x, y := a[strings.LastIndexByte(a, '/')+1:], b[strings.LastIndexByte(b, '/')+1:]
+	if digits(x) && digits(y) {
+		if c := cmp.Compare(len(x), len(y)); c != 0 {
+			return c
+		}
+	}
+	if c := strings.Compare(x, y); c != 0 {
+		return c
+	}
+	return strings.Compare(a, b)
+}
+
+func digits(s string) bool {
+	for i := range len(s) {
+		if s[i] < '0' || s[i] > '9' {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// queue puts what is asked on a pipeline; the function given back takes the
+// answers after it was executed.
+func (l *lookup) queue(ctx context.Context, p redis.Pipeliner, a *ask) func() {
+	type rowsAsk struct {
+		cmd  *redis.SliceCmd
+		rows []*found
+		side int
+	}
+	type groupAsk struct {
+		cmd *redis.StringSliceCmd
+		g   *group
+	}
+	var rows []rowsAsk
+	var groups []groupAsk
+	for s, fs := range a.rows {
+		n := l.look.Topic(s + 1).Partitions
+		by := make([][]*found, n)
+		for _, f := range fs {
+			part := kafka.Partition([]byte(f.key), n)
+			by[part] = append(by[part], f)
+		}
+		for part, fs := range by {
+			for some := range slices.Chunk(fs, perCommand) {
+				fields := make([]string, len(some))
+				for i, f := range some {
+					fields[i] = f.key
+				}
+				rows = append(rows, rowsAsk{p.HMGet(ctx, l.look.RowsKey(s+1, int32(part)), fields...), some, s})
+			}
+		}
+	}
+	for r, gs := range a.groups {
+		if len(gs) == 0 {
+			continue
+		}
+		s := l.p.refs[r].side
+		col := l.p.sides[s].cols[l.p.refs[r].inForce.group]
+		for _, g := range gs {
+			groups = append(groups, groupAsk{p.ZRangeByLex(ctx, l.look.IndexKey(s+1, col, g.key), &redis.ZRangeBy{Min: "-", Max: "+"}), g})
+		}
+	}
+	return func() {
+		for _, q := range rows {
+			for i, v := range q.cmd.Val() {
+				if s, ok := v.(string); ok {
+					q.rows[i].row = l.read(s, l.p.sides[q.side])
+				}
+			}
+		}
+		for _, q := range groups {
+			for _, key := range q.cmd.Val() {
+				q.g.members = append(q.g.members, &found{key: key})
+			}
+		}
+	}
+}

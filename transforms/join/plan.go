@@ -1,0 +1,376 @@
+// plan: a configuration checked against the contracts, and compiled.
+
+package join
+
+import (
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+// What a join can meet.
+var (
+	ErrConfig = problem.Define("TW-JOIN-CONFIG", problem.Halt,
+		"A join does not fit the contracts of its topics.",
+		"Correct the join; `tallywire check` says so without running.")
+	ErrGroup = problem.Define("TW-JOIN-GROUP", problem.Reject,
+		"The key of a row does not begin with its group, so its deletion could not be told to those that depend on it.",
+		"Map the key as \"{group}/{id}\".")
+	ErrOverflow = problem.Define("TW-JOIN-OVERFLOW", problem.Reject,
+		"A product does not fit the field of the contract, in digits or in exactness.",
+		"Correct the factors at the source, or widen the field in its contract.")
+	ErrColumns = problem.Define("TW-JOIN-COLUMN", problem.Halt,
+		"A record lacks a field that the join needs.",
+		"Write the topic with the current contract, or correct the join.")
+	ErrRightBehind = problem.Define("TW-JOIN-RIGHT-BEHIND", problem.Retry,
+		"The references are still being read; rows wait for that before they are looked at for the first time.",
+		"Nothing to do; see `tallywire status` for how far the group <name>.right is.")
+)
+
+// plan is a compiled Config.
+type plan struct {
+	name    string
+	left    *side
+	sides   []*side // of references, each topic once
+	refs    []*ref
+	out     *change.Table
+	outKey  []int // per key column of out: the column of left.cols
+	fields  []outField
+	agree   []agree
+	waiting int // column of out, −1: none
+	rounds  int // lookups that follow each other
+	refresh *change.Table
+	shape   string
+}
+
+// side is a topic and the columns of it that are kept.
+type side struct {
+	topic   string
+	table   *change.Table // of the contract
+	cols    []string      // in the order of a kept row
+	indexed []int         // of cols: those that have an index
+}
+
+func (s *side) col(name string) int {
+	if i := slices.Index(s.cols, name); i >= 0 {
+		return i
+	}
+	s.cols = append(s.cols, name)
+	return len(s.cols) - 1
+}
+
+func (s *side) index(col int) {
+	if !slices.Contains(s.indexed, col) {
+		s.indexed = append(s.indexed, col)
+	}
+}
+
+// at is a kept value: of left (ref −1) or of a reference.
+type at struct{ ref, col int }
+
+// ref is a compiled Reference.
+type ref struct {
+	name    string
+	at      int // index in plan.refs
+	side    int // index in plan.sides
+	on      at
+	round   int // when its row is looked up: 1, 2, …; with inForce the group one round before
+	inForce *inForce
+	what    string // group_by without _id: "resource"
+}
+
+type inForce struct{ from, to, at, group int }
+
+type outField struct {
+	kind     outKind
+	from, by at
+}
+
+type outKind uint8
+
+const (
+	outNull outKind = iota // the waiting field, or what nothing fills
+	outCopy
+	outProduct
+)
+
+type agree struct{ a, b at }
+
+// compiler gathers mistakes.
+type compiler struct {
+	p   *plan
+	all map[string]*avro.Contract
+	bad []error
+}
+
+func (c *compiler) fail(path, format string, args ...any) *problem.Error {
+	e := ErrConfig.New(format, args...).At("transforms.%s.%s", c.p.name, path)
+	c.bad = append(c.bad, e)
+	return e
+}
+
+func near(e *problem.Error, wrong string, names []string) {
+	if n := config.Nearest(wrong, names); n != "" {
+		e.WithRemedy("Did you mean %s?", n)
+	}
+}
+
+func columnNames(t *change.Table) []string {
+	out := make([]string, len(t.Columns))
+	for i := range t.Columns {
+		out[i] = t.Columns[i].Name
+	}
+	return out
+}
+
+// compile checks and compiles; errors are joined TW-JOIN-CONFIG problems.
+func compile(name string, cfg Config) (*plan, error) {
+	all, err := avro.Contracts()
+	if err != nil {
+		return nil, err
+	}
+	p := &plan{name: name, waiting: -1, refresh: avro.Refresh(name).Table}
+	c := &compiler{p: p, all: all}
+	p.left = c.side("left", cfg.Left)
+	out := c.contract("output", cfg.Output)
+	if p.left == nil || out == nil {
+		return nil, errors.Join(c.bad...)
+	}
+	p.out = out.Table
+	if len(cfg.References) == 0 {
+		c.fail("references", "a join needs references")
+	}
+	for i := range cfg.References {
+		c.reference(i, &cfg.References[i], cfg.Left)
+	}
+	c.fields(cfg)
+	for i, a := range cfg.Agree {
+		x, _ := c.value(fmt.Sprintf("agree[%d].field", i), a.Field)
+		y, _ := c.value(fmt.Sprintf("agree[%d].with", i), a.With)
+		p.agree = append(p.agree, agree{x, y})
+	}
+	if len(c.bad) > 0 {
+		return nil, errors.Join(c.bad...)
+	}
+	h := fnv.New64a()
+	for _, s := range append([]*side{p.left}, p.sides...) {
+		fmt.Fprint(h, s.topic, s.cols, s.indexed, rowVersion, ";")
+	}
+	p.shape = fmt.Sprintf("%016x", h.Sum64())
+	return p, nil
+}
+
+func (c *compiler) contract(path, topic string) *avro.Contract {
+	k := c.all[topic]
+	if k == nil {
+		names := make([]string, 0, len(c.all))
+		for n := range c.all {
+			names = append(names, n)
+		}
+		slices.Sort(names)
+		near(c.fail(path, "topic %q has no contract", topic), topic, names)
+	}
+	return k
+}
+
+func (c *compiler) side(path, topic string) *side {
+	k := c.contract(path, topic)
+	if k == nil {
+		return nil
+	}
+	return &side{topic: topic, table: k.Table}
+}
+
+func (c *compiler) reference(i int, r *Reference, left string) {
+	path := fmt.Sprintf("references[%d]", i)
+	p := c.p
+	if r.Name == "" || strings.ContainsAny(r.Name, ". *") {
+		c.fail(path+".name", "a reference needs a name without dots and blanks, not %q", r.Name)
+		return
+	}
+	if p.ref(r.Name) != nil {
+		c.fail(path+".name", "two references have the name %q", r.Name)
+		return
+	}
+	if r.Topic == left {
+		c.fail(path+".topic", "a topic cannot be joined with itself")
+		return
+	}
+	si := slices.IndexFunc(p.sides, func(s *side) bool { return s.topic == r.Topic })
+	if si < 0 {
+		s := c.side(path+".topic", r.Topic)
+		if s == nil {
+			return
+		}
+		si = len(p.sides)
+		p.sides = append(p.sides, s)
+	}
+	on, ok := c.value(path+".on", r.On)
+	if !ok {
+		return
+	}
+	x := &ref{name: r.Name, at: len(p.refs), side: si, on: on, round: 1}
+	if on.ref < 0 {
+		p.left.index(on.col)
+	} else {
+		x.round = p.refs[on.ref].round + 1
+		p.sides[p.refs[on.ref].side].index(on.col)
+	}
+	if f := r.InForce; f != nil {
+		s := p.sides[si]
+		x.inForce = &inForce{
+			from: c.date(path+".in_force.from", s, f.From), to: c.date(path+".in_force.to", s, f.To),
+			at: c.date(path+".in_force.at", p.left, f.At), group: c.column(path+".in_force.group_by", s, f.GroupBy),
+		}
+		if x.inForce.group >= 0 {
+			s.index(x.inForce.group)
+		}
+		x.what = strings.TrimSuffix(f.GroupBy, "_id")
+		x.round++ // the group's members first, then their rows
+	}
+	p.rounds = max(p.rounds, x.round)
+	p.refs = append(p.refs, x)
+}
+
+func (p *plan) ref(name string) *ref {
+	for _, r := range p.refs {
+		if r.name == name {
+			return r
+		}
+	}
+	return nil
+}
+
+// between: another reference is found by a field of this side's rows.
+func (p *plan) between(side int) bool {
+	for _, r := range p.refs {
+		if r.on.ref >= 0 && p.refs[r.on.ref].side == side {
+			return true
+		}
+	}
+	return false
+}
+
+// column finds a field of a side and has it kept.
+func (c *compiler) column(path string, s *side, name string) int {
+	if s.table.Column(name) < 0 {
+		near(c.fail(path, "the contract of %s has no field %q", s.topic, name), name, columnNames(s.table))
+		return -1
+	}
+	return s.col(name)
+}
+
+func (c *compiler) date(path string, s *side, name string) int {
+	i := c.column(path, s, name)
+	if i >= 0 && s.table.Columns[s.table.Column(name)].Kind != change.Date {
+		c.fail(path, "field %s of %s is no date", name, s.topic)
+	}
+	return i
+}
+
+// value reads "field" or "reference.field".
+func (c *compiler) value(path, text string) (at, bool) {
+	p := c.p
+	name, field, dotted := strings.Cut(text, ".")
+	if !dotted {
+		i := c.column(path, p.left, text)
+		return at{-1, i}, i >= 0
+	}
+	r := p.ref(name)
+	if r == nil {
+		names := make([]string, len(p.refs))
+		for i, r := range p.refs {
+			names[i] = r.name
+		}
+		near(c.fail(path, "%q names no reference before this place", name), name, names)
+		return at{}, false
+	}
+	i := c.column(path, p.sides[r.side], field)
+	return at{r.at, i}, i >= 0
+}
+
+func (p *plan) column(a at) *change.Column {
+	s := p.left
+	if a.ref >= 0 {
+		s = p.sides[p.refs[a.ref].side]
+	}
+	return &s.table.Columns[s.table.Column(s.cols[a.col])]
+}
+
+func (c *compiler) fields(cfg Config) {
+	p := c.p
+	for name := range cfg.Fields {
+		if p.out.Column(name) < 0 {
+			near(c.fail("fields."+name, "the contract of %s has no field %q", cfg.Output, name), name, columnNames(p.out))
+		}
+	}
+	if cfg.WaitingFor != "" {
+		if p.waiting = p.out.Column(cfg.WaitingFor); p.waiting < 0 || p.out.Columns[p.waiting].Kind != change.String || !p.out.Columns[p.waiting].Nullable {
+			near(c.fail("waiting_for", "%s has no text field %q that may be null", cfg.Output, cfg.WaitingFor), cfg.WaitingFor, columnNames(p.out))
+		}
+	}
+	for i := range p.out.Columns {
+		col := &p.out.Columns[i]
+		path := "fields." + col.Name
+		text, named := cfg.Fields[col.Name]
+		if !named {
+			text = col.Name
+		}
+		var f outField
+		switch {
+		case i == p.waiting && !named:
+		case strings.Contains(text, "*"):
+			f = c.product(path, text, col)
+		default:
+			v, ok := c.value(path, text)
+			if !ok {
+				break
+			}
+			f = outField{kind: outCopy, from: v}
+			src := p.column(v)
+			if src.Kind != col.Kind {
+				c.fail(path, "%s is %s, field %s of %s is %s", text, src.Type, col.Name, cfg.Output, col.Type)
+			}
+			if !col.Nullable && (v.ref >= 0 || src.Nullable) {
+				c.fail(path, "field %s of %s must never be null, %s may be", col.Name, cfg.Output, text)
+			}
+		}
+		p.fields = append(p.fields, f)
+	}
+	if len(p.out.Key) != len(p.left.table.Key) {
+		c.fail("output", "the key of %s is not that of %s", cfg.Output, cfg.Left)
+		return
+	}
+	for i, k := range p.out.Key {
+		want := p.left.col(p.left.table.Columns[p.left.table.Key[i]].Name)
+		if f := p.fields[k]; f.kind != outCopy || f.from != (at{-1, want}) {
+			c.fail("output", "the key of %s is not that of %s", cfg.Output, cfg.Left)
+		}
+		p.outKey = append(p.outKey, want)
+	}
+}
+
+func (c *compiler) product(path, text string, col *change.Column) outField {
+	a, b, _ := strings.Cut(text, "*")
+	x, ok1 := c.value(path, strings.TrimSpace(a))
+	y, ok2 := c.value(path, strings.TrimSpace(b))
+	if !ok1 || !ok2 {
+		return outField{}
+	}
+	for _, v := range []at{x, y} {
+		if k := c.p.column(v).Kind; k != change.Decimal && k != change.Int {
+			c.fail(path, "a product needs numbers, %s is none", c.p.column(v).Name)
+		}
+	}
+	if col.Kind != change.Decimal || !col.Nullable {
+		c.fail(path, "a product needs a decimal field that may be null")
+	}
+	return outField{kind: outProduct, from: x, by: y}
+}

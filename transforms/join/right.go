@@ -1,0 +1,260 @@
+// The right group: keeps references, and tells the left rows that depend on
+// them.
+
+package join
+
+import (
+	"context"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/tallywire/tallywire/change"
+	twredis "github.com/tallywire/tallywire/internal/redis"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+const (
+	// pageSize and pages bound what is read of dependents at once: so many
+	// keys, of so many references. What was read is sent before more is.
+	pageSize = 512
+	pages    = 16
+)
+
+// Right applies changes of references.
+type Right struct {
+	*join
+	states []*pipeline.State // parallel to plan.sides
+	cols   []columns
+}
+
+// States is for the engine.
+func (r *Right) States() []*pipeline.State { return r.states }
+
+// Restore keeps what had been applied, and tells nobody.
+func (r *Right) Restore(ctx context.Context, in *change.Batch) error {
+	defer in.Release()
+	_, err := r.write(ctx, in, true, func(*change.Change, error) {})
+	return err
+}
+
+// Apply keeps the references, then sends a refresh record for each left row
+// that depends on them. It always does, whatever was kept before: also a redo
+// after an abort must tell (D1), and the range of days that a rate had before
+// is not known, so all dependents are told.
+func (r *Right) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet) error {
+	defer in.Release()
+	deps, err := r.write(ctx, in, false, out.Reject)
+	if err != nil {
+		return err
+	}
+	// Written, and the answer is here: now who depends on it (invariant 8).
+	return r.tell(ctx, in, deps, out)
+}
+
+// dep is a value by which others refer to something that changed.
+type dep struct {
+	ref    *ref
+	value  string
+	origin int // the change that it came from
+}
+
+// write keeps the rows, in order of their records, and gathers who must be told.
+func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, reject func(*change.Change, error)) ([]dep, error) {
+	keys := make([]string, in.Len())
+	sides := make([]int, in.Len())
+	cols := make([][]int, in.Len())
+	at := map[[2]string]int{}
+	var deps []dep
+	var buf []byte
+	for i := range in.Changes {
+		c := &in.Changes[i]
+		s := r.sideOf(c.Table.Topic)
+		if s < 0 {
+			return nil, ErrColumns.New("a record of topic %s, which the join %s does not refer to", c.Table.Topic, r.plan.name)
+		}
+		buf = change.AppendKey(buf[:0], in, c)
+		keys[i], sides[i] = string(buf), s
+		if c.Op != change.Delete {
+			var err error
+			if cols[i], err = r.cols[s].of(c.Table, r.plan.sides[s]); err != nil {
+				return nil, err
+			}
+			if err := r.grouped(in, c, s, cols[i], keys[i]); err != nil {
+				reject(c, err)
+				sides[i] = -1
+				continue
+			}
+		}
+		for _, f := range r.plan.refs {
+			if f.side != s {
+				continue
+			}
+			v := f.valueOf(keys[i])
+			if j, seen := at[[2]string{f.name, v}]; seen {
+				deps[j].origin = i
+				continue
+			}
+			at[[2]string{f.name, v}] = len(deps)
+			deps = append(deps, dep{f, v, i})
+		}
+	}
+	err := pipeline.Write(ctx, r.states, in, restoring, func(p redis.Pipeliner, fresh func(*change.Change) bool) error {
+		type row struct {
+			side int
+			key  string
+		}
+		last := map[row]int{}
+		for i := range in.Changes {
+			if sides[i] >= 0 && fresh(&in.Changes[i]) {
+				last[row{sides[i], keys[i]}] = i
+			}
+		}
+		q := newWriter(ctx, p)
+		for k, i := range last {
+			c := &in.Changes[i]
+			st, s := r.states[k.side], r.plan.sides[k.side]
+			rows := st.RowsKey(c.Coord.Topic, c.Coord.Partition)
+			if c.Op == change.Delete {
+				q.del(rows, k.key)
+				continue
+			}
+			buf = appendRow(buf[:0], in, c.New, cols[i])
+			q.set(rows, k.key, string(buf))
+			for _, ix := range s.indexed {
+				if cols[i][ix] < 0 || c.New[cols[i][ix]].IsNull() {
+					continue
+				}
+				buf = in.AppendText(buf[:0], c.New[cols[i][ix]])
+				q.add(st.IndexKey(c.Coord.Topic, s.cols[ix], string(buf)), k.key)
+			}
+		}
+		q.flush()
+		return nil
+	})
+	return deps, err
+}
+
+func (r *Right) sideOf(topic string) int {
+	for i, s := range r.plan.sides {
+		if s.topic == topic {
+			return i
+		}
+	}
+	return -1
+}
+
+// valueOf is what others name to refer to the row of a key: the key, or its
+// group. The group is read from the key, so that a deleted row tells it too,
+// and so that nothing has to be remembered that a compacted topic could not
+// give back: which group a key was in before.
+func (f *ref) valueOf(key string) string {
+	if f.inForce == nil {
+		return key
+	}
+	return key[:max(strings.LastIndexByte(key, '/'), 0)]
+}
+
+// grouped checks that the key of a row begins with its group.
+func (r *Right) grouped(in *change.Batch, c *change.Change, s int, cols []int, key string) error {
+	for _, f := range r.plan.refs {
+		if f.side != s || f.inForce == nil {
+			continue
+		}
+		var group []byte
+		if at := cols[f.inForce.group]; at >= 0 {
+			group = in.AppendText(nil, c.New[at])
+		}
+		if v := f.valueOf(key); v == "" || v != string(group) {
+			return ErrGroup.New("the key %q of %s does not begin with %s %q and a slash", key, c.Table.Topic, r.plan.sides[s].cols[f.inForce.group], group)
+		}
+	}
+	return nil
+}
+
+// cursor is an index entry under way.
+type cursor struct {
+	key    string // of the sorted set
+	after  string // the last member that was read, "": none
+	ref    *ref   // members are keys of this reference's topic; nil: left keys
+	origin int
+	cmd    *redis.StringSliceCmd
+}
+
+// tell pages through dependents, depth first, so that what is held does not
+// grow with their number, and sends a refresh record for each left key.
+func (r *Right) tell(ctx context.Context, in *change.Batch, deps []dep, out pipeline.Outlet) error {
+	look, err := pipeline.NewLook(ctx, append([]*pipeline.StateReader{r.leftReader}, r.sideReaders...)...)
+	if err != nil {
+		return err
+	}
+	for i := range r.plan.sides {
+		if !r.plan.between(i) {
+			look.Only(i+1, nil) // nothing is read of it here
+		}
+	}
+	told := map[[2]string]bool{}
+	var stack []*cursor
+	push := func(f *ref, value string, origin int) {
+		if k := [2]string{f.name, value}; !told[k] {
+			told[k] = true
+			if f.on.ref < 0 {
+				stack = append(stack, &cursor{key: look.IndexKey(0, r.plan.left.cols[f.on.col], value), origin: origin})
+				return
+			}
+			via := r.plan.refs[f.on.ref]
+			stack = append(stack, &cursor{key: look.IndexKey(via.side+1, r.plan.sides[via.side].cols[f.on.col], value), ref: via, origin: origin})
+		}
+	}
+	for _, d := range deps {
+		push(d.ref, d.value, d.origin)
+	}
+	p := r.rdb.Pipeline()
+	look.Begin(ctx, p)
+	for len(stack) > 0 {
+		n := min(pages, len(stack))
+		top := append([]*cursor(nil), stack[len(stack)-n:]...)
+		stack = stack[:len(stack)-n]
+		for _, c := range top {
+			from := "-"
+			if c.after != "" {
+				from = "(" + c.after
+			}
+			c.cmd = p.ZRangeByLex(ctx, c.key, &redis.ZRangeBy{Min: from, Max: "+", Count: pageSize})
+		}
+		if _, err := p.Exec(ctx); err != nil {
+			return twredis.Classify("reading who depends on a reference", err)
+		}
+		p = r.rdb.Pipeline()
+		b := change.Get()
+		for _, c := range top {
+			keys := c.cmd.Val()
+			if len(keys) == pageSize {
+				stack = append(stack, &cursor{key: c.key, after: keys[pageSize-1], ref: c.ref, origin: c.origin})
+			}
+			for _, key := range keys {
+				if c.ref != nil {
+					push(c.ref, c.ref.valueOf(key), c.origin)
+					continue
+				}
+				r.refresh(b, key, &in.Changes[c.origin])
+			}
+		}
+		if err := out.Send(ctx, b); err != nil {
+			return err
+		}
+	}
+	look.End(ctx, p)
+	if _, err := p.Exec(ctx); err != nil {
+		return twredis.Classify("reading who depends on a reference", err)
+	}
+	// Not known for certain: the transaction is given up with what was sent.
+	return look.Err()
+}
+
+func (r *Right) refresh(b *change.Batch, key string, origin *change.Change) {
+	row := b.Row(len(r.plan.refresh.Columns))
+	row[0] = b.SpanString(change.String, key)
+	c := b.Append(r.plan.refresh, change.Update)
+	c.New, c.Time, c.XID, c.Coord = row, origin.Time, origin.XID, origin.Coord
+}

@@ -1,0 +1,481 @@
+// A small world in which both groups of a join run: topics in memory, and an
+// engine that aborts, cuts batches anywhere, restarts processes, compacts, and
+// loses Redis, in every order that a seed can think of.
+
+package join_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sort"
+	"strings"
+	"testing"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/transforms/join"
+)
+
+const partitions = 3
+
+// row is a record's value by field; nil is a tombstone.
+type row map[string]change.Value
+
+type record struct {
+	key string
+	row row
+}
+
+// log is one topic.
+type log struct {
+	topic *change.Topic
+	table *change.Table
+	parts [partitions][]record
+}
+
+func (l *log) append(key string, r row) {
+	p := kafka.Partition([]byte(key), partitions)
+	l.parts[p] = append(l.parts[p], record{key, r})
+}
+
+// put adds a record to a batch.
+func (l *log) put(b *change.Batch, part int32, offset int64, texts *change.Batch) {
+	rec := l.parts[part][offset]
+	c := b.Append(l.table, change.Update)
+	c.Coord = change.Coord{Topic: l.topic, Partition: part, Offset: offset}
+	vals := b.Row(len(l.table.Columns))
+	if rec.row == nil {
+		for i := range vals {
+			vals[i] = change.UnchangedValue()
+		}
+		vals[l.table.Key[0]] = b.SpanString(change.String, rec.key)
+		c.Op, c.Old = change.Delete, vals
+		return
+	}
+	for i := range vals {
+		if v, ok := rec.row[l.table.Columns[i].Name]; ok {
+			vals[i] = b.Copy(texts, v)
+		}
+	}
+	c.New = vals
+}
+
+// world is everything but the join.
+type world struct {
+	tb    testing.TB
+	rng   *rand.Rand
+	texts *change.Batch // where the values of all rows live
+	logs  map[string]*log
+	rdb   *goredis.Client
+	sched *scheduler
+	left  *group
+	right *group
+	step  int
+}
+
+// group is a consumer group with one process.
+type group struct {
+	w         *world
+	name      string
+	topics    []string
+	committed map[string]*[partitions]int64
+	rdb       *goredis.Client
+	stage     pipeline.Keeper
+	make      func() pipeline.Keeper
+	errs      map[string]int
+}
+
+var contracts = func() map[string]*avro.Contract {
+	c, err := avro.Contracts()
+	if err != nil {
+		panic(err)
+	}
+	return c
+}()
+
+const refreshTopic = "_tallywire.refresh.costed"
+
+// newWorld connects to Redis at addr, a client per group, so that a scheduler
+// can decide who goes on at each round trip.
+func newWorld(tb testing.TB, addr string, seed uint64, cfg join.Config) *world {
+	w := &world{tb: tb, rng: rand.New(rand.NewPCG(seed, 1)), texts: new(change.Batch), logs: map[string]*log{}}
+	w.sched = &scheduler{rng: rand.New(rand.NewPCG(seed, 2)), at: make(chan *actor)}
+	for _, name := range []string{"ps.time_entry", "ps.project", "ps.customer", "ps.cost_rate", "ps.time_entry_costed"} {
+		w.addLog(name, contracts[name].Table)
+	}
+	w.addLog(refreshTopic, avro.Refresh("costed").Table)
+	w.rdb = w.client(addr)
+	find := func(_ context.Context, topic string) (*change.Topic, error) { return w.logs[topic].topic, nil }
+	add := func(name string, topics []string, pick func(*join.Left, *join.Right) pipeline.Keeper) *group {
+		g := &group{w: w, name: name, topics: topics, committed: map[string]*[partitions]int64{}, rdb: w.client(addr), errs: map[string]int{}}
+		for _, t := range topics {
+			g.committed[t] = new([partitions]int64)
+		}
+		g.rdb.AddHook(w.sched)
+		g.make = func() pipeline.Keeper {
+			l, r, err := join.New("costed", cfg, join.Options{Redis: g.rdb, Log: slog.New(slog.DiscardHandler), Find: find})
+			if err != nil {
+				tb.Fatal(problem.Format(err))
+			}
+			k := pick(l, r)
+			for _, s := range k.States() {
+				s.CheckEvery = 0
+			}
+			return k
+		}
+		g.stage = g.make()
+		return g
+	}
+	w.left = add("left", []string{"ps.time_entry", refreshTopic}, func(l *join.Left, _ *join.Right) pipeline.Keeper { return l })
+	w.right = add("right", []string{"ps.project", "ps.customer", "ps.cost_rate"}, func(_ *join.Left, r *join.Right) pipeline.Keeper { return r })
+	return w
+}
+
+func (w *world) client(addr string) *goredis.Client {
+	c := goredis.NewClient(&goredis.Options{Addr: addr, Protocol: 2, DisableIdentity: true, MaxRetries: -1, ContextTimeoutEnabled: true,
+		Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, addr)
+		}})
+	w.tb.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			w.tb.Error(err)
+		}
+	})
+	return c
+}
+
+func (w *world) addLog(name string, t *change.Table) {
+	l := &log{topic: &change.Topic{Name: name, Partitions: partitions}, table: t}
+	copy(l.topic.ID[:], fmt.Sprintf("%-16s", name[max(0, len(name)-16):]))
+	w.logs[name] = l
+}
+
+func (w *world) str(s string) change.Value { return w.texts.SpanString(change.String, s) }
+
+// scheduler lets one actor go on at a time, and chooses which at each round
+// trip to Redis; so any interleaving of the groups' pipelines can happen, and
+// the same seed gives the same.
+type scheduler struct {
+	rng   *rand.Rand
+	at    chan *actor
+	flush func() // Redis may be lost before any round trip
+}
+
+// actor is one running step of a group.
+type actor struct {
+	goOn chan struct{}
+	done bool
+}
+
+type actorKey struct{}
+
+func (s *scheduler) DialHook(next goredis.DialHook) goredis.DialHook { return next }
+func (s *scheduler) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
+	return func(ctx context.Context, cmd goredis.Cmder) error {
+		s.wait(ctx)
+		return next(ctx, cmd)
+	}
+}
+
+func (s *scheduler) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []goredis.Cmder) error {
+		s.wait(ctx)
+		return next(ctx, cmds)
+	}
+}
+
+func (s *scheduler) wait(ctx context.Context) {
+	if a, ok := ctx.Value(actorKey{}).(*actor); ok {
+		s.at <- a
+		<-a.goOn
+	}
+}
+
+// run lets the functions go on, one round trip of one of them at a time, until
+// all have returned.
+func (s *scheduler) run(ctx context.Context, flushPerMille int, fs ...func(ctx context.Context)) {
+	for _, f := range fs {
+		a := &actor{goOn: make(chan struct{})}
+		go func() {
+			f(context.WithValue(ctx, actorKey{}, a))
+			a.done = true
+			s.at <- a
+		}()
+	}
+	running, live := len(fs), len(fs)
+	var waiting []*actor
+	for live > 0 {
+		for running > 0 {
+			a := <-s.at
+			running--
+			if a.done {
+				live--
+			} else {
+				waiting = append(waiting, a)
+			}
+		}
+		if len(waiting) == 0 {
+			continue
+		}
+		// Who arrived first depends on the machine; the choice must not. With
+		// two actors all is said by which of them; they start in order.
+		if s.rng.IntN(1000) < flushPerMille {
+			s.flush()
+		}
+		i := s.rng.IntN(len(waiting))
+		a := waiting[i]
+		waiting = append(waiting[:i], waiting[i+1:]...)
+		running++
+		a.goOn <- struct{}{}
+	}
+}
+
+// outlet gathers what a transaction would write.
+type outlet struct {
+	w    *world
+	recs []struct {
+		topic string
+		rec   record
+	}
+	rejected []error
+}
+
+func (o *outlet) Send(_ context.Context, b *change.Batch) error {
+	defer b.Release()
+	for i := range b.Changes {
+		c := &b.Changes[i]
+		if c.Coord.Topic == nil {
+			return errors.New("a change that tells no record that it came from")
+		}
+		rec := record{key: string(change.AppendKey(nil, b, c))}
+		if c.Op != change.Delete {
+			rec.row = row{}
+			for j, v := range c.New {
+				if v.IsUnchanged() {
+					return errors.New("an Unchanged on its way into a compacted topic")
+				}
+				rec.row[c.Table.Columns[j].Name] = o.w.texts.Copy(b, v)
+			}
+		}
+		o.recs = append(o.recs, struct {
+			topic string
+			rec   record
+		}{c.Table.Topic, rec})
+	}
+	return nil
+}
+func (o *outlet) Reject(_ *change.Change, err error) { o.rejected = append(o.rejected, err) }
+
+// check does what the engine does before a batch, for all partitions.
+func (g *group) check(ctx context.Context) error {
+	for _, s := range g.stage.States() {
+		l := g.w.logs[s.Topic()]
+		for p := range int32(partitions) {
+			committed := g.committed[s.Topic()][p]
+			from, ok, err := s.Check(ctx, l.topic, p, committed)
+			if err != nil {
+				return err
+			}
+			if ok {
+				continue
+			}
+			if err := g.replay(ctx, s, l, p, from, committed); err != nil {
+				return err
+			}
+			if _, ok, err := s.Check(ctx, l.topic, p, committed); err != nil {
+				return err
+			} else if !ok {
+				return pipeline.ErrStateLost.New("again")
+			}
+		}
+	}
+	return nil
+}
+
+// replay gives what compaction has left of [from, committed) to Restore: of
+// each key a tail of its records, the last one always, unless it is a tombstone
+// with nothing left before it.
+func (g *group) replay(ctx context.Context, s *pipeline.State, l *log, p int32, from, committed int64) error {
+	rng := g.w.sched.rng
+	count, seen, cut := map[string]int{}, map[string]int{}, map[string]int{}
+	for _, r := range l.parts[p] {
+		count[r.key]++
+	}
+	for _, r := range l.parts[p] {
+		if _, ok := cut[r.key]; !ok {
+			cut[r.key] = rng.IntN(count[r.key])
+		}
+	}
+	gone := make([]bool, len(l.parts[p]))
+	for o, r := range l.parts[p] {
+		n := seen[r.key]
+		seen[r.key]++
+		last := n == count[r.key]-1
+		gone[o] = n < cut[r.key] || last && r.row == nil && cut[r.key] == n && rng.IntN(2) == 0
+	}
+	for from < committed {
+		to := min(from+1+rng.Int64N(6), committed)
+		b := change.Get()
+		for o := from; o < to; o++ {
+			if !gone[o] {
+				l.put(b, p, o, g.w.texts)
+			}
+		}
+		b.Ranges = append(b.Ranges, change.Range{Topic: l.topic, Partition: p, From: from, To: to})
+		if err := g.stage.Restore(ctx, b); err != nil {
+			return err
+		}
+		from = to
+	}
+	return s.Replayed(ctx, l.topic, p, committed)
+}
+
+// work takes some of what there is through the stage and commits it, or not.
+func (g *group) work(ctx context.Context, most int, abort bool) error {
+	if err := g.check(ctx); err != nil {
+		return err
+	}
+	rng := g.w.sched.rng
+	b := change.Get()
+	next := map[string][partitions]int64{}
+	for _, name := range g.topics {
+		l, at := g.w.logs[name], *g.committed[name]
+		for p := range int32(partitions) {
+			n := min(int64(len(l.parts[p]))-at[p], int64(most))
+			if n <= 0 {
+				continue
+			}
+			if most < 1000 {
+				n = rng.Int64N(n + 1)
+			}
+			if n == 0 {
+				continue
+			}
+			for o := at[p]; o < at[p]+n; o++ {
+				l.put(b, p, o, g.w.texts)
+			}
+			b.Ranges = append(b.Ranges, change.Range{Topic: l.topic, Partition: p, From: at[p], To: at[p] + n})
+			at[p] += n
+		}
+		next[name] = at
+	}
+	if len(b.Ranges) == 0 {
+		b.Release()
+		return nil
+	}
+	out := &outlet{w: g.w}
+	if err := g.stage.Apply(ctx, b, out); err != nil {
+		return err
+	}
+	if len(out.rejected) > 0 {
+		return fmt.Errorf("rejected: %w", errors.Join(out.rejected...))
+	}
+	if abort {
+		return nil
+	}
+	for name, at := range next {
+		*g.committed[name] = at
+	}
+	for _, r := range out.recs {
+		g.w.logs[r.topic].append(r.rec.key, r.rec.row)
+	}
+	return nil
+}
+
+func (g *group) done() bool {
+	for _, name := range g.topics {
+		for p := range partitions {
+			if int64(len(g.w.logs[name].parts[p])) > g.committed[name][p] {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// tolerate counts what the engine would try again, and fails on anything else.
+func (g *group) tolerate(err error) {
+	if err == nil {
+		return
+	}
+	e := problem.Of(err)
+	if e == nil || e.Class != problem.Retry {
+		g.w.tb.Errorf("%s: %v", g.name, err)
+		return
+	}
+	g.errs[e.ID]++
+}
+
+// run lets both groups work at once for one step each.
+func (w *world) run(ctx context.Context, most, flushPerMille int, calm bool) {
+	fs := make([]func(context.Context), 0, 2)
+	for _, g := range []*group{w.left, w.right} {
+		if !calm && w.rng.IntN(4) == 0 {
+			continue // only one of them this time
+		}
+		if !calm && w.rng.IntN(8) == 0 {
+			g.stage = g.make() // a restart, maybe after a kill
+		}
+		abort := !calm && w.rng.IntN(4) == 0
+		fs = append(fs, func(ctx context.Context) { g.tolerate(g.work(ctx, most, abort)) })
+	}
+	w.sched.run(ctx, flushPerMille, fs...)
+}
+
+// drain lets both groups finish.
+func (w *world) drain(ctx context.Context) {
+	for i := 0; !w.left.done() || !w.right.done(); i++ {
+		if i == 1000 {
+			w.tb.Fatalf("it does not come to an end: left %v, right %v", w.left.errs, w.right.errs)
+		}
+		w.run(ctx, 1000, 0, true)
+		if w.tb.Failed() {
+			return
+		}
+	}
+}
+
+// latest is the latest row of each key.
+func (l *log) latest() map[string]row {
+	out := map[string]row{}
+	for _, part := range l.parts {
+		for _, r := range part {
+			if r.row == nil {
+				delete(out, r.key)
+			} else {
+				out[r.key] = r.row
+			}
+		}
+	}
+	return out
+}
+
+// show prints a table, for comparison.
+func (w *world) show(t map[string]row, table *change.Table) string {
+	var keys []string
+	for k := range t {
+		keys = append(keys, k)
+	}
+	sort.Strings(keys)
+	var s strings.Builder
+	for _, k := range keys {
+		fmt.Fprintf(&s, "%s:", k)
+		for i := range table.Columns {
+			name := table.Columns[i].Name
+			if v, ok := t[k][name]; ok && !v.IsNull() {
+				fmt.Fprintf(&s, " %s=%s", name, w.texts.AppendText(nil, v))
+			}
+		}
+		s.WriteByte('\n')
+	}
+	return s.String()
+}
