@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
 )
 
 // Parked is one record that was taken out of the flow.
@@ -55,6 +56,7 @@ type Options struct {
 	Title   string // e.g. "Demo firm"
 	Version string
 	Views   func() []obs.View
+	Wires   []Wires
 	// Parked lists the newest, limit at most, and counts all.
 	Parked func(ctx context.Context, limit int) ([]Parked, int, error)
 	// Margin gives a month, the newest when month is "".
@@ -217,6 +219,7 @@ type Trouble struct {
 	Kind, Name string
 	State      obs.State
 	Reason     string
+	Remedy     string
 	Since      time.Time
 }
 
@@ -231,7 +234,7 @@ func (s *Server) model(ctx context.Context, month string) *Model {
 		m.Captured = s.samples[len(s.samples)-1].in
 	}
 	s.mu.Unlock()
-	m.Flow = NewFlow(views, r)
+	m.Flow = NewFlow(views, s.o.Wires, r)
 	for _, b := range m.Flow.Boxes {
 		m.Waiting += b.Waiting
 		switch b.Kind {
@@ -246,9 +249,9 @@ func (s *Server) model(ctx context.Context, month string) *Model {
 		switch {
 		case v.State == obs.Running && v.Progress == "":
 		case v.State == obs.Halted || v.State == obs.Retrying:
-			m.Troubles = append(m.Troubles, Trouble{v.Kind, v.Name, v.State, v.Reason, v.Since})
+			m.Troubles = append(m.Troubles, Trouble{v.Kind, v.Name, v.State, v.Reason, remedy(v.Reason), v.Since})
 		case v.Progress != "" || v.State == obs.Restoring:
-			m.Busy = append(m.Busy, Trouble{v.Kind, v.Name, v.State, v.Progress, v.Since})
+			m.Busy = append(m.Busy, Trouble{v.Kind, v.Name, v.State, v.Progress, "", v.Since})
 		}
 	}
 	m.Margin, m.MarginErr = s.margin(ctx, month)
@@ -334,6 +337,7 @@ type Component struct {
 	Name     string           `json:"name"`
 	State    obs.State        `json:"state"`
 	Reason   string           `json:"reason,omitempty"`
+	Remedy   string           `json:"remedy,omitempty"`
 	Progress string           `json:"progress,omitempty"`
 	Since    time.Time        `json:"since"`
 	In       int64            `json:"records_in"`
@@ -364,7 +368,7 @@ func (s *Server) status() Status {
 	out := Status{Version: s.o.Version, At: s.now(), ParkedCount: s.nParked, Components: []Component{}, Arrows: []ArrowState{}}
 	s.mu.Unlock()
 	for _, v := range views {
-		c := Component{Kind: v.Kind, Name: v.Name, State: v.State, Reason: v.Reason, Progress: v.Progress, Since: v.Since,
+		c := Component{Kind: v.Kind, Name: v.Name, State: v.State, Reason: v.Reason, Remedy: remedy(v.Reason), Progress: v.Progress, Since: v.Since,
 			Lag: v.Lag, Parked: v.Parked, Waiting: v.Waiting, P50: ms(v.P50), P95: ms(v.P95), P99: ms(v.P99)}
 		for _, n := range v.Lag {
 			c.LagTotal += n
@@ -379,10 +383,22 @@ func (s *Server) status() Status {
 		out.Waiting += v.Waiting
 		out.Components = append(out.Components, c)
 	}
-	for _, a := range NewFlow(views, r).Arrows {
+	for _, a := range NewFlow(views, s.o.Wires, r).Arrows {
 		out.Arrows = append(out.Arrows, ArrowState{a.From.Name, a.To.Name, a.Topics, a.Rate, a.Lag, ms(a.P95)})
 	}
 	return out
+}
+
+// remedy is what the catalogue says to do about a reason that starts with a
+// code. The remedy of the very case, where there is one, is in the log.
+func remedy(reason string) string {
+	code, _, _ := strings.Cut(reason, ":")
+	for _, c := range problem.All() {
+		if c.ID == code {
+			return c.Remedy
+		}
+	}
+	return ""
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

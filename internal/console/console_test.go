@@ -98,7 +98,7 @@ func server(o *obs.Obs) *Server {
 
 // The flow that is drawn must be the flow that is: who reads whose topics.
 func TestFlow(t *testing.T) {
-	f := NewFlow(firm().Views(), rates{})
+	f := NewFlow(firm().Views(), nil, rates{})
 	got := map[string]string{}
 	for _, a := range f.Arrows {
 		got[a.From.Name+"→"+a.To.Name] = a.Label
@@ -125,6 +125,22 @@ func TestFlow(t *testing.T) {
 				t.Errorf("%s lies over %s", a.Name, b.Name)
 			}
 		}
+	}
+}
+
+// Before anything flowed, the picture is that of the configuration.
+func TestFlowOfWires(t *testing.T) {
+	o := obs.New(slog.New(slog.DiscardHandler))
+	o.Component("source", "psa")
+	o.Component("transform", "canonical")
+	o.Component("sink", "warehouse")
+	f := NewFlow(o.Views(), []Wires{
+		{Kind: "source", Name: "psa", Writes: []string{"psa."}},
+		{Kind: "transform", Name: "canonical", Reads: []string{"psa.public.a", "psa.public.b"}, Writes: []string{"ps.a"}},
+		{Kind: "sink", Name: "warehouse", Reads: []string{"ps.a"}},
+	}, rates{})
+	if len(f.Arrows) != 2 || f.Arrows[0].Label != "psa.public.* · 2 topics" || f.Arrows[1].To.Name != "warehouse" {
+		t.Errorf("arrows %+v", f.Arrows)
 	}
 }
 

@@ -1,6 +1,6 @@
 // flow.go: from the components' numbers to boxes and arrows with coordinates.
-// Who writes a topic and who reads it is taken from what flowed, so that the
-// picture is of what happens and not of what was configured.
+// Who writes a topic and who reads it is taken from what flowed and from what
+// is configured, so that an arrow on which nothing came yet is there too.
 
 package console
 
@@ -77,8 +77,15 @@ type rates map[string]float64
 
 func rateKey(v obs.View, dir, topic string) string { return group(v) + " " + dir + " " + topic }
 
+// Wires are the topics that a component is configured to read and to write. A
+// name that ends in a dot stands for all topics that start with it.
+type Wires struct {
+	Kind, Name    string
+	Reads, Writes []string
+}
+
 // NewFlow lays the picture out.
-func NewFlow(views []obs.View, r rates) *Flow {
+func NewFlow(views []obs.View, wires []Wires, r rates) *Flow {
 	byName := map[string]*Box{}
 	var boxes []*Box
 	for _, v := range views {
@@ -95,6 +102,18 @@ func NewFlow(views []obs.View, r rates) *Flow {
 			boxes = append(boxes, b)
 		}
 		b.add(v, r)
+	}
+	for _, w := range wires {
+		b := byName[group(obs.View{Kind: w.Kind, Name: w.Name})]
+		if b == nil {
+			continue
+		}
+		for _, t := range w.Reads {
+			b.in[t] += 0
+		}
+		for _, t := range w.Writes {
+			b.out[t] += 0
+		}
 	}
 	f := &Flow{Boxes: boxes}
 	f.connect(r)
@@ -146,7 +165,7 @@ func (f *Flow) connect(r rates) {
 			}
 			a := &Arrow{From: from, To: to, P50: to.P50, P95: to.P95}
 			for t := range to.in {
-				if _, ok := from.out[t]; !ok || strings.HasPrefix(t, "_") {
+				if strings.HasPrefix(t, "_") || !from.writes(t) {
 					continue
 				}
 				a.Topics = append(a.Topics, t)
@@ -161,6 +180,18 @@ func (f *Flow) connect(r rates) {
 			f.Arrows = append(f.Arrows, a)
 		}
 	}
+}
+
+func (b *Box) writes(topic string) bool {
+	if _, ok := b.out[topic]; ok {
+		return true
+	}
+	for t := range b.out {
+		if strings.HasSuffix(t, ".") && strings.HasPrefix(topic, t) {
+			return true
+		}
+	}
+	return false
 }
 
 // topicsLabel is the one topic, or what they have in common and how many.

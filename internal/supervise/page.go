@@ -41,6 +41,22 @@ func parkedFunc(pool *pgxpool.Pool) func(context.Context, int) ([]console.Parked
 
 const marginRows = 14
 
+// wires are who reads and writes what, as configured. Which tables a source
+// captures is known when it runs; its topics all start with its name.
+func (p *Pipeline) wires() []console.Wires {
+	var out []console.Wires
+	for _, s := range p.Sources {
+		out = append(out, console.Wires{Kind: "source", Name: s.Name, Writes: []string{s.Name + "."}})
+	}
+	for _, t := range p.Transforms {
+		out = append(out, console.Wires{Kind: "transform", Name: t.Name, Reads: append(append([]string(nil), t.Topics...), t.CoPartitioned...), Writes: t.Outputs})
+	}
+	for _, s := range p.Sinks {
+		out = append(out, console.Wires{Kind: "sink", Name: s.Name, Reads: s.Topics})
+	}
+	return out
+}
+
 // openMargin reads ps.margin_by_project_month of the first warehouse sink. It
 // takes the role that may see what is asked for and no more: tallywire_cost for
 // labour cost and margin, tallywire_reader for all else (invariant 13).
@@ -98,7 +114,11 @@ func margin(ctx context.Context, tx pgx.Tx, month string, costs bool) (*console.
 	if len(out.Months) == 0 {
 		return out, nil
 	}
-	out.Month = out.Months[0]
+	// The newest month in which somebody worked; an invoice alone, dated ahead,
+	// does not make it.
+	if err := tx.QueryRow(ctx, `select coalesce(to_char(max(month) filter (where approved_hours > 0), 'YYYY-MM'), $1) from ps.margin_by_project_month`, out.Months[0]).Scan(&out.Month); err != nil {
+		return nil, fmt.Errorf("choosing the month of the margin: %w", err)
+	}
 	for _, m := range out.Months {
 		if m == month {
 			out.Month = m

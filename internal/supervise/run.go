@@ -60,7 +60,7 @@ func Run(ctx context.Context, cfg *config.Config, o *obs.Obs, ro RunOptions) (er
 	view, closeView := openMargin(cfg, ro.Costs)
 	defer closeView()
 	srv := console.New(console.Options{
-		Title: ro.Title, Version: ro.Version, Views: o.Views, Parked: parkedFunc(p.Env.Control), Margin: view, Notes: append(append([][2]string(nil), ro.Notes...), p.Notes...),
+		Title: ro.Title, Version: ro.Version, Views: o.Views, Wires: pl.wires(), Parked: parkedFunc(p.Env.Control), Margin: view, Notes: append(append([][2]string(nil), ro.Notes...), p.Notes...),
 	})
 	page.set(srv.Handler())
 	if ro.Ready != nil {
