@@ -187,7 +187,7 @@ func TestTwoKeysWithOneNumberAreNotMerged(t *testing.T) {
 // TestUnknownTopicAndMissingFieldAreRejected alone.
 func TestMissingFieldIsRejectedAlone(t *testing.T) {
 	r := newRig(t, erp.Options{}, nil)
-	fs := r.write(r.place(customer(1, "number", ""), customer(2), record{table("ps.other", "id"), "1", map[string]string{}}))
+	fs := r.write(r.place(customer(1, "number", ""), customer(2), record{contract("ps.invoice"), "1", map[string]string{}}))
 	if len(fs) != 2 || !isCode(fs[0].Err, ErrRecord) || !isCode(fs[1].Err, ErrRecord) {
 		t.Fatalf("failures %v", fs)
 	}

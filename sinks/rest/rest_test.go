@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/goleak"
 
+	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/demo/erp"
@@ -45,25 +46,20 @@ func TestMain(m *testing.M) {
 	}))
 }
 
-func column(name string, k change.Kind) change.Column {
-	return change.Column{Name: name, Kind: k, Precision: -1, Scale: -1, Nullable: true}
-}
-
-func table(topic, key string, columns ...change.Column) *change.Table {
-	t := &change.Table{Topic: topic, Name: topic, Columns: append([]change.Column{column(key, change.String)}, columns...), Key: []int{0}}
-	return t.Index()
-}
-
-const str = change.String
-
 var (
-	customers = table(topicCustomer, "customer_id", column("number", str), column("name", str), column("country", str), column("tax_id", str), column("email", str), column("active", change.Bool))
-	resources = table(topicResource, "resource_id", column("number", str), column("first_name", str), column("last_name", str), column("email", str), column("title", str),
-		column("hired_on", change.Date), column("left_on", change.Date), column("active", change.Bool))
-	projects = table(topicProject, "project_id", column("number", str), column("name", str), column("customer_id", str))
-	entries  = table(topicTime, "time_entry_id", column("resource_id", str), column("project_id", str), column("task_number", str), column("work_date", change.Date),
-		column("hours", change.Decimal), column("status", str))
+	customers = contract(topicCustomer)
+	resources = contract(topicResource)
+	projects  = contract(topicProject)
+	entries   = contract(topicTime)
 )
+
+func contract(topic string) *change.Table {
+	cs, err := avro.Contracts()
+	if err != nil {
+		panic(err)
+	}
+	return cs[topic].Table
+}
 
 // rig is one ERP, one control database and the topics of one Kafka.
 type rig struct {
@@ -209,6 +205,7 @@ func batch(ps []placed) *change.Batch {
 			case p.values == nil:
 				vals[i] = change.UnchangedValue()
 			case !has:
+				vals[i] = empty(b, c)
 			case c.Kind == change.Bool:
 				vals[i] = change.BoolValue(v == "t")
 			case c.Kind == change.Date:
@@ -230,6 +227,23 @@ func batch(ps []placed) *change.Batch {
 		}
 	}
 	return b
+}
+
+// empty is the value of a field that a test does not speak of.
+func empty(b *change.Batch, c change.Column) change.Value {
+	switch {
+	case c.Nullable:
+		return change.NullValue()
+	case c.Kind == change.Bool:
+		return change.BoolValue(false)
+	case c.Kind == change.Date:
+		return change.DateValue(0)
+	case c.Kind == change.Decimal:
+		return change.DecimalValue(0, c.Scale)
+	case c.Kind == change.TimestampTZ:
+		return change.TimestampTZValue(0)
+	}
+	return b.SpanString(c.Kind, "")
 }
 
 // try writes once.
