@@ -318,7 +318,9 @@ func TestUnchangedColumn(t *testing.T) {
 func TestPublicationsColumnsAndFilter(t *testing.T) {
 	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v int, secret text); CREATE PUBLICATION mine FOR TABLE a (id, v) WHERE (id < 10);
+		CREATE PUBLICATION inserts FOR TABLE a WITH (publish = 'insert');
 		INSERT INTO a VALUES (1, 1, 's'), (11, 1, 's')`)
+	want(t, start(t, d.source(func(c *Config) { c.Publication = "inserts" }), newOutlet()).fails(), ErrPublication, "inserts")
 	s, o := d.source(func(c *Config) { c.Publication = "mine"; c.Tables = []string{"public.a"} }), newOutlet()
 	r := loaded(t, s, o)
 	d.sql("INSERT INTO a VALUES (12, 1, 's'), (2, 2, 's')")

@@ -180,12 +180,17 @@ type publishedTable struct {
 }
 
 func readPublication(ctx context.Context, q *pgx.Conn, name string) (map[string]*publishedTable, error) {
-	var exists bool
-	if err := q.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1)`, name).Scan(&exists); err != nil {
+	var all bool
+	err := q.QueryRow(ctx, `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND (pubviaroot OR NOT EXISTS (SELECT FROM pg_partitioned_table)) FROM pg_publication WHERE pubname = $1`, name).Scan(&all)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
 		return nil, classify("looking up the publication", err)
 	}
-	if !exists {
-		return nil, nil
+	if !all { // what it leaves out would be lost in silence
+		return nil, ErrPublication.New("publication %q does not publish all operations, or partitions by themselves", name).
+			WithRemedy("ALTER PUBLICATION %s SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)", pgx.Identifier{name}.Sanitize())
 	}
 	rows, err := q.Query(ctx, `SELECT schemaname::text, tablename::text, attnames::text[], rowfilter FROM pg_publication_tables WHERE pubname = $1`, name)
 	if err != nil {
