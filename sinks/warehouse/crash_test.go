@@ -45,7 +45,7 @@ func run(ctx context.Context, s *Sink, owner string, f *feed, end int64, turn fu
 			}
 		}
 		if err == nil || ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // told to stop
 		}
 		if pipeline.Classify(err) != problem.Retry && !problem.Has(err, pipeline.ErrFenced) {
 			return err

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	"slices"
 	"strconv"
 	"unicode/utf8"
 
@@ -226,7 +227,7 @@ func appendNumeric(dst []byte, b *change.Batch, c *column, v change.Value) ([]by
 		}
 	}
 	var digits [10]uint16 // whole: at most 5; frac: at most 4
-	n, weight := 0, -1
+	var n, weight int
 	for at, w := 5, whole; ; {
 		if w == 0 {
 			n = copy(digits[:], digits[at:5])
@@ -298,7 +299,7 @@ func appendBigNumeric(dst []byte, c *column, u *big.Int, scale int) ([]byte, err
 	}
 	weight := len(whole)/4 - 1
 	var digits []uint16
-	for all := append(whole[:len(whole):len(whole)], frac...); len(all) > 0; all = all[4:] {
+	for all := slices.Concat(whole, frac); len(all) > 0; all = all[4:] {
 		digits = append(digits, uint16(all[0]-'0')*1000+uint16(all[1]-'0')*100+uint16(all[2]-'0')*10+uint16(all[3]-'0'))
 	}
 	for len(digits) > 0 && digits[0] == 0 {

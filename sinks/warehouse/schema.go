@@ -51,12 +51,16 @@ func newEntity(c *avro.Contract) (*entity, error) {
 	if !ok {
 		return nil, ErrTopic.New("topic %q: want schema.entity", c.Topic)
 	}
-	e := &entity{topic: c.Topic, schema: schema, name: name, doc: c.Doc, key: c.Table.Key,
-		stage: "_stage_" + schema + "_" + name, shapes: map[*change.Table][]int{}}
+	e := &entity{
+		topic: c.Topic, schema: schema, name: name, doc: c.Doc, key: c.Table.Key,
+		stage: "_stage_" + schema + "_" + name, shapes: map[*change.Table][]int{},
+	}
 	for i, col := range c.Table.Columns {
 		f := c.Fields[i]
-		e.columns = append(e.columns, column{name: col.Name, kind: columnKind(col.Kind), precision: col.Precision, scale: col.Scale,
-			width: col.Width, nullable: col.Nullable, restricted: f.Sensitivity == avro.Restricted, doc: f.Doc})
+		e.columns = append(e.columns, column{
+			name: col.Name, kind: columnKind(col.Kind), precision: col.Precision, scale: col.Scale,
+			width: col.Width, nullable: col.Nullable, restricted: f.Sensitivity == avro.Restricted, doc: f.Doc,
+		})
 	}
 	e.statements()
 	return e, nil
@@ -167,26 +171,25 @@ func (s *Sink) migrate(ctx context.Context, conn *pgx.Conn) error {
 		return classify("preparing the warehouse's tables", err)
 	}
 	defer tx.Rollback(context.WithoutCancel(ctx)) //nolint:errcheck // after Commit it has nothing to do; before, the first error is the one to tell
-	doing := func(what string, err error) error { return classify(what, err) }
 	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended('tallywire.warehouse', 0))"); err != nil {
-		return doing("waiting for another process that prepares the warehouse", err)
+		return classify("waiting for another process that prepares the warehouse", err)
 	}
 	if _, err := tx.Exec(ctx, offsetsSQL+rolesSQL); err != nil {
-		return doing("making _tallywire.offsets and the roles of the warehouse", err)
+		return classify("making _tallywire.offsets and the roles of the warehouse", err)
 	}
 	for _, e := range s.entities {
 		if err := s.migrateTable(ctx, tx, e); err != nil {
-			return doing("preparing table "+e.topic, err)
+			return classify("preparing table "+e.topic, err)
 		}
 	}
 	if s.hasMargin() {
 		sql := marginSQL + fmt.Sprintf("REVOKE ALL ON ps.margin_by_project_month FROM %[1]s; GRANT SELECT (%[3]s) ON ps.margin_by_project_month TO %[1]s; GRANT SELECT ON ps.margin_by_project_month TO %[2]s;",
 			RoleReader, RoleCost, marginOpen)
 		if _, err := tx.Exec(ctx, sql); err != nil {
-			return doing("making the view ps.margin_by_project_month", err)
+			return classify("making the view ps.margin_by_project_month", err)
 		}
 	}
-	return doing("preparing the warehouse's tables", tx.Commit(ctx))
+	return classify("preparing the warehouse's tables", tx.Commit(ctx))
 }
 
 func (s *Sink) hasMargin() bool {
@@ -273,7 +276,8 @@ func (e *entity) dressing() string {
 	}
 	for _, c := range []struct{ name, doc string }{
 		{"_topic_id", "Id of the topic that the row comes from."},
-		{"_partition", "Its partition."}, {"_offset", "The offset of the record: the row's version."},
+		{"_partition", "Its partition."},
+		{"_offset", "The offset of the record: the row's version."},
 	} {
 		fmt.Fprintf(&b, "COMMENT ON COLUMN %s.%s IS %s;\n", e.table(), c.name, literal(c.doc))
 		open = append(open, c.name)

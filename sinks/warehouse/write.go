@@ -64,8 +64,10 @@ func (s *Sink) moves(assignment string, ranges []change.Range) ([]move, error) {
 	}
 	for i := range ms {
 		r := &ms[i].r
-		ms[i].params = [][]byte{[]byte(s.name), []byte(r.Topic.Name), strconv.AppendInt(nil, int64(r.Partition), 10), []byte(topicID(r.Topic)),
-			[]byte(assignment), strconv.AppendInt(nil, r.From, 10), strconv.AppendInt(nil, r.To, 10)}
+		ms[i].params = [][]byte{
+			[]byte(s.name), []byte(r.Topic.Name), strconv.AppendInt(nil, int64(r.Partition), 10), []byte(topicID(r.Topic)),
+			[]byte(assignment), strconv.AppendInt(nil, r.From, 10), strconv.AppendInt(nil, r.To, 10),
+		}
 	}
 	return ms, nil
 }

@@ -62,7 +62,7 @@ func Seed(ctx context.Context, dsn string) (Summary, error) {
 	if err != nil {
 		return Summary{}, fmt.Errorf("connecting to the PSA to seed it: %w", err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
+	defer hangUp(ctx, conn)
 	var there bool
 	if err := conn.QueryRow(ctx, "SELECT to_regclass('public.invoice_line') IS NOT NULL").Scan(&there); err != nil {
 		return Summary{}, fmt.Errorf("looking for the PSA's tables: %w", err)
@@ -93,4 +93,12 @@ func Seed(ctx context.Context, dsn string) (Summary, error) {
 		return Summary{}, fmt.Errorf("seeding the PSA: %w", err)
 	}
 	return Summary{Rows: rows, Took: time.Since(began), New: true}, nil
+}
+
+// hangUp closes a connection whose work is committed, or lost, by now: an
+// error of closing tells nothing more.
+func hangUp(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
 }

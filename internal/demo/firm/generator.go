@@ -64,8 +64,10 @@ const (
 	kinds
 )
 
-var kindNames = [kinds]string{"entered", "edited", "submitted", "approved", "rejected", "re-entered", "deleted", "rate changed", "rate removed",
-	"rate put back", "project sold", "customer added", "master data edited", "hired", "rate of a hire", "invoice written", "invoice issued", "credit note issued"}
+var kindNames = [kinds]string{
+	"entered", "edited", "submitted", "approved", "rejected", "re-entered", "deleted", "rate changed", "rate removed",
+	"rate put back", "project sold", "customer added", "master data edited", "hired", "rate of a hire", "invoice written", "invoice issued", "credit note issued",
+}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -181,7 +183,7 @@ func (g *Generator) readLSN(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the PSA's LSN: %w", err)
 	}
-	defer conn.Close(ctx)
+	defer hangUp(ctx, conn)
 	var lsn string
 	if err := conn.QueryRow(ctx, "SELECT pg_current_wal_insert_lsn()::text").Scan(&lsn); err != nil {
 		return fmt.Errorf("reading the PSA's LSN: %w", err)
@@ -256,7 +258,7 @@ func (g *Generator) learn(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connecting to the PSA: %w", err)
 	}
-	defer conn.Close(context.WithoutCancel(ctx))
+	defer hangUp(ctx, conn)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	var entry, project, customer, employee, costRate, invoice, line int64
@@ -397,9 +399,7 @@ func (w *worker) session(ctx context.Context) error {
 	}
 	w.conn = conn
 	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = conn.Close(closing) // the session's work is committed or lost by now
+		hangUp(ctx, conn)
 		w.conn = nil
 	}()
 	if err := w.recall(ctx); err != nil {

@@ -38,8 +38,10 @@ func TestGenerator(t *testing.T) {
 	if n := ask[int64](t, conn, seen); n != stats.Changes || n < 20_000 {
 		t.Errorf("counted %d changes, the WAL has %d", stats.Changes, n)
 	}
-	for _, k := range []firm.Kind{firm.Entered, firm.Edited, firm.Submitted, firm.Approved, firm.Rejected, firm.Reentered, firm.Deleted, firm.RateChanged,
-		firm.ProjectSold, firm.CustomerAdded, firm.InvoiceIssued} {
+	for _, k := range []firm.Kind{
+		firm.Entered, firm.Edited, firm.Submitted, firm.Approved, firm.Rejected, firm.Reentered, firm.Deleted, firm.RateChanged,
+		firm.ProjectSold, firm.CustomerAdded, firm.InvoiceIssued,
+	} {
 		if stats.ByKind[k.String()] == 0 {
 			t.Errorf("nothing was %s", k)
 		}

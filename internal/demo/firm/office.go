@@ -6,6 +6,7 @@ package firm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -107,7 +108,7 @@ func (w *worker) latestRate(ctx context.Context, s staff) (r rateRow, found bool
 	defer cancel()
 	err = w.conn.QueryRow(ctx, "SELECT id, valid_from, valid_to, rate::text, currency::text FROM cost_rate WHERE employee_id = $1 ORDER BY valid_from DESC, id DESC LIMIT 1", s.id).
 		Scan(&r.id, &r.from, &r.to, &r.rate, &r.currency)
-	if err == pgx.ErrNoRows {
+	if errors.Is(err, pgx.ErrNoRows) {
 		return r, false, nil
 	}
 	if err != nil {
@@ -135,8 +136,10 @@ func (w *worker) changeRate(ctx context.Context) error {
 	}
 	from := (least + day(w.rnd.IntN(int(today-least)))).time()
 	return w.txn(ctx, RateChanged,
-		statement{"INSERT INTO cost_rate SELECT $2, employee_id, $3, NULL, rate * $4::text::numeric, currency, now() FROM cost_rate WHERE id = $1",
-			[]any{r.id, w.g.ids.costRate.Add(1), from, factor}},
+		statement{
+			"INSERT INTO cost_rate SELECT $2, employee_id, $3, NULL, rate * $4::text::numeric, currency, now() FROM cost_rate WHERE id = $1",
+			[]any{r.id, w.g.ids.costRate.Add(1), from, factor},
+		},
 		statement{"UPDATE cost_rate SET valid_to = $2, updated_at = now() WHERE id = $1", []any{r.id, from}})
 }
 
@@ -157,8 +160,10 @@ func (w *worker) removeRate(ctx context.Context) error {
 	w.busy[s.id] = true
 	w.after(2*time.Second, 4*time.Second, false, func(ctx context.Context) error {
 		delete(w.busy, s.id)
-		return w.txn(ctx, RatePutBack, statement{"INSERT INTO cost_rate VALUES ($1, $2, $3, $4, $5::text::numeric, $6, now())",
-			[]any{r.id, s.id, r.from, r.to, r.rate, r.currency}})
+		return w.txn(ctx, RatePutBack, statement{
+			"INSERT INTO cost_rate VALUES ($1, $2, $3, $4, $5::text::numeric, $6, now())",
+			[]any{r.id, s.id, r.from, r.to, r.rate, r.currency},
+		})
 	})
 	return nil
 }
@@ -181,9 +186,13 @@ func (w *worker) sell(ctx context.Context) error {
 		numbers, names, billable = append(numbers, taskNumber(n)), append(names, name), append(billable, n != len(taskNames)-1)
 	}
 	err := w.txn(ctx, ProjectSold,
-		statement{"INSERT INTO project VALUES ($1, $2, $3, $4, $5, $6, 'active', $7, $8, NULL, $9::int, now())",
-			[]any{id, fmt.Sprintf("P%05d", id), projectName(int(id), customer), customer, ent.code, ent.currency,
-				[]string{"time_and_materials", "fixed_fee"}[w.rnd.IntN(2)], w.g.today().time(), 100 + w.rnd.IntN(3000)}},
+		statement{
+			"INSERT INTO project VALUES ($1, $2, $3, $4, $5, $6, 'active', $7, $8, NULL, $9::int, now())",
+			[]any{
+				id, fmt.Sprintf("P%05d", id), projectName(int(id), customer), customer, ent.code, ent.currency,
+				[]string{"time_and_materials", "fixed_fee"}[w.rnd.IntN(2)], w.g.today().time(), 100 + w.rnd.IntN(3000),
+			},
+		},
 		statement{"INSERT INTO task SELECT $1, n, name, b FROM unnest($2::text[], $3::text[], $4::boolean[]) AS t(n, name, b)", []any{id, numbers, names, billable}})
 	if err != nil {
 		return err
@@ -204,8 +213,10 @@ func (w *worker) addCustomer(ctx context.Context, id int64, code string) error {
 			e = i
 		}
 	}
-	err := w.txn(ctx, CustomerAdded, statement{"INSERT INTO customer VALUES ($1, $2, $3, $4, $5, NULL, $6, true, now()) ON CONFLICT (id) DO NOTHING",
-		[]any{id, fmt.Sprintf("C%05d", id), customerName(int(id-1)) + fmt.Sprintf(" %d", id), code, entities[e].country, fmt.Sprintf("accounts@c%05d.example", id)}})
+	err := w.txn(ctx, CustomerAdded, statement{
+		"INSERT INTO customer VALUES ($1, $2, $3, $4, $5, NULL, $6, true, now()) ON CONFLICT (id) DO NOTHING",
+		[]any{id, fmt.Sprintf("C%05d", id), customerName(int(id-1)) + fmt.Sprintf(" %d", id), code, entities[e].country, fmt.Sprintf("accounts@c%05d.example", id)},
+	})
 	if err == nil {
 		w.g.mu.Lock()
 		w.g.clients[e] = append(w.g.clients[e], id)
@@ -217,9 +228,13 @@ func (w *worker) addCustomer(ctx context.Context, id int64, code string) error {
 // hire brings a person whose rate payroll enters later.
 func (w *worker) hire(ctx context.Context) error {
 	s := staff{id: w.own(&w.g.ids.employee), entity: w.rnd.IntN(len(entities)), level: w.rnd.IntN(3), hired: w.g.today().workday(-1)}
-	err := w.txn(ctx, Hired, statement{"INSERT INTO employee VALUES ($1, $2, $3, $4, $5, $6, $7, $8, NULL, true, now())",
-		[]any{s.id, fmt.Sprintf("E%05d", s.id), firstNames[w.rnd.IntN(len(firstNames))], lastNames[w.rnd.IntN(len(lastNames))],
-			fmt.Sprintf("e%05d@haldenmoor.example", s.id), entities[s.entity].code, titles[s.level], s.hired.time()}})
+	err := w.txn(ctx, Hired, statement{
+		"INSERT INTO employee VALUES ($1, $2, $3, $4, $5, $6, $7, $8, NULL, true, now())",
+		[]any{
+			s.id, fmt.Sprintf("E%05d", s.id), firstNames[w.rnd.IntN(len(firstNames))], lastNames[w.rnd.IntN(len(lastNames))],
+			fmt.Sprintf("e%05d@haldenmoor.example", s.id), entities[s.entity].code, titles[s.level], s.hired.time(),
+		},
+	})
 	if err != nil {
 		return err
 	}
@@ -233,8 +248,10 @@ func (w *worker) hire(ctx context.Context) error {
 
 func (w *worker) rateOfHire(ctx context.Context, s staff) error {
 	delete(w.busy, s.id)
-	return w.txn(ctx, RateOfHire, statement{"INSERT INTO cost_rate VALUES ($1, $2, $3, NULL, $4::bigint / 10000.0, $5, now())",
-		[]any{w.g.ids.costRate.Add(1), s.id, s.hired.time(), baseRate(w.rnd, s.level), entities[s.entity].currency}})
+	return w.txn(ctx, RateOfHire, statement{
+		"INSERT INTO cost_rate VALUES ($1, $2, $3, NULL, $4::bigint / 10000.0, $5, now())",
+		[]any{w.g.ids.costRate.Add(1), s.id, s.hired.time(), baseRate(w.rnd, s.level), entities[s.entity].currency},
+	})
 }
 
 // editMasterData renames a project, or moves a customer's mailbox.
@@ -244,11 +261,15 @@ func (w *worker) editMasterData(ctx context.Context) error {
 	j := w.g.sold[e][w.rnd.IntN(len(w.g.sold[e]))]
 	w.g.mu.Unlock()
 	if w.rnd.IntN(2) == 0 {
-		return w.txn(ctx, MasterDataEdited, statement{"UPDATE project SET name = $2, updated_at = now() WHERE id = $1",
-			[]any{j.id, fmt.Sprintf("%s (phase %d)", projectName(int(j.id), j.customer), 2+w.rnd.IntN(8))}})
+		return w.txn(ctx, MasterDataEdited, statement{
+			"UPDATE project SET name = $2, updated_at = now() WHERE id = $1",
+			[]any{j.id, fmt.Sprintf("%s (phase %d)", projectName(int(j.id), j.customer), 2+w.rnd.IntN(8))},
+		})
 	}
-	return w.txn(ctx, MasterDataEdited, statement{"UPDATE customer SET email = $2, updated_at = now() WHERE id = $1",
-		[]any{j.customer, fmt.Sprintf("invoices.%d@c%05d.example", w.rnd.IntN(100), j.customer)}})
+	return w.txn(ctx, MasterDataEdited, statement{
+		"UPDATE customer SET email = $2, updated_at = now() WHERE id = $1",
+		[]any{j.customer, fmt.Sprintf("invoices.%d@c%05d.example", w.rnd.IntN(100), j.customer)},
+	})
 }
 
 // writeInvoice writes a draft, or issues a credit note.
@@ -275,10 +296,14 @@ func (w *worker) writeInvoice(ctx context.Context, kind string) error {
 		total += c
 	}
 	err := w.txn(ctx, what,
-		statement{"INSERT INTO invoice VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint / 100.0, now())",
-			[]any{id, invoiceNumber(kind, id), j.customer, entities[e].code, kind, status, date, entities[e].currency, total}},
-		statement{"INSERT INTO invoice_line SELECT id, $1, $2, t, q / 100.0, p / 10000.0, c / 100.0 FROM unnest($3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[]) AS l(id, t, q, p, c)",
-			[]any{id, j.id, lines, texts, quantities, prices, cents}})
+		statement{
+			"INSERT INTO invoice VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint / 100.0, now())",
+			[]any{id, invoiceNumber(kind, id), j.customer, entities[e].code, kind, status, date, entities[e].currency, total},
+		},
+		statement{
+			"INSERT INTO invoice_line SELECT id, $1, $2, t, q / 100.0, p / 10000.0, c / 100.0 FROM unnest($3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[]) AS l(id, t, q, p, c)",
+			[]any{id, j.id, lines, texts, quantities, prices, cents},
+		})
 	if err == nil && status == "draft" {
 		w.invoices = append(w.invoices, id)
 	}

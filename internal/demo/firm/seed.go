@@ -76,8 +76,10 @@ func (s *seed) makePeople() {
 	first, today := dayOf(FirstDay), dayOf(Today)
 	for e, ent := range entities {
 		for i := range ent.people {
-			p := person{id: int64(len(s.people) + 1), entity: e, level: s.level(), deskMonth: -1,
-				first: firstNames[s.rnd.IntN(len(firstNames))], last: lastNames[s.rnd.IntN(len(lastNames))]}
+			p := person{
+				id: int64(len(s.people) + 1), entity: e, level: s.level(), deskMonth: -1,
+				first: firstNames[s.rnd.IntN(len(firstNames))], last: lastNames[s.rnd.IntN(len(lastNames))],
+			}
 			switch {
 			case i >= ent.people-1 && e < 2: // hired so lately that payroll has no rate yet
 				p.hired, p.withoutRate, p.level = today-day(12+3*e), true, 1
@@ -103,8 +105,10 @@ func (s *seed) makeProjects() {
 	first, today := dayOf(FirstDay), dayOf(Today)
 	for e := range entities {
 		for i := range projectsPerEntity {
-			p := engagement{id: int64(len(s.projects) + 1), entity: e, fixed: i%4 == 3,
-				customer: int64(e*customersPerEntity + s.rnd.IntN(customersPerEntity) + 1)}
+			p := engagement{
+				id: int64(len(s.projects) + 1), entity: e, fixed: i%4 == 3,
+				customer: int64(e*customersPerEntity + s.rnd.IntN(customersPerEntity) + 1),
+			}
 			if i < projectsPerEntity/3 { // the long ones: there is always work
 				p.start, p.open = first-day(s.rnd.IntN(300)), true
 			} else {
@@ -140,8 +144,12 @@ func (s *seed) fill(ctx context.Context, conn *pgconn.PgConn) (map[string]int64,
 		table string
 		write func(w *rowWriter) bool // false: no more
 	}{
-		{"legal_entity", once(s.legalEntities)}, {"customer", once(s.customers)}, {"project", once(s.projectRows)},
-		{"task", once(s.tasks)}, {"employee", once(s.employees)}, {"cost_rate", once(s.costRates)},
+		{"legal_entity", once(s.legalEntities)},
+		{"customer", once(s.customers)},
+		{"project", once(s.projectRows)},
+		{"task", once(s.tasks)},
+		{"employee", once(s.employees)},
+		{"cost_rate", once(s.costRates)},
 		{"time_entry", s.timeEntries()},
 		{"invoice", func(w *rowWriter) bool { s.invoices(invoices, lines); w.buf = invoices.buf; return false }},
 		{"invoice_line", func(w *rowWriter) bool { w.buf = lines.buf; return false }},

@@ -133,11 +133,13 @@ func (w *worker) enter(ctx context.Context, n int) error {
 		prices = append(prices, j.price+int64(p.level)*j.price/5)
 	}
 	w.g.mu.Unlock()
-	err := w.txn(ctx, Entered, statement{`INSERT INTO time_entry
+	err := w.txn(ctx, Entered, statement{
+		`INSERT INTO time_entry
 		SELECT id, person, project, task, date '1970-01-01' + d, q * 0.25, billable, 'draft', note, CASE WHEN billable THEN price / 10000.0 END, now(), now()
 		FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::int[], $6::int[], $7::boolean[], $8::text[], $9::bigint[])
 		  AS e(id, person, project, task, d, q, billable, note, price)`,
-		[]any{ids, people, projects, tasks, dates, quarters, billable, notes, prices}})
+		[]any{ids, people, projects, tasks, dates, quarters, billable, notes, prices},
+	})
 	if err == nil {
 		w.drafts = append(w.drafts, ids...)
 	}

@@ -86,16 +86,20 @@ const margin = `SELECT m.project_id || '/' || m.month AS key, p.legal_entity, p.
 // Margin is the name of the margin view among the entities.
 const Margin = "ps.margin_by_project_month"
 
-var marginColumns = []string{"key", "legal_entity", "currency", "project_id", "project_number", "project_name", "customer_id", "month", "approved_hours",
-	"waiting_entries", "waiting_hours", "labour_cost", "revenue", "margin", "margin_pct"}
+var marginColumns = []string{
+	"key", "legal_entity", "currency", "project_id", "project_number", "project_name", "customer_id", "month", "approved_hours",
+	"waiting_entries", "waiting_hours", "labour_cost", "revenue", "margin", "margin_pct",
+}
 
 // Entities lists what is compared, in order.
 var Entities = []string{"ps.customer", "ps.project", "ps.resource", "ps.cost_rate", "ps.time_entry", "ps.invoice", "ps.invoice_line", "ps.time_entry_costed", Margin}
 
 func queryOf(entity string) (*query, error) {
 	if entity == Margin {
-		q := &query{entity: Margin, columns: marginColumns, psa: margin, restricted: make([]bool, len(marginColumns)),
-			warehouse: "SELECT project_id || '/' || month AS key, * FROM " + Margin}
+		q := &query{
+			entity: Margin, columns: marginColumns, psa: margin, restricted: make([]bool, len(marginColumns)),
+			warehouse: "SELECT project_id || '/' || month AS key, * FROM " + Margin,
+		}
 		for i, c := range marginColumns {
 			q.restricted[i] = c == "labour_cost" || c == "margin" || c == "margin_pct"
 		}
