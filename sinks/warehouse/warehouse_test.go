@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -460,5 +461,41 @@ func TestContractGrows(t *testing.T) {
 	exec(t, conn, "DROP VIEW ps.margin_by_project_month; ALTER TABLE ps.invoice ALTER COLUMN total TYPE numeric(10,2)")
 	if err := open(t, dsn).Prepare(t.Context()); !problem.Has(err, ErrTable) || !strings.Contains(err.Error(), `"total"`) {
 		t.Errorf("a changed type: %v", err)
+	}
+}
+
+// Would be lost: a start of several processes at once, or one with no more
+// rights than it needs.
+func TestStartTogetherAndWithFewRights(t *testing.T) {
+	dsn, conn := fresh(t)
+	var wg sync.WaitGroup
+	for range 4 {
+		s := open(t, dsn)
+		wg.Go(func() {
+			if err := s.Prepare(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	name := conn.Config().Database
+	exec(t, conn, "CREATE ROLE modest_"+name+" LOGIN")
+	modest := server.DSNAs("modest_"+name, name)
+	err := open(t, modest).Prepare(t.Context())
+	if !problem.Has(err, ErrDenied) || pipeline.Classify(err) != problem.Halt {
+		t.Errorf("a login without rights: %v", err)
+	}
+	// The roles are there already: CREATE on a database is then enough.
+	dsn2, conn2 := fresh(t)
+	exec(t, conn2, "GRANT CREATE ON DATABASE "+conn2.Config().Database+" TO modest_"+name)
+	modest = server.DSNAs("modest_"+name, conn2.Config().Database)
+	if err := open(t, modest).Prepare(t.Context()); err != nil {
+		t.Errorf("a login with CREATE on %s: %v", dsn2, err)
+	}
+	if _, err := New(Config{DSN: secret.DSNOf("postgres://x:hunter2@[::1")}, Options{Name: "w"}); !problem.Has(err, ErrDSN) || strings.Contains(fmt.Sprintf("%+v", err), "hunter2") {
+		t.Errorf("a broken dsn: %v", err)
+	}
+	if err := open(t, "postgres://postgres@127.0.0.1:1/x?connect_timeout=2").Prepare(t.Context()); pipeline.Classify(err) != problem.Retry {
+		t.Errorf("a warehouse that is down: %v", err)
 	}
 }
