@@ -10,7 +10,8 @@ import (
 
 // timeEntry is the demo's largest table.
 func timeEntry() *change.Table {
-	return (&change.Table{Source: "psa", Database: "psa", Schema: "public", Name: "time_entry", Topic: "psa.public.time_entry", OldFull: true,
+	return (&change.Table{
+		Source: "psa", Database: "psa", Schema: "public", Name: "time_entry", Topic: "psa.public.time_entry", OldFull: true,
 		Columns: []change.Column{
 			{Name: "id", Type: "bigint", Kind: change.Int, Width: 8},
 			{Name: "employee_id", Type: "bigint", Kind: change.Int, Width: 8},
@@ -24,7 +25,8 @@ func timeEntry() *change.Table {
 			{Name: "bill_rate", Type: "numeric(12,4)", Kind: change.Decimal, Precision: 12, Scale: 4},
 			{Name: "created_at", Type: "timestamp with time zone", Kind: change.TimestampTZ, Precision: 6},
 			{Name: "updated_at", Type: "timestamp with time zone", Kind: change.TimestampTZ, Precision: 6},
-		}, Key: []int{0}}).Index()
+		}, Key: []int{0},
+	}).Index()
 }
 
 func fillEntry(b *change.Batch, i int) []change.Value {

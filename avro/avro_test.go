@@ -70,8 +70,10 @@ func kinds() *change.Table {
 		}
 		cols[i].Nullable = i > 1
 	}
-	return (&change.Table{Source: "psa", Database: "psa", Schema: "public", Name: "kinds", Topic: "psa.public.kinds",
-		Columns: cols, Key: []int{1, 0}, OldFull: true}).Index()
+	return (&change.Table{
+		Source: "psa", Database: "psa", Schema: "public", Name: "kinds", Topic: "psa.public.kinds",
+		Columns: cols, Key: []int{1, 0}, OldFull: true,
+	}).Index()
 }
 
 // draw makes a value of a column. tame keeps to what every library can hold.

@@ -6,6 +6,7 @@ package avro
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"math"
 	"strconv"
 	"time"
@@ -337,14 +338,14 @@ func (e *Encoder) appendMissing(dst []byte, c *codec, old bool) ([]byte, error) 
 
 // reject makes a person's error of one of the codec's; never with the value.
 func (e *Encoder) reject(c *codec, v change.Value, err error) error {
-	switch err {
-	case errDigits:
+	switch {
+	case errors.Is(err, errDigits):
 		return ErrDecimalOverflow.New("field %s of %s holds a number that numeric(%d,%d) cannot", c.name, e.topic, c.digits, c.scale)
-	case errRange:
+	case errors.Is(err, errRange):
 		return ErrNoForm.New("field %s of %s holds a %s outside the range of its Avro type", c.name, e.topic, v.Kind())
-	case errSpecial:
+	case errors.Is(err, errSpecial):
 		return ErrNoForm.New("field %s of %s holds NaN or infinity, which its Avro type has not", c.name, e.topic)
-	case errShape:
+	case errors.Is(err, errShape):
 		return ErrNoForm.New("field %s of %s holds an array of several dimensions or one that does not start at 1", c.name, e.topic)
 	}
 	return ErrKind.New("field %s of %s is given a %s, and is of type %s", c.name, e.topic, v.Kind(), c.kind)

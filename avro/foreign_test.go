@@ -39,15 +39,19 @@ func TestReadsDebezium(t *testing.T) {
 		return []byte{0, byte(id >> 24), byte(id >> 16), byte(id >> 8), byte(id)}
 	}
 	row := func(id int32) map[string]any {
-		return map[string]any{"id": id, "s": map[string]any{"string": "__debezium_unavailable_value"},
+		return map[string]any{
+			"id": id, "s": map[string]any{"string": "__debezium_unavailable_value"},
 			"n": map[string]any{"io.debezium.data.VariableScaleDecimal": map[string]any{"scale": 2, "value": []byte{0xFB, 0x2E}}},
 			"d": map[string]any{"int": 20_000}, "ms": map[string]any{"long": int64(-1)},
-			"z": map[string]any{"string": "2026-03-02T09:30:00.5+02:00"}}
+			"z": map[string]any{"string": "2026-03-02T09:30:00.5+02:00"},
+		}
 	}
 	value, err := codec(t, debeziumValue).BinaryFromNative(head("db.public.t-value", debeziumValue), map[string]any{
 		"before": nil, "after": map[string]any{"db.public.t.Value": row(7)},
-		"source": map[string]any{"version": "3.7.0.Final", "ts_ms": int64(1_700_000_000_123), "txId": map[string]any{"long": int64(9)},
-			"extra": map[string]any{"a": nil, "b": map[string]any{"array": []any{int64(1), int64(2)}}}},
+		"source": map[string]any{
+			"version": "3.7.0.Final", "ts_ms": int64(1_700_000_000_123), "txId": map[string]any{"long": int64(9)},
+			"extra": map[string]any{"a": nil, "b": map[string]any{"array": []any{int64(1), int64(2)}}},
+		},
 		"transaction": nil, "op": "u", "ts_ms": nil,
 	})
 	if err != nil {
@@ -72,8 +76,12 @@ func TestReadsDebezium(t *testing.T) {
 		kind change.Kind
 		text string
 	}{
-		{change.Int, "7"}, {change.Unchanged, ""}, {change.Decimal, "-12.34"}, {change.Date, "2024-10-04"},
-		{change.Timestamp, "1969-12-31 23:59:59.999"}, {change.TimestampTZ, "2026-03-02 07:30:00.5+00"},
+		{change.Int, "7"},
+		{change.Unchanged, ""},
+		{change.Decimal, "-12.34"},
+		{change.Date, "2024-10-04"},
+		{change.Timestamp, "1969-12-31 23:59:59.999"},
+		{change.TimestampTZ, "2026-03-02 07:30:00.5+00"},
 	} {
 		if v := c.New[i]; v.Kind() != want.kind || string(b.AppendText(nil, v)) != want.text {
 			t.Errorf("column %s: %s %q, want %s %q", c.Table.Columns[i].Name, v.Kind(), b.AppendText(nil, v), want.kind, want.text)

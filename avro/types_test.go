@@ -98,8 +98,10 @@ func TestTypesAreAsDocumented(t *testing.T) {
 		}
 		delete(documented, row.name)
 		row.col.Name, row.col.Type = "c", row.name
-		tab := (&change.Table{Source: "s", Schema: "public", Name: "t", Topic: "s.public.t" + legalName(row.name), OldFull: true,
-			Columns: []change.Column{{Name: "id", Type: "integer", Kind: change.Int, Width: 4}, row.col}, Key: []int{0}}).Index()
+		tab := (&change.Table{
+			Source: "s", Schema: "public", Name: "t", Topic: "s.public.t" + legalName(row.name), OldFull: true,
+			Columns: []change.Column{{Name: "id", Type: "integer", Kind: change.Int, Width: 4}, row.col}, Key: []int{0},
+		}).Index()
 		_, schema, err := avro.EnvelopeSchemas(tab)
 		if err != nil {
 			t.Fatal(err)

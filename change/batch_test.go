@@ -196,8 +196,10 @@ func TestBigDecimals(t *testing.T) {
 func TestPosBytesSortAsPositions(t *testing.T) {
 	gen := rapid.Custom(func(t *rapid.T) change.Pos {
 		few := rapid.Uint64Range(0, 3)
-		return change.Pos{System: few.Draw(t, "s"), Timeline: uint32(few.Draw(t, "t")), LSN: few.Draw(t, "l") << 40,
-			Kind: change.PosKind(rapid.IntRange(1, 3).Draw(t, "k")), Ordinal: few.Draw(t, "o") << 60}
+		return change.Pos{
+			System: few.Draw(t, "s"), Timeline: uint32(few.Draw(t, "t")), LSN: few.Draw(t, "l") << 40,
+			Kind: change.PosKind(rapid.IntRange(1, 3).Draw(t, "k")), Ordinal: few.Draw(t, "o") << 60,
+		}
 	})
 	rapid.Check(t, func(t *rapid.T) {
 		p, q := gen.Draw(t, "p"), gen.Draw(t, "q")

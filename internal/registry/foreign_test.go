@@ -22,7 +22,8 @@ import (
 	"github.com/tallywire/tallywire/internal/testkit"
 )
 
-var rawTable = (&change.Table{Source: "psa", Database: "psa", Schema: "public", Name: "kinds", Topic: "psa.public.kinds", OldFull: true,
+var rawTable = (&change.Table{
+	Source: "psa", Database: "psa", Schema: "public", Name: "kinds", Topic: "psa.public.kinds", OldFull: true,
 	Columns: []change.Column{
 		{Name: "id", Type: "bigint", Kind: change.Int, Width: 8},
 		{Name: "hours", Type: "numeric(6,2)", Kind: change.Decimal, Precision: 6, Scale: 2},
@@ -36,7 +37,8 @@ var rawTable = (&change.Table{Source: "psa", Database: "psa", Schema: "public", 
 		{Name: "tags", Type: "text[]", Kind: change.Array, Elem: &change.Column{Kind: change.String}},
 		{Name: "blob", Type: "bytea", Kind: change.Bytes},
 		{Name: "nothing", Type: "text", Kind: change.String},
-	}, Key: []int{0}}).Index()
+	}, Key: []int{0},
+}).Index()
 
 func produceBoth(t *testing.T, c *kafka.Cluster, reg *avro.Registry) {
 	t.Helper()

@@ -6,8 +6,10 @@ import "testing"
 // that follows it does not fall over.
 func FuzzApply(f *testing.F) {
 	v := version{Subject: "s", Version: 1, ID: 1, Schema: `"string"`}
-	for _, r := range []record{schemaRecord(v), schemaTombstone(v), deleteSubjectRecord("s", 1), noop,
-		settingRecord("CONFIG", "", recordValue{Compatibility: "FULL"}), settingRecord("MODE", "s", recordValue{Mode: "READONLY"})} {
+	for _, r := range []record{
+		schemaRecord(v), schemaTombstone(v), deleteSubjectRecord("s", 1), noop,
+		settingRecord("CONFIG", "", recordValue{Compatibility: "FULL"}), settingRecord("MODE", "s", recordValue{Mode: "READONLY"}),
+	} {
 		f.Add(r.key, r.value)
 	}
 	f.Fuzz(func(t *testing.T, key, value []byte) {

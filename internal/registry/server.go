@@ -137,7 +137,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, h handler) {
 	}
 	w.Header().Set("Content-Type", contentType)
 	w.WriteHeader(status)
-	body := []byte{}
+	var body []byte
 	if text, ok := v.(raw); ok {
 		body = []byte(text)
 	} else {

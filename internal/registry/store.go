@@ -56,8 +56,10 @@ type store struct {
 }
 
 func newStore() *store {
-	return &store{subjects: map[string][]*version{}, byID: map[int][]*version{}, ids: map[string]int{},
-		config: map[string]string{}, mode: map[string]string{}}
+	return &store{
+		subjects: map[string][]*version{}, byID: map[int][]*version{}, ids: map[string]int{},
+		config: map[string]string{}, mode: map[string]string{},
+	}
 }
 
 // apply takes one record of the topic. What it does not understand is an error
@@ -114,9 +116,9 @@ func set(m map[string]string, k, v string) {
 }
 
 func (s *store) add(v *version) {
-	list := append(s.subjects[v.Subject], v)
+	s.subjects[v.Subject] = append(s.subjects[v.Subject], v)
+	list := s.subjects[v.Subject]
 	sort.Slice(list, func(i, j int) bool { return list[i].Version < list[j].Version })
-	s.subjects[v.Subject] = list
 	s.byID[v.ID] = append(s.byID[v.ID], v)
 	if _, ok := s.ids[v.Schema]; !ok {
 		s.ids[v.Schema] = v.ID
@@ -246,8 +248,10 @@ func (s *store) newest() int {
 type record struct{ key, value []byte }
 
 func schemaRecord(v version) record {
-	return record{mustJSON(recordKey{"SCHEMA", &v.Subject, v.Version, 1}),
-		mustJSON(recordValue{Subject: v.Subject, Version: v.Version, ID: v.ID, Schema: v.Schema, Deleted: &v.Deleted})}
+	return record{
+		mustJSON(recordKey{"SCHEMA", &v.Subject, v.Version, 1}),
+		mustJSON(recordValue{Subject: v.Subject, Version: v.Version, ID: v.ID, Schema: v.Schema, Deleted: &v.Deleted}),
+	}
 }
 
 func schemaTombstone(v version) record {
@@ -255,8 +259,10 @@ func schemaTombstone(v version) record {
 }
 
 func deleteSubjectRecord(subject string, last int) record {
-	return record{mustJSON(recordKey{KeyType: "DELETE_SUBJECT", Subject: &subject}),
-		mustJSON(recordValue{Subject: subject, Version: last})}
+	return record{
+		mustJSON(recordKey{KeyType: "DELETE_SUBJECT", Subject: &subject}),
+		mustJSON(recordValue{Subject: subject, Version: last}),
+	}
 }
 
 // settingRecord is a CONFIG or MODE record; their keys name a null subject for
