@@ -89,7 +89,10 @@ type keeping struct {
 	*memory
 	offsets map[string]int64
 	owner   map[string]string
-	applied map[string]int // topic/partition/offset → how often, since the last reset
+	applied map[string]int // topic/partition/offset → how often it came with its offset
+	// outside are records at or above the stored offset that were written
+	// without moving it: a crash now would write them again.
+	outside []string
 	// crash is called after the commit of a write, before it is confirmed.
 	crash func() error
 }
@@ -126,6 +129,18 @@ func (k *keeping) SetOffsets(_ context.Context, id string, parts []change.Coord)
 		k.offsets[c] = p.Offset
 	}
 	return nil
+}
+
+func (k *keeping) Write(ctx context.Context, b *change.Batch) ([]Failure, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i := range b.Changes {
+		c := b.Changes[i].Coord
+		if at := coordKey(c.Topic, c.Partition); c.Offset >= k.offsets[at] {
+			k.outside = append(k.outside, fmt.Sprintf("%s/%d", at, c.Offset))
+		}
+	}
+	return k.write(ctx, b)
 }
 
 func (k *keeping) WriteWithOffsets(ctx context.Context, id string, b *change.Batch) ([]Failure, error) {

@@ -71,6 +71,9 @@ func TestDeliverCrashAfterTheWrite(t *testing.T) {
 		b.newest(k.memory)
 		k.mu.Lock()
 		defer k.mu.Unlock()
+		if len(k.outside) > 0 {
+			t.Errorf("%d records were written outside of the transaction of their offsets", len(k.outside))
+		}
 		if len(k.applied) != b.n {
 			t.Errorf("%d records were applied, want %d", len(k.applied), b.n)
 		}

@@ -87,12 +87,15 @@ func (t *transform) run(ctx context.Context) (err error) {
 		}
 	}()
 	// Everything that a transaction needs is there before the first begins (A5).
+	if err := t.ensureOutputs(ctx); err != nil {
+		return err
+	}
 	inputs := t.spec.inputs()
 	partitions, err := t.awaitInputs(ctx, inputs)
 	if err != nil {
 		return err
 	}
-	parkedTopic, err := t.ensureTopics(ctx, partitions)
+	parkedTopic, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: ParkedTopicOf(t.spec.Name), Partitions: partitions, Compact: true})
 	if err != nil {
 		return err
 	}
@@ -154,18 +157,18 @@ func awaitTopic(ctx context.Context, c *kafka.Cluster, name string, comp *obs.Co
 	}
 }
 
-func (t *transform) ensureTopics(ctx context.Context, partitions int32) (parked *change.Topic, err error) {
+func (t *transform) ensureOutputs(ctx context.Context) error {
 	for _, name := range unique(t.spec.Outputs) {
 		if _, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: name, Partitions: t.env.Partitions, Compact: true}); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	for _, name := range unique(t.spec.Queues) {
 		if _, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: name, Partitions: t.env.Partitions}); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: ParkedTopicOf(t.spec.Name), Partitions: partitions, Compact: true})
+	return nil
 }
 
 func (t *transform) join(a *assignment) (*kgo.GroupTransactSession, error) {
@@ -185,8 +188,6 @@ func (t *transform) join(a *assignment) (*kgo.GroupTransactSession, error) {
 		kgo.HeartbeatInterval(time.Second),
 		kgo.RebalanceTimeout(2*time.Minute),
 	)
-	// Client makes our clients alike; a session is a client made by kgo, so it
-	// takes the options from there.
 	return t.env.Kafka.GroupSession(opts...)
 }
 

@@ -127,7 +127,9 @@ func (b *tbed) many(n int) {
 
 func (b *tbed) spec(st Stage) TransformSpec {
 	return TransformSpec{
-		Name: b.source, Topics: []string{b.in.Topic}, Stages: []Stage{st}, Outputs: []string{b.output()},
+		// A queue, since a compacted topic does not keep every version. (Kafka
+		// rolls a segment when a marker of today follows a record of last year.)
+		Name: b.source, Topics: []string{b.in.Topic}, Stages: []Stage{st}, Queues: []string{b.output()},
 		TransformLimits: TransformLimits{PollRecords: 200, BatchRecords: 64, TxnTimeout: 10 * time.Second},
 	}
 }

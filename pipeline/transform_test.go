@@ -134,7 +134,7 @@ func TestTransformTakesOverAnOpenTransaction(t *testing.T) {
 		b := newTransformBed(bd)
 		b.many(300)
 		spec := b.spec(&copier{topic: b.output()})
-		if _, err := b.direct.EnsureTopic(t.Context(), kafka.TopicSpec{Name: b.output(), Partitions: 3, Compact: true}); err != nil {
+		if _, err := b.direct.EnsureTopic(t.Context(), kafka.TopicSpec{Name: b.output(), Partitions: 3}); err != nil {
 			t.Fatal(err)
 		}
 		dead, err := b.direct.Client(kgo.TransactionalID("tallywire."+b.source+"."+b.env.Instance),

@@ -75,9 +75,34 @@ type ParkedStore struct{ pool *pgxpool.Pool }
 // NewParked makes a store on a pool from Open.
 func NewParked(pool *pgxpool.Pool) *ParkedStore { return &ParkedStore{pool} }
 
+const putColumns = `insert into tallywire.parked as p (stage, kind, topic, record_key, key, topic_id, "partition", record_offset, record_keyless,
+  record_value, record_headers, record_millis, code, reason, remedy, waits_for`
+
+const putUpdates = `on conflict (stage, topic, record_key) do update set
+  kind = excluded.kind, key = excluded.key, topic_id = excluded.topic_id, "partition" = excluded."partition",
+  record_offset = excluded.record_offset, record_keyless = excluded.record_keyless, record_value = excluded.record_value,
+  record_headers = excluded.record_headers, record_millis = excluded.record_millis, code = excluded.code,
+  reason = excluded.reason, remedy = excluded.remedy, waits_for = excluded.waits_for, retry_requested = false, `
+
+// A sink's rows are the truth: attempts are counted here.
+const sinkPut = putColumns + `)
+values ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16) ` + putUpdates + `
+  attempts = case when p.topic_id = excluded.topic_id and p.record_offset = excluded.record_offset then p.attempts + 1 else 1 end,
+  first_at = case when p.topic_id = excluded.topic_id and p.record_offset = excluded.record_offset then p.first_at else now() end,
+  last_at = now()
+where p.topic_id <> excluded.topic_id or p.record_offset <= excluded.record_offset`
+
+// A transform's are a copy, made as often as it likes: what is the same stays
+// as it is, and so does a request to try it again.
+const transformPut = putColumns + `, attempts, first_at, last_at)
+values ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19) ` + putUpdates + `
+  attempts = excluded.attempts, first_at = excluded.first_at, last_at = excluded.last_at
+where (p.topic_id, p.record_offset, p.attempts, p.code) is distinct from (excluded.topic_id, excluded.record_offset, excluded.attempts, excluded.code)`
+
 // Put parks records, all or none, durably when it returns nil. A newer record
 // replaces the one of the same identity, an older one does not; the same one
-// again counts one more attempt. It clears the request to try again.
+// again counts one more attempt. It clears the request to try again. Records
+// of a transform are copied as they are, with their counts.
 func (s *ParkedStore) Put(ctx context.Context, ps []Parked) error {
 	if len(ps) == 0 {
 		return nil
@@ -92,21 +117,14 @@ func (s *ParkedStore) Put(ctx context.Context, ps []Parked) error {
 		if hs == nil {
 			hs = []Header{}
 		}
-		b.Queue(`
-insert into tallywire.parked as p (stage, kind, topic, record_key, key, topic_id, "partition", record_offset, record_keyless,
-  record_value, record_headers, record_millis, code, reason, remedy, waits_for)
-values ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16)
-on conflict (stage, topic, record_key) do update set
-  kind = excluded.kind, key = excluded.key, topic_id = excluded.topic_id, "partition" = excluded."partition",
-  record_offset = excluded.record_offset, record_keyless = excluded.record_keyless, record_value = excluded.record_value,
-  record_headers = excluded.record_headers, record_millis = excluded.record_millis, code = excluded.code,
-  reason = excluded.reason, remedy = excluded.remedy, waits_for = excluded.waits_for,
-  attempts = case when p.topic_id = excluded.topic_id and p.record_offset = excluded.record_offset then p.attempts + 1 else 1 end,
-  first_at = case when p.topic_id = excluded.topic_id and p.record_offset = excluded.record_offset then p.first_at else now() end,
-  last_at = now(), retry_requested = false
-where p.topic_id <> excluded.topic_id or p.record_offset <= excluded.record_offset`,
+		sql, args := sinkPut, []any{
 			p.Stage, p.Kind, p.Topic, p.RecordKey, printable(p.Key), p.TopicID, p.Partition, p.Offset, p.Keyless,
-			p.Value, hs, p.Millis, p.Code, printable(p.Reason), p.Remedy, printable(p.WaitsFor))
+			p.Value, hs, p.Millis, p.Code, printable(p.Reason), p.Remedy, printable(p.WaitsFor),
+		}
+		if p.Kind == KindTransform {
+			sql, args = transformPut, append(args, p.Attempts, p.FirstAt, p.LastAt)
+		}
+		b.Queue(sql, args...)
 	}
 	return s.exec(ctx, b, "parking %d records of %s", len(ps), ps[0].Stage)
 }
