@@ -78,8 +78,11 @@ func classify(doing string, err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		msg := pg.Message
-		if pg.Detail != "" && !strings.HasPrefix(pg.Code, "22") && !strings.HasPrefix(pg.Code, "23") {
-			msg += " (" + pg.Detail + ")" // details of classes 22 and 23 quote data
+		switch {
+		case strings.HasPrefix(pg.Code, "22"), strings.HasPrefix(pg.Code, "23"):
+			msg = "an error in data" // the server's text quotes it (invariant 13)
+		case pg.Detail != "":
+			msg += " (" + pg.Detail + ")"
 		}
 		code := ErrFailed
 		switch {
