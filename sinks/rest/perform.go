@@ -104,7 +104,7 @@ func (e *callError) problem(url string) error {
 		p = ErrOutage.New("calling %s: %v", url, e)
 	}
 	if e.after > 0 {
-		p.WithDelay(e.after)
+		return p.WithDelay(e.after)
 	}
 	return p
 }

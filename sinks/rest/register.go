@@ -12,6 +12,9 @@ func init() {
 		if err := decode(&cfg); err != nil {
 			return pipeline.DeliverSpec{}, err
 		}
+		if env.Control == nil {
+			return pipeline.DeliverSpec{}, pipeline.ErrNoControl.New("sink %q keeps its intents and cross-references in the control database, and there is none", name)
+		}
 		s, err := New(cfg, env.Control, name, env.Instance)
 		if err != nil {
 			return pipeline.DeliverSpec{}, err

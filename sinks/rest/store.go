@@ -64,10 +64,10 @@ type store struct {
 }
 
 // migrate brings the tables up to date; several processes may do so at once.
-func (s *store) migrate(ctx context.Context) error {
+func (s *store) migrate(ctx context.Context) (err error) {
 	fail := func(err error) error { return ErrControl.New("preparing the tables of sink %q: %w", s.sink, err) }
 	db := stdlib.OpenDBFromPool(s.pool)
-	defer db.Close()
+	defer func() { err = errors.Join(err, db.Close()) }() // the pool stays
 	if _, err := db.ExecContext(ctx, "create schema if not exists tallywire"); err != nil {
 		// Two at once: one of them sees the other's name in the catalogue.
 		if _, again := db.ExecContext(ctx, "create schema if not exists tallywire"); again != nil {

@@ -114,7 +114,7 @@ func load(r io.Reader, x *index) (whole int64, err error) {
 	br := bufio.NewReaderSize(r, 1<<16)
 	for {
 		line, err := br.ReadBytes('\n')
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			if len(line) > 0 {
 				return whole, errTorn
 			}
@@ -125,7 +125,7 @@ func load(r io.Reader, x *index) (whole int64, err error) {
 		}
 		rec, err := parseLine(line[:len(line)-1])
 		if err != nil {
-			if _, peek := br.Peek(1); peek == io.EOF {
+			if _, peek := br.Peek(1); errors.Is(peek, io.EOF) {
 				return whole, errTorn
 			}
 			return whole, fmt.Errorf("line at offset %d: %w", whole, err)

@@ -286,12 +286,12 @@ func (s *set) body(r *Record, custom bool) map[string]any {
 			continue
 		}
 		v := r.Fields[f.name]
-		switch {
-		case f.kind == decimal:
+		switch f.kind {
+		case decimal:
 			out[f.name] = json.Number(orElse(v, "0"))
-		case f.kind == date:
+		case date:
 			out[f.name] = orElse(v, "0001-01-01")
-		case f.kind == guid:
+		case guid:
 			out[f.name] = orElse(v, zeroGUID)
 		default:
 			out[f.name] = v

@@ -285,7 +285,7 @@ func FetchLedger(ctx context.Context, url string) (map[string][]Record, error) {
 	for {
 		var r Record
 		switch err := d.Decode(&r); {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			return out, nil
 		case err != nil:
 			return nil, fmt.Errorf("reading the ERP's ledger: %w", err)
