@@ -153,7 +153,7 @@ func (w *world) check(ctx context.Context, pipe *pipe, gen *generator, ready tim
 	defer caught.Wait()
 	defer enough()
 	caught.Go(func() {
-		if w.caughtUp(catching, groups) {
+		if rep.CaughtUp = w.caughtUp(catching, groups); rep.CaughtUp {
 			w.obs.ForgetLatencies()
 		}
 	})

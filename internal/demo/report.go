@@ -24,7 +24,8 @@ type Report struct {
 	Asked        float64          `json:"asked_per_s"`
 	Reached      float64          `json:"reached_per_s"`
 	Drained      float64          `json:"drained_s"`
-	Captured     int64            `json:"captured"` // by the source in this run, initial load included
+	Captured     int64            `json:"captured"`  // by the source in this run, initial load included
+	CaughtUp     bool             `json:"caught_up"` // the initial load had gone through before the generator stopped; else it is in the latencies
 	Latency      []Latency        `json:"latency"`
 	Components   []Count          `json:"components"`
 	Verification *Verification    `json:"verification"`
@@ -89,6 +90,9 @@ func (r *Report) Print(w io.Writer) {
 	fmt.Fprintf(w, "  %-22s %12s %12s %12s\n", "commit to …", "p50", "p95", "p99")
 	for _, l := range r.Latency {
 		fmt.Fprintf(w, "  %-22s %9.0f ms %9.0f ms %9.0f ms\n", l.Kind+" "+l.Name, l.P50, l.P95, l.P99)
+	}
+	if !r.CaughtUp {
+		fmt.Fprintln(w, "  (the initial load was still going through, so its wait is part of these)")
 	}
 	fmt.Fprintf(w, "\n  %-22s %12s %12s %8s %8s\n", "", "in", "out", "parked", "waiting")
 	for _, c := range r.Components {
