@@ -37,7 +37,7 @@ var (
 		"Stop the other reader, or give this source a slot of its own. A reader that died frees the slot after wal_sender_timeout at the latest.")
 	ErrSlotMissing = problem.Define("TW-PG-SLOT-MISSING", problem.Halt,
 		"Capture had begun, and its slot is gone: changes since the last position may be missing.",
-		"Start the source over: a new slot and a new load. Delete the source's position (its _tallywire.positions topic) to have that done at the next start.")
+		"Start the source over with a new slot and a new load, after deleting its topics and its position, or under another name.")
 	ErrSlotInvalid = problem.Define("TW-PG-SLOT-INVALID", problem.Halt,
 		"The slot cannot be used: it was invalidated, or was made for something else.",
 		"Drop the slot with pg_drop_replication_slot and start the source over; raise max_slot_wal_keep_size if the slot was invalidated.")

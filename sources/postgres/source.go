@@ -157,7 +157,8 @@ func (se *session) follow(ctx context.Context, history []byte) error {
 			// Capture had begun and the slot is gone (invariant 3). The one that
 			// we have just made goes again, so that the next start finds the same.
 			if err == nil || problem.Has(err, ErrGap) {
-				err = ErrSlotMissing.New("slot %q does not exist, the last position in Kafka is %s: changes committed from %s to %s may be missing", se.cfg.Slot, p.LSN, p.LSN, confirmed)
+				err = ErrSlotMissing.New("slot %q does not exist, the last position in Kafka is %s: changes committed from %s to %s may be missing", se.cfg.Slot, p.LSN, p.LSN, confirmed).
+					WithRemedy("Start over with a new load: delete the topics %s.* and _tallywire.positions.%s, then start again; or capture under another source name. (Deleting the position alone leaves rows in the topics that were deleted meanwhile.)", se.name, se.name)
 			}
 			return errors.Join(err, se.dropSlot(ctx))
 		}

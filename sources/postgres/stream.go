@@ -276,6 +276,9 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 	was := st.cur.rels[id]
 	selected, named := st.cfg.selects(rm.Namespace, rm.RelationName)
 	if !selected {
+		if was != nil && !was.skip {
+			st.comp.Log.Warn("a table was renamed to what `tables` does not match: it is not captured any more", "was", was.table.Topic, "table", rm.Namespace+"."+rm.RelationName)
+		}
 		st.cur.define(id, &relation{skip: true})
 		return nil
 	}
