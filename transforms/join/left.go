@@ -75,33 +75,53 @@ func (l *Left) write(ctx context.Context, w *leftWork, restoring bool) error {
 	return pipeline.Write(ctx, l.States(), w.in, restoring, func(p redis.Pipeliner, fresh func(*change.Change) bool) error {
 		q := newWriter(ctx, p)
 		var buf []byte
-		for key, i := range w.last {
+		var at place
+		idx := make([]indexes, len(l.plan.left.indexed))
+		for i := range idx {
+			idx[i] = indexes{}
+		}
+		for i, key := range w.keys {
 			c := &w.in.Changes[i]
-			if !fresh(c) {
+			if last, ok := w.last[key]; !ok || last != i || !fresh(c) {
 				continue
 			}
-			t, part := c.Coord.Topic, c.Coord.Partition
+			if t, part := c.Coord.Topic, c.Coord.Partition; at.t != t || at.part != part {
+				at = place{t: t, part: part, set: q.command("HSET", l.state.RowsKey(t, part)), del: q.command("HDEL", l.state.RowsKey(t, part))}
+				if restoring {
+					at.todo = q.command("SADD", l.state.TodoKey(t, part))
+				}
+			}
+			var member any = key // boxed once
 			if c.Op == change.Delete {
-				q.del(l.state.RowsKey(t, part), key)
+				q.add(at.del, member)
 				continue
 			}
 			cols := w.cols[i]
 			buf = appendRow(buf[:0], w.in, c.New, cols)
-			q.set(l.state.RowsKey(t, part), key, string(buf))
-			for _, at := range l.plan.left.indexed {
-				if cols[at] < 0 || c.New[cols[at]].IsNull() {
+			q.add(at.set, member, string(buf))
+			for j, ix := range l.plan.left.indexed {
+				if cols[ix] < 0 || c.New[cols[ix]].IsNull() {
 					continue
 				}
-				buf = w.in.AppendText(buf[:0], c.New[cols[at]])
-				q.add(l.state.IndexKey(t, l.plan.left.cols[at], string(buf)), key)
+				buf = w.in.AppendText(buf[:0], c.New[cols[ix]])
+				q.index(idx[j].of(buf, func(v string) *command {
+					return q.command("ZADD", l.state.IndexKey(at.t, l.plan.left.cols[ix], v))
+				}), member)
 			}
 			if restoring {
-				q.todo(l.state.TodoKey(t, part), key)
+				q.add(at.todo, member)
 			}
 		}
 		q.flush()
 		return nil
 	})
+}
+
+// place is a partition with the commands that write to it.
+type place struct {
+	t              *change.Topic
+	part           int32
+	set, del, todo *command
 }
 
 // Restore keeps what had been applied, and emits nothing.

@@ -41,11 +41,21 @@ func (l *Left) note(ctx context.Context, in *change.Batch, items []*item) error 
 	for _, it := range items {
 		last[it.key] = it
 	}
-	for key, it := range last {
+	var part int32 = -1
+	var yes, no *command
+	for _, it := range items {
+		if last[it.key] != it {
+			continue
+		}
+		if it.part != part {
+			part = it.part
+			notes := l.state.NotesKey(t, part)
+			yes, no = q.command("SADD", notes), q.command("SREM", notes)
+		}
 		if it.waits {
-			q.put("SADD", l.state.NotesKey(t, it.part), key)
+			q.add(yes, it.key)
 		} else {
-			q.put("SREM", l.state.NotesKey(t, it.part), key)
+			q.add(no, it.key)
 		}
 	}
 	for i := range in.Changes {

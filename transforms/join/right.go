@@ -116,17 +116,17 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 			st, s := r.states[k.side], r.plan.sides[k.side]
 			rows := st.RowsKey(c.Coord.Topic, c.Coord.Partition)
 			if c.Op == change.Delete {
-				q.del(rows, k.key)
+				q.put("HDEL", rows, k.key)
 				continue
 			}
 			buf = appendRow(buf[:0], in, c.New, cols[i])
-			q.set(rows, k.key, string(buf))
+			q.put("HSET", rows, k.key, string(buf))
 			for _, ix := range s.indexed {
 				if cols[i][ix] < 0 || c.New[cols[i][ix]].IsNull() {
 					continue
 				}
 				buf = in.AppendText(buf[:0], c.New[cols[i][ix]])
-				q.add(st.IndexKey(c.Coord.Topic, s.cols[ix], string(buf)), k.key)
+				q.index(q.command("ZADD", st.IndexKey(c.Coord.Topic, s.cols[ix], string(buf))), k.key)
 			}
 		}
 		q.flush()

@@ -12,41 +12,68 @@ import (
 type writer struct {
 	ctx   context.Context
 	p     redis.Pipeliner
-	order []string
-	m     map[string][]any // command arguments by command and key
+	order []*command
+	m     map[[2]string]*command // by command and key
+}
+
+// command is one command under construction.
+type command struct {
+	args []any // the first two are the command and the key
 }
 
 func newWriter(ctx context.Context, p redis.Pipeliner) *writer {
-	return &writer{ctx: ctx, p: p, m: map[string][]any{}}
+	return &writer{ctx: ctx, p: p, m: map[[2]string]*command{}}
 }
 
-func (w *writer) put(command, key string, args ...any) {
-	id := command + " " + key
-	have, ok := w.m[id]
-	if !ok {
-		w.order = append(w.order, id)
-		have = append(make([]any, 0, 16), command, key)
+// command gives the command of that name and key; keep it where it is used
+// often.
+func (w *writer) command(name, key string) *command {
+	id := [2]string{name, key}
+	c := w.m[id]
+	if c == nil {
+		c = &command{args: append(make([]any, 0, 18), name, key)}
+		w.m[id] = c
+		w.order = append(w.order, c)
 	}
-	if have = append(have, args...); len(have) > 2*perCommand {
-		w.p.Do(w.ctx, have...)
-		have = append(have[:0:0], command, key)
-	}
-	w.m[id] = have
+	return c
 }
 
-func (w *writer) set(key, field, value string) { w.put("HSET", key, field, value) }
-func (w *writer) del(key, field string)        { w.put("HDEL", key, field) }
-func (w *writer) todo(key, member string)      { w.put("SADD", key, member) }
+// add appends arguments; what is large enough goes out.
+func (w *writer) add(c *command, args ...any) {
+	if c.args = append(c.args, args...); len(c.args) > 2*perCommand {
+		w.p.Do(w.ctx, c.args...)
+		c.args = append(make([]any, 0, 2*perCommand+4), c.args[0], c.args[1])
+	}
+}
 
-// add puts a member into an index. All have the score 0: pages go by member,
+func (w *writer) put(name, key string, args ...any) { w.add(w.command(name, key), args...) }
+
+// index puts a member into an index. All have the score 0: pages go by member,
 // exact whatever changes meanwhile, and by nothing else; which days a change
 // of the right side touches cannot be known from its new version alone.
-func (w *writer) add(key, member string) { w.put("ZADD", key, "0", member) }
+func (w *writer) index(c *command, member any) { w.add(c, zero, member) }
+
+// zero is boxed once.
+var zero any = "0"
 
 func (w *writer) flush() {
-	for _, id := range w.order {
-		if args := w.m[id]; len(args) > 2 {
-			w.p.Do(w.ctx, args...)
+	for _, c := range w.order {
+		if len(c.args) > 2 {
+			w.p.Do(w.ctx, c.args...)
 		}
 	}
+}
+
+// indexes finds the commands of one index by value, without making its key
+// again for each member.
+type indexes map[string]*command
+
+func (x indexes) of(value []byte, make func(value string) *command) *command {
+	c := x[string(value)]
+	if c == nil {
+		v := string(value)
+		c = make(v)
+		x[v] = c
+	}
+	return c
 }
