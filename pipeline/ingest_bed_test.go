@@ -107,7 +107,6 @@ type bed struct {
 	registry *registryServer
 	env      *Env           // through the proxy
 	direct   *kafka.Cluster // beside it
-	log      *strings.Builder
 }
 
 // onBoth runs a test on kfake and on Apache Kafka.

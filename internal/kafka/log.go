@@ -6,8 +6,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// clientLog passes the warnings of franz-go on to our log, and its errors as
-// warnings: whether something is an error is decided by the engine.
+// clientLog passes warnings and errors of franz-go on for debugging: it retries
+// most of them, and what it gives up comes back to the engine, which decides
+// and says whether it is an error.
 type clientLog struct{ log *slog.Logger }
 
 func (l clientLog) Level() kgo.LogLevel { return kgo.LogLevelWarn }
