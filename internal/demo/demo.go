@@ -264,7 +264,7 @@ func (w *world) ready(ctx context.Context, began time.Time, pipe *pipe) (time.Du
 		case <-ctx.Done():
 			return 0, ErrDemo.New("the margin has no rows yet: %w", ctx.Err())
 		case <-pipe.done:
-			return 0, errors.Join(ErrDemo.New("the pipeline ended before the margin had rows"), pipe.err)
+			return 0, ErrDemo.New("the pipeline ended before the margin had rows") // stop tells why
 		case <-tick.C:
 		}
 	}

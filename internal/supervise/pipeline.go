@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -29,7 +31,9 @@ type Pipeline struct {
 // not be run.
 func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
 	if env == nil {
-		env = &pipeline.Env{Partitions: cfg.Partitions, Instance: cfg.Instance, Obs: obs.New(slog.New(slog.DiscardHandler))}
+		// Makers may insist that there is a control database, and run always
+		// has one; this one is never used.
+		env = &pipeline.Env{Partitions: cfg.Partitions, Instance: cfg.Instance, Obs: obs.New(slog.New(slog.DiscardHandler)), Control: new(pgxpool.Pool)}
 	}
 	p := &Pipeline{}
 	var errs []error
