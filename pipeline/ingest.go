@@ -62,8 +62,8 @@ func (in *ingest) run(ctx context.Context) error {
 	if failure != nil {
 		return failure
 	}
-	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		return nil
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil // a shutdown is no failure
 	}
 	return err
 }

@@ -56,7 +56,7 @@ func (s *session) sequence() {
 func (s *session) loop() error {
 	for {
 		var p *piece
-		more := true
+		var more bool
 		select {
 		case p, more = <-s.order:
 		default:

@@ -58,7 +58,7 @@ func (k *Kafka) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Ito
 // only. The caller stops it. The first start on a machine fetches the jars.
 func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 	if _, err := exec.LookPath("java"); err != nil {
-		return nil, errors.New("Apache Kafka needs the program java, version 17 or newer: install openjdk-17-jre-headless")
+		return nil, errors.New("the program java is missing, which Apache Kafka needs, version 17 or newer: install openjdk-17-jre-headless")
 	}
 	libs, err := kafkaLibs(ctx)
 	if err != nil {
@@ -181,7 +181,8 @@ func (k *Kafka) start(ctx context.Context) error {
 		return err
 	}
 	heap := fmt.Sprintf("%dm", k.opts.HeapMB)
-	cmd := exec.Command("java", "-Xms"+heap, "-Xmx"+heap, "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
+	// It outlives the context of its start.
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), "java", "-Xms"+heap, "-Xmx"+heap, "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20",
 		"-cp", filepath.Join(k.libs, "*"), "kafka.Kafka", k.properties())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = k.Dir
@@ -231,9 +232,9 @@ func (k *Kafka) awaitReady(ctx context.Context, done <-chan struct{}) error {
 		}
 		select {
 		case <-done:
-			return fmt.Errorf("Kafka ended while starting: %s", k.tail())
+			return fmt.Errorf("the broker ended while starting: %s", k.tail())
 		case <-ctx.Done():
-			return fmt.Errorf("Kafka does not answer at %s: %w: %s", k.Addr(), ctx.Err(), k.tail())
+			return fmt.Errorf("the broker does not answer at %s: %w: %s", k.Addr(), ctx.Err(), k.tail())
 		case <-tick.C:
 		}
 	}

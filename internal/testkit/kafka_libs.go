@@ -34,19 +34,19 @@ const kafkaPOM = `<project xmlns="http://maven.apache.org/POM/4.0.0">
 
 // kafkaLibs gives the folder of jars, in the user's cache. It is filled by
 // Maven once; processes that come meanwhile wait.
-func kafkaLibs(ctx context.Context) (string, error) {
+func kafkaLibs(ctx context.Context) (libs string, err error) {
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		return "", fmt.Errorf("finding a cache folder for Kafka's jars: %w", err)
 	}
 	dir := filepath.Join(cache, "tallywire", "kafka-"+KafkaVersion)
-	libs := filepath.Join(dir, "lib")
+	libs = filepath.Join(dir, "lib")
 	if _, err := os.Stat(libs); err == nil {
 		return libs, nil
 	}
 	mvn, err := exec.LookPath("mvn")
 	if err != nil {
-		return "", errors.New("Apache Kafka's jars are fetched with the program mvn: install maven")
+		return "", errors.New("the jars of Apache Kafka are fetched with the program mvn: install maven")
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", fmt.Errorf("making a cache folder for Kafka's jars: %w", err)
@@ -66,7 +66,7 @@ func kafkaLibs(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(fetched)
+	defer func() { err = errors.Join(err, os.RemoveAll(fetched)) }()
 	if err := os.WriteFile(filepath.Join(fetched, "pom.xml"), []byte(kafkaPOM), 0o644); err != nil {
 		return "", err
 	}
@@ -82,11 +82,16 @@ func kafkaLibs(ctx context.Context) (string, error) {
 	return libs, nil
 }
 
+func listenTCP(addr string) (net.Listener, error) {
+	var lc net.ListenConfig
+	return lc.Listen(context.Background(), "tcp", addr)
+}
+
 // freePorts finds n ports that nobody listens on now.
 func freePorts(n int) ([]int, error) {
 	var out []int
 	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		ln, err := listenTCP("127.0.0.1:0")
 		if err != nil {
 			return nil, fmt.Errorf("finding a free port: %w", err)
 		}
@@ -98,9 +103,9 @@ func freePorts(n int) ([]int, error) {
 
 // portFree tells a taken port in our words rather than in a JVM's stack trace.
 func portFree(addr string) error {
-	ln, err := net.Listen("tcp", addr)
+	ln, err := listenTCP(addr)
 	if err != nil {
-		return fmt.Errorf("Kafka's port is taken: %w", err)
+		return fmt.Errorf("the port for Kafka is taken: %w", err)
 	}
 	return ln.Close()
 }

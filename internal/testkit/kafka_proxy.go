@@ -46,7 +46,7 @@ type lossRule struct {
 
 // NewKafkaProxy starts a proxy on a free port; Close it.
 func NewKafkaProxy(target string) (*KafkaProxy, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := listenTCP("127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("starting a proxy for Kafka: %w", err)
 	}
@@ -134,7 +134,8 @@ func (p *KafkaProxy) serve(client net.Conn) {
 		return
 	}
 	defer p.drop(client)
-	server, err := net.Dial("tcp", p.target)
+	var d net.Dialer
+	server, err := d.DialContext(context.Background(), "tcp", p.target)
 	if err != nil || !p.keep(server) {
 		return
 	}
