@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -106,7 +107,7 @@ func (s *stack) erpDifferences(ctx context.Context) ([]string, error) {
 	}
 	seen := map[string]int{}
 	for _, r := range sets["timeRegistrationEntries"] {
-		id := r.Fields["externalReference"]
+		id := strings.TrimPrefix(r.Fields["externalReference"], "ps.time_entry/")
 		seen[id]++
 		hours, ok := want[id]
 		switch {
