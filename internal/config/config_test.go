@@ -130,6 +130,32 @@ func TestValues(t *testing.T) {
 	}
 }
 
+// Users write brokers without quotes; the parser alone takes them for pairs
+// when braces are around the list.
+func TestUnquotedAddresses(t *testing.T) {
+	for _, text := range []string{
+		"kafka: {brokers: [kafka:9092, k-2.example.com:9093, http://k3:9094, 'k4:9095']}",
+		"kafka: {listen: 127.0.0.1:1, brokers: [kafka:9092,k-2.example.com:9093,\n  http://k3:9094, k4:9095]}",
+		"kafka:\n  brokers: [kafka:9092, k-2.example.com:9093, http://k3:9094, k4:9095]",
+		"kafka:\n  brokers:\n  - kafka:9092\n  - k-2.example.com:9093\n  - http://k3:9094\n  - k4:9095",
+	} {
+		c, err := Parse("x.yml", []byte(text), Options{})
+		if err != nil {
+			t.Errorf("%s\n%s", text, problem.Format(err))
+			continue
+		}
+		if got := strings.Join(c.Kafka.Brokers, " "); got != "kafka:9092 k-2.example.com:9093 http://k3:9094 k4:9095" {
+			t.Errorf("%s\ngives %s", text, got)
+		}
+	}
+	for _, text := range []string{"kafka: {brokers: [kafka: 9092]}", "kafka: {brokers: [{kafka:9092}]}", "kafka: {brokers: ['kafka':9092]}"} {
+		_, err := Parse("x.yml", []byte(text), Options{})
+		if !problem.Has(err, ErrType) {
+			t.Errorf("%s gives %v", text, err)
+		}
+	}
+}
+
 // `check` on a machine without the secrets must not fail for them.
 func TestStatic(t *testing.T) {
 	b := []byte("sources: {psa: {type: postgres, dsn: 'env:NOT_HERE', token: 'file:/not/here'}}")

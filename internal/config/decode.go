@@ -11,9 +11,11 @@ import (
 	"sort"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/token"
 	"github.com/xrash/smetrics"
 
 	"github.com/tallywire/tallywire/internal/problem"
@@ -47,9 +49,13 @@ func (d *decoder) at(n ast.Node, path string) string {
 	return where
 }
 
-// plain strips what does not change the meaning: anchors, tags, aliases.
+// plain strips what does not change the meaning: anchors, tags, aliases. It
+// also makes a text again of what the parser wrongly took apart.
 func (d *decoder) plain(n ast.Node) ast.Node {
 	for range 100 { // an alias of an alias of …
+		if s := wholeText(n); s != nil {
+			return s
+		}
 		switch x := n.(type) {
 		case *ast.AnchorNode:
 			n = x.Value
@@ -66,6 +72,41 @@ func (d *decoder) plain(n ast.Node) ast.Node {
 		}
 	}
 	return n
+}
+
+// wholeText gives the text that an unquoted host:port is: in a list within
+// braces, {brokers: [kafka:9092]}, the parser sees a pair there, but a colon
+// makes a pair only before a blank (YAML 1.2.2, section 7.3.3). nil when n is
+// something else.
+func wholeText(n ast.Node) *ast.StringNode {
+	m, ok := n.(*ast.MappingNode)
+	if !ok || m.IsFlowStyle || len(m.Values) != 1 {
+		return nil
+	}
+	key, colon, value := m.Values[0].Key.GetToken(), m.Values[0].Start, m.Values[0].Value
+	if value == nil {
+		return nil
+	}
+	rest := value.GetToken()
+	if s := wholeText(value); s != nil { // http://kafka:9092 is two pairs
+		rest = s.Token
+	}
+	if key.Type != token.StringType || colon == nil || rest == nil {
+		return nil
+	}
+	switch rest.Type {
+	case token.StringType, token.IntegerType, token.FloatType, token.BoolType, token.NullType:
+	default:
+		return nil
+	}
+	k, c, v := key.Position, colon.Position, rest.Position
+	if k.Line != c.Line || c.Line != v.Line || k.Column+utf8.RuneCountInString(key.Value) != c.Column || c.Column+1 != v.Column {
+		return nil
+	}
+	t := *key
+	t.Value += ":" + rest.Value
+	t.Origin = t.Value
+	return ast.String(&t)
 }
 
 // kindOf names a node as a person would.
