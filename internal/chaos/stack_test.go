@@ -44,6 +44,8 @@ type stack struct {
 	control   *pgxpool.Pool
 	config    string
 	http      string // address of tallywire's own HTTP server
+	schemas   *registry.Server
+	serving   *http.Server // of the registry, at its Addr
 
 	mu   sync.Mutex
 	proc *exec.Cmd
@@ -91,11 +93,9 @@ func newStack(t *testing.T) *stack {
 	regAddr := freeAddr(t)
 	reg, err := registry.New(ctx, s.cluster, o.Log)
 	must(err)
-	srv := &http.Server{Addr: regAddr, Handler: reg, ReadHeaderTimeout: time.Second}
-	ln, err := net.Listen("tcp", regAddr)
-	must(err)
-	go srv.Serve(ln)
-	t.Cleanup(func() { srv.Close(); reg.Close() })
+	s.schemas = reg
+	s.serveSchemas(regAddr)
+	t.Cleanup(func() { s.serving.Close(); reg.Close() })
 	s.registry, err = avro.NewRegistry("http://" + regAddr)
 	must(err)
 
@@ -117,6 +117,17 @@ func newStack(t *testing.T) *stack {
 	s.writeConfig(regAddr)
 	t.Cleanup(func() { s.kill() })
 	return s
+}
+
+// serveSchemas starts the registry's server; s.serving.Close ends it.
+func (s *stack) serveSchemas(addr string) {
+	s.t.Helper()
+	ln, err := net.Listen("tcp", addr)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.serving = &http.Server{Addr: addr, Handler: s.schemas, ReadHeaderTimeout: time.Second}
+	go s.serving.Serve(ln)
 }
 
 const configuration = `
