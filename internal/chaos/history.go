@@ -226,4 +226,10 @@ func equal(a, b map[string]string) bool {
 	return true
 }
 
-func brief(v Version) string { return fmt.Sprintf("%c old %v new %v", v.Op, v.Old, v.New) }
+func brief(v Version) string {
+	text := fmt.Sprintf("%c old %v new %v", v.Op, v.Old, v.New)
+	if len(text) > 600 {
+		text = text[:600] + " …"
+	}
+	return text
+}
