@@ -51,6 +51,9 @@ fetched once with Maven) and redis-server instead of the embedded ones.`,
 					return usage{fmt.Errorf("%s is embedded or real, not %q", flag, v)}
 				}
 			}
+			if o.For > 0 && len(o.Without) > 0 {
+				return usage{fmt.Errorf("--for compares everything: it does not go with --without")}
+			}
 			if o.Rate <= 0 {
 				return usage{fmt.Errorf("--rate is above 0, not %v", o.Rate)}
 			}
@@ -86,6 +89,7 @@ fetched once with Maven) and redis-server instead of the embedded ones.`,
 	f.Float64Var(&o.Rate, "rate", o.Rate, "changes per second that the generator is asked for")
 	f.DurationVar(&o.For, "for", 0, "work so long, then drain, verify, report and end")
 	f.DurationVar(&o.Drain, "drain", o.Drain, "how long draining may take")
+	f.StringSliceVar(&o.Without, "without", nil, "leave these components out, by name: to replay one, whose group must be idle")
 	f.BoolVar(&o.Reset, "reset", false, "start over: remove what an earlier demo left")
 	f.StringVar(&goLive, "go-live", goLive, "first work date that the ERP gets; what is older is history")
 	f.StringVar(&o.LogLevel, "log-level", o.LogLevel, "debug, info, warn or error")

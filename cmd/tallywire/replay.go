@@ -50,7 +50,8 @@ func (a *app) replayCmd() *cobra.Command {
 		Short: "Set a transform or a sink back to the beginning or to an offset",
 		Long: `replay commits offsets for the consumer group of a transform or a sink, as
 kafka-consumer-groups --reset-offsets does. Without --yes it only shows what it
-would do. The group must be stopped: with members it is refused (exit code 5).
+would do. With --yes the group must be stopped: with members it is refused
+(exit code 5); stop the process, or run it --without NAME meanwhile.
 
 After a replay the warehouse has the same content, and the ERP gets nothing
 twice: both know what they have.`,
@@ -95,12 +96,13 @@ func (a *app) replay(ctx context.Context, name string, f replayFlags) error {
 	defer kc.Close()
 	adm := kc.Admin()
 	group := pipeline.GroupOf(name)
-	if err := idle(ctx, adm, group); err != nil {
-		if problem.Has(err, errActive) {
-			a.code(err)
-			return exit(exitRefused)
-		}
-		return err
+	active := idle(ctx, adm, group)
+	if active != nil && !problem.Has(active, errActive) {
+		return active
+	}
+	if active != nil && f.yes {
+		a.code(active)
+		return exit(exitRefused)
 	}
 	moves, offs, err := plan(ctx, adm, group, topics, f, at)
 	if err != nil {
@@ -115,7 +117,7 @@ func (a *app) replay(ctx context.Context, name string, f replayFlags) error {
 			return kafka.Wrap(err, "setting the offsets of %s", group)
 		}
 	}
-	return a.print(map[string]any{"group": group, "done": f.yes, "moves": moves}, func(w io.Writer) {
+	return a.print(map[string]any{"group": group, "done": f.yes, "active": active != nil, "moves": moves}, func(w io.Writer) {
 		fmt.Fprintln(w, "TOPIC\tPARTITION\tFROM\tTO\tRECORDS AGAIN")
 		for _, m := range moves {
 			from := "-"
@@ -124,9 +126,12 @@ func (a *app) replay(ctx context.Context, name string, f replayFlags) error {
 			}
 			fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%d\n", m.Topic, m.Partition, from, m.To, m.Again)
 		}
-		if f.yes {
+		switch {
+		case f.yes:
 			fmt.Fprintf(w, "\n%s is set back; start its process again\n", group)
-		} else {
+		case active != nil:
+			fmt.Fprintf(w, "\nnothing was changed. %s\n", problem.Format(active))
+		default:
 			fmt.Fprintf(w, "\nnothing was changed; add --yes to do it\n")
 		}
 	})

@@ -14,7 +14,8 @@ import (
 )
 
 func (a *app) runCmd() *cobra.Command {
-	return &cobra.Command{
+	var without []string
+	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run the sources, transforms and sinks of a configuration",
 		Long: `run connects to what the configuration names, embeds what it does not name
@@ -25,11 +26,14 @@ the page, in status and in the log, and makes the exit code 1.
 
 To scale out, start the same configuration on more machines, each with another
 instance.`,
-		Example: "  tallywire run -c tallywire.yml",
+		Example: "  tallywire run -c tallywire.yml\n  tallywire run --without erp        # everything else, for example to replay it",
 		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.load()
 			if err != nil {
+				return err
+			}
+			if err := cfg.Without(without); err != nil {
 				return err
 			}
 			log, err := obs.NewLog(a.err, cfg.Log.Level, cfg.Log.Format)
@@ -46,6 +50,8 @@ instance.`,
 			return a.runAll(ctx, cfg, o)
 		},
 	}
+	c.Flags().StringSliceVar(&without, "without", nil, "leave these components out, by name")
+	return c
 }
 
 func (a *app) runAll(ctx context.Context, cfg *config.Config, o *obs.Obs) error {

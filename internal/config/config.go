@@ -152,6 +152,32 @@ func (c *Component) Lookup(key string, into any) error {
 	return errors.Join(d.errs...)
 }
 
+// Without takes components out by name, so that the rest runs alone: to replay
+// one whose group must be idle, or to keep one back.
+func (c *Config) Without(names []string) error {
+	var errs []error
+	for _, n := range names {
+		found := false
+		var all []string
+		for _, cs := range []*Components{&c.Sources, &c.Transforms, &c.Sinks} {
+			var rest Components
+			for _, x := range *cs {
+				all = append(all, x.Name)
+				if x.Name == n {
+					found = true
+					continue
+				}
+				rest = append(rest, x)
+			}
+			*cs = rest
+		}
+		if !found {
+			errs = append(errs, ErrValue.New("there is no source, transform or sink %q to leave out", n).WithRemedy("Use one of: %s.", list(all)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Options of Load and Parse.
 type Options struct {
 	// Env looks environment variables up; nil: os.LookupEnv.

@@ -168,6 +168,20 @@ func TestStatic(t *testing.T) {
 	}
 }
 
+// Leaving one out must leave the others in, and a misspelt name must not run all.
+func TestWithout(t *testing.T) {
+	c, err := load("testdata/full.good.yml", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Without([]string{"warehouse"}); err != nil || len(c.Sinks) != 0 || len(c.Sources) != 1 || len(c.Transforms) != 1 {
+		t.Errorf("%v: %d sources, %d transforms, %d sinks", err, len(c.Sources), len(c.Transforms), len(c.Sinks))
+	}
+	if err := c.Without([]string{"warehose"}); !problem.Has(err, ErrValue) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestNearest(t *testing.T) {
 	names := []string{"brokers", "listen", "slot", "publication"}
 	for wrong, want := range map[string]string{"brokrs": "brokers", "broker": "brokers", "Slot": "slot", "publicaton": "publication", "zzz": ""} {

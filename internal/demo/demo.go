@@ -33,6 +33,7 @@ type Options struct {
 	Drain    time.Duration // how long draining may take
 	Reset    bool          // start over
 	GoLive   time.Time     // first work date that the ERP gets
+	Without  []string      // components that are left out
 	Version  string
 	LogLevel string
 	LogFile  string    // where the log goes; "": StateDir/tallywire.log
@@ -108,6 +109,9 @@ func Run(ctx context.Context, o Options) (rep *Report, err error) {
 	cfg, err := config.Load(file, config.Options{})
 	if err != nil {
 		return nil, fmt.Errorf("BUG: the demo's own configuration: %w", err)
+	}
+	if err := cfg.Without(o.Without); err != nil {
+		return nil, err
 	}
 	w.placeNotes()
 

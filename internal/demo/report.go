@@ -138,10 +138,13 @@ func (w *world) welcome(took time.Duration) {
 		"kcat -b " + w.kafkaAddr + " -L | grep 'topic \"ps'",
 		"kcat -b " + w.kafkaAddr + " -t psa.public.time_entry -C -o -3 -e -f '%t %p@%o %T\\n'",
 		"psql '" + w.warehouseDSN() + "' -c 'select project_name, month, approved_hours, round(labour_cost,2) cost, revenue, round(margin_pct,1) pct from ps.margin_by_project_month order by month desc, revenue desc limit 10'",
-		"bin/tallywire replay warehouse --to beginning" + cfg + "      # dry run; stop the demo, add --yes, start it again",
+		"bin/tallywire replay warehouse --to beginning" + cfg + "      # shows what would be read again",
 	} {
 		w.say("  %s", l)
 	}
+	w.say("\nTo reset offsets, stop the demo (Ctrl-C), start it without the sink, and set its group back from another terminal:\n")
+	w.say("  bin/tallywire demo --without warehouse")
+	w.say("  bin/tallywire replay warehouse --to beginning --yes%s", cfg)
 	w.say("\nThe generator works at %.0f changes/s (--rate). Ctrl-C stops; starting again resumes; --reset starts over.", w.o.Rate)
 }
 
