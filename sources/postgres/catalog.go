@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
 // tableInfo is a table that the patterns select.
@@ -112,15 +113,6 @@ type wireColumn struct {
 	identity bool // part of the replica identity
 }
 
-// relation reads the rows of one table shape.
-type relation struct {
-	table    *change.Table
-	cols     []coder
-	identity []bool // columns that an old tuple of kind 'K' carries
-	text     bool   // a column has no binary decoder
-	skip     bool   // published, but not to be captured
-}
-
 const columnsSQL = `
 SELECT a.attname::text, a.atttypid, a.atttypmod, a.attnotnull
   FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`
@@ -147,54 +139,32 @@ func columnsOf(ctx context.Context, q *pgx.Conn, id uint32) (cols []wireColumn, 
 }
 
 // newRelation describes a table whose rows have these columns.
-func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, cols []wireColumn, notNull map[string]bool) (*relation, error) {
+func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, cols []wireColumn, notNull map[string]bool) (*pgoutput.Relation, error) {
 	types, err := loadTypes(ctx, q, cols)
 	if err != nil {
 		return nil, err
 	}
-	r := &relation{
-		table: &change.Table{Source: source, Schema: t.schema, Name: t.name, Topic: source + "." + t.schema + "." + t.name,
+	r := &pgoutput.Relation{
+		Table: &change.Table{Source: source, Schema: t.schema, Name: t.name, Topic: source + "." + t.schema + "." + t.name,
 			ID: t.id, OldFull: t.identity == 'f', Columns: make([]change.Column, len(cols))},
-		cols: make([]coder, len(cols)), identity: make([]bool, len(cols)),
+		Cells: make([]pgoutput.Coder, len(cols)), Identity: make([]bool, len(cols)),
 	}
 	for i, w := range cols {
-		col, cd := types.column(w.typ, w.mod)
+		col, cell := types.Column(w.typ, w.mod)
 		col.Name, col.Nullable = w.name, !notNull[w.name]
-		col.Type = types.name(w.typ, w.mod)
-		r.table.Columns[i], r.cols[i], r.identity[i] = col, cd, w.identity
-		r.text = r.text || !cd.binary()
+		r.Table.Columns[i], r.Cells[i], r.Identity[i] = col, cell, w.identity
 	}
-	r.table.Index()
+	r.Table.Index()
 	for _, k := range t.key {
-		at := r.table.Column(k)
+		at := r.Table.Column(k)
 		if at < 0 {
 			return nil, ErrNoKey.New("%s: the key's column %s is not published", t, k).
 				WithRemedy("Publish all columns of the key of %s.", t)
 		}
-		r.table.Key = append(r.table.Key, at)
-		r.table.Columns[at].Nullable = false
+		r.Table.Key = append(r.Table.Key, at)
+		r.Table.Columns[at].Nullable = false
 	}
 	return r, nil
-}
-
-// typeInfo is a row of pg_type.
-type typeInfo struct {
-	id, base, elem uint32
-	name           string
-	class          rune // b, c, d, e, m, p, r
-	mod            int32
-	array          bool // a true array type of elem
-	labels         []string
-}
-
-type typeMap struct {
-	m     map[uint32]*typeInfo
-	names map[typeMod]string
-}
-
-type typeMod struct {
-	id  uint32
-	mod int32
 }
 
 const typesSQL = `
@@ -207,8 +177,8 @@ const typeNamesSQL = `
 SELECT x.id, x.mod, format_type(x.id, x.mod) FROM unnest($1::oid[], $2::int4[]) x(id, mod)`
 
 // loadTypes looks up the types of columns, and what those are made of.
-func loadTypes(ctx context.Context, q *pgx.Conn, cols []wireColumn) (*typeMap, error) {
-	t := &typeMap{m: map[uint32]*typeInfo{}, names: map[typeMod]string{}}
+func loadTypes(ctx context.Context, q *pgx.Conn, cols []wireColumn) (*pgoutput.Types, error) {
+	t := new(pgoutput.Types)
 	var want, ids []uint32
 	var mods []int32
 	for _, c := range cols {
@@ -220,27 +190,27 @@ func loadTypes(ctx context.Context, q *pgx.Conn, cols []wireColumn) (*typeMap, e
 		if err != nil {
 			return nil, classify("looking up types", err)
 		}
-		found, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (*typeInfo, error) {
-			var i typeInfo
-			return &i, r.Scan(&i.id, &i.name, &i.class, &i.base, &i.mod, &i.elem, &i.array, &i.labels)
+		found, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (*pgoutput.Type, error) {
+			var i pgoutput.Type
+			return &i, r.Scan(&i.ID, &i.Name, &i.Class, &i.Base, &i.Mod, &i.Elem, &i.Array, &i.Labels)
 		})
 		if err != nil {
 			return nil, classify("looking up types", err)
 		}
 		want = nil
 		for _, i := range found {
-			t.m[i.id] = i
-			for _, next := range []uint32{i.base, i.elem} {
-				if next != 0 && t.m[next] == nil && !slices.Contains(want, next) {
+			t.Add(i)
+			for _, next := range []uint32{i.Base, i.Elem} {
+				if next != 0 && !t.Has(next) && !slices.Contains(want, next) {
 					want = append(want, next)
 				}
 			}
-			if i.base != 0 {
-				ids, mods = append(ids, i.base), append(mods, i.mod)
+			if i.Base != 0 {
+				ids, mods = append(ids, i.Base), append(mods, i.Mod)
 			}
 			for _, c := range cols {
-				if i.array && c.typ == i.id { // an element has the modifier of its array
-					ids, mods = append(ids, i.elem), append(mods, c.mod)
+				if i.Array && c.typ == i.ID { // an element has the modifier of its array
+					ids, mods = append(ids, i.Elem), append(mods, c.mod)
 				}
 			}
 		}
@@ -249,85 +219,16 @@ func loadTypes(ctx context.Context, q *pgx.Conn, cols []wireColumn) (*typeMap, e
 	if err != nil {
 		return nil, classify("looking up types", err)
 	}
-	var k typeMod
+	var id uint32
+	var mod int32
 	var name *string
-	if _, err := pgx.ForEachRow(rows, []any{&k.id, &k.mod, &name}, func() error {
+	if _, err := pgx.ForEachRow(rows, []any{&id, &mod, &name}, func() error {
 		if name != nil {
-			t.names[k] = *name
+			t.SetName(id, mod, *name)
 		}
 		return nil
 	}); err != nil {
 		return nil, classify("looking up types", err)
 	}
 	return t, nil
-}
-
-func (t *typeMap) name(id uint32, mod int32) string {
-	if n, ok := t.names[typeMod{id, mod}]; ok {
-		return n
-	}
-	if i := t.m[id]; i != nil {
-		return i.name
-	}
-	return fmt.Sprintf("type %d", id)
-}
-
-// The OIDs of built-in types that have a decoder (src/include/catalog/pg_type.dat).
-var builtin = map[uint32]struct {
-	code  code
-	kind  change.Kind
-	width int8
-}{
-	16: {asBool, change.Bool, 0}, 17: {asBytes, change.Bytes, 0}, 18: {asChar, change.String, 0}, 19: {asString, change.String, 0},
-	20: {asInt8, change.Int, 8}, 21: {asInt2, change.Int, 2}, 23: {asInt4, change.Int, 4}, 25: {asString, change.String, 0},
-	26: {asOID, change.Int, 8}, 114: {asJSON, change.JSON, 0}, 700: {asFloat4, change.Float32, 0}, 701: {asFloat8, change.Float64, 0},
-	1042: {asString, change.String, 0}, 1043: {asString, change.String, 0}, 1082: {asDate, change.Date, 0}, 1083: {asTime, change.Time, 0},
-	1114: {asTimestamp, change.Timestamp, 0}, 1184: {asTimestampTZ, change.TimestampTZ, 0}, 1186: {asInterval, change.Interval, 0},
-	1266: {asTimeTZ, change.TimeTZ, 0}, 1700: {asNumeric, change.Decimal, 0}, 2950: {asUUID, change.UUID, 0}, 3802: {asJSONB, change.JSON, 0},
-}
-
-// column describes a type with its modifier; a domain is its base type.
-func (t *typeMap) column(id uint32, mod int32) (change.Column, coder) {
-	c := change.Column{Type: t.name(id, mod), TypeID: id, Precision: -1, Scale: -1, Kind: change.Text}
-	i := t.m[id]
-	if i == nil {
-		return c, coder{}
-	}
-	if i.class == 'd' {
-		base, cd := t.column(i.base, i.mod)
-		base.Type, base.TypeID = c.Type, id
-		return base, cd
-	}
-	if i.class == 'e' {
-		c.Kind, c.Labels = change.Enum, i.labels
-		return c, coder{code: asEnum}
-	}
-	if i.array {
-		elem, cd := t.column(i.elem, mod)
-		elem.Nullable = true
-		if cd.code == asText || cd.code == asArray { // an array over a domain over an array: as text
-			return c, coder{}
-		}
-		c.Kind, c.Elem = change.Array, &elem
-		return c, coder{code: asArray, elem: &cd}
-	}
-	known, ok := builtin[id]
-	if !ok {
-		return c, coder{}
-	}
-	c.Kind, c.Width = known.kind, known.width
-	if mod >= 0 {
-		switch known.code {
-		case asNumeric: // ((precision << 16) | (scale & 0x7ff)) + 4, the scale signed
-			m := mod - 4
-			c.Precision, c.Scale = int16(m>>16), int16((m&0x7ff)^1024-1024)
-		case asTime, asTimeTZ, asTimestamp, asTimestampTZ:
-			c.Precision = int16(mod)
-		case asInterval:
-			if p := mod & 0xFFFF; p != 0xFFFF {
-				c.Precision = int16(p)
-			}
-		}
-	}
-	return c, coder{code: known.code}
 }

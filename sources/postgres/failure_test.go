@@ -9,6 +9,7 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
 // want checks an error's code, its class and what its text names.
@@ -277,7 +278,7 @@ func TestNewColumns(t *testing.T) {
 	o.untilCount(t, 2)
 	d.sql("INSERT INTO a VALUES (3, 'z', 3); ALTER TABLE a ADD COLUMN ip inet; INSERT INTO a VALUES (4, 'i', 4, '10.0.0.1/8')")
 	err := r.fails()
-	want(t, err, ErrText, "ip", "psa.public.a", "inet")
+	want(t, err, pgoutput.ErrText, "ip", "psa.public.a", "inet")
 	if problem.Of(err).Class != problem.Retry {
 		t.Error("not a retry")
 	}

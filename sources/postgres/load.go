@@ -17,6 +17,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
 // A batch is sent on when it holds this much, in octets of rows, or this many
@@ -103,7 +104,7 @@ type loader struct {
 	pos    change.Pos
 	time   int64
 
-	rel    *relation
+	rel    *pgoutput.Relation
 	info   *tableInfo
 	b      *change.Batch
 	size   int    // octets of the rows in b
@@ -113,12 +114,12 @@ type loader struct {
 	sent   error // what Send said, to be returned as it is
 }
 
-func (l *loader) table(t *tableInfo, r *relation) error {
+func (l *loader) table(t *tableInfo, r *pgoutput.Relation) error {
 	l.rel, l.info, l.part, l.header, l.rows = r, t, nil, false, 0
 	var cols []string
-	for i, c := range r.table.Columns {
+	for i, c := range r.Table.Columns {
 		name := pgx.Identifier{c.Name}.Sanitize()
-		if !r.cols[i].binary() {
+		if !r.Cells[i].Binary() {
 			// As the type's output function prints it, which a cast to text need
 			// not be (inet); and null by itself, not for a row of nulls.
 			name = "CASE WHEN " + name + " IS DISTINCT FROM NULL THEN format('%s', " + name + ") END"
@@ -215,8 +216,8 @@ func (l *loader) row(p []byte) (rest []byte, ok bool, err error) {
 	if fields == -1 { // the trailer
 		return p, true, nil
 	}
-	if int(fields) != len(l.rel.cols) {
-		return nil, false, ErrProtocol.New("loading %s: a row of %d columns, want %d", l.info, fields, len(l.rel.cols))
+	if int(fields) != len(l.rel.Cells) {
+		return nil, false, ErrProtocol.New("loading %s: a row of %d columns, want %d", l.info, fields, len(l.rel.Cells))
 	}
 	for q, i := p, 0; i < int(fields); i++ { // is it whole?
 		if len(q) < 4 {
@@ -241,22 +242,22 @@ func (l *loader) row(p []byte) (rest []byte, ok bool, err error) {
 		if size < 0 {
 			continue
 		}
-		c := &l.rel.cols[i]
+		c := &l.rel.Cells[i]
 		var err error
-		if c.binary() {
-			row[i], err = c.decodeBinary(l.b, p[:size])
+		if c.Binary() {
+			row[i], err = c.DecodeBinary(l.b, p[:size])
 		} else {
-			row[i], err = c.decodeText(l.b, p[:size])
+			row[i], err = c.DecodeText(l.b, p[:size])
 		}
 		if err != nil { // without the cell (invariant 13)
-			return nil, false, ErrProtocol.New("loading %s: column %s: %d octets are no %s", l.info, l.rel.table.Columns[i].Name, size, l.rel.table.Columns[i].Type)
+			return nil, false, ErrProtocol.New("loading %s: column %s: %d octets are no %s", l.info, l.rel.Table.Columns[i].Name, size, l.rel.Table.Columns[i].Type)
 		}
 		p = p[size:]
 	}
 	l.pos.Ordinal++
 	l.rows++
 	l.size += len(all) - len(p)
-	c := l.b.Append(l.rel.table, change.Read)
+	c := l.b.Append(l.rel.Table, change.Read)
 	c.New, c.Pos, c.Time = row, l.pos, l.time
 	return p, true, nil
 }

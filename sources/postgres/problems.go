@@ -62,9 +62,6 @@ var (
 	ErrSplit = problem.Define("TW-PG-SPLIT", problem.Halt,
 		"A transaction that was delivered in part does not come again as it was.",
 		"Start the source over with a new load; report it, since Postgres should repeat a transaction exactly.")
-	ErrText = problem.Define("TW-PG-TEXT", problem.Retry,
-		"A column came up whose type is read as text; the stream is opened again in text.",
-		"Nothing to do.")
 	ErrProtocol = problem.Define("TW-PG-PROTOCOL", problem.Halt,
 		"The replication stream holds something that is not understood.",
 		"Report it, with the versions of Postgres and tallywire; the slot keeps the changes.")

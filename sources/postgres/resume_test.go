@@ -13,6 +13,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
 // rows gives a table's rows as records print them.
@@ -220,7 +221,7 @@ func TestSplitTransactionMustRepeat(t *testing.T) {
 	d.free(s.cfg.Slot)
 	text := false
 	s.form = &text
-	if err := start(t, s, o).fails(); !problem.Has(err, ErrText) {
+	if err := start(t, s, o).fails(); !problem.Has(err, pgoutput.ErrText) {
 		t.Fatalf("in the other form: %v", err)
 	}
 	d.free(s.cfg.Slot)

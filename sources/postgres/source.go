@@ -15,6 +15,7 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
 // Source implements pipeline.Source.
@@ -105,7 +106,7 @@ func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
 	}
 	se.binary = true
 	for _, rel := range rels {
-		se.binary = se.binary && !rel.text
+		se.binary = se.binary && !rel.Text()
 	}
 	if s.form != nil {
 		se.binary = *s.form
@@ -186,13 +187,13 @@ func (se *session) follow(ctx context.Context, history []byte) error {
 	}
 	if p.Tx != nil && p.Tx.Binary != se.binary {
 		se.form = &p.Tx.Binary
-		return ErrText.New("a transaction was delivered in part with binary = %v", p.Tx.Binary)
+		return pgoutput.ErrText.New("a transaction was delivered in part with binary = %v", p.Tx.Binary)
 	}
 	p.Timeline = se.sys.timeline
 	se.comp.Is(obs.Running, "")
 	st := newStream(se, *p)
 	err = st.run(ctx)
-	if problem.Has(err, ErrText) {
+	if problem.Has(err, pgoutput.ErrText) {
 		text := false
 		se.form = &text
 	}
@@ -242,8 +243,8 @@ func (se *session) chooseTables(ctx context.Context, fresh bool) error {
 }
 
 // relations describes the captured tables as they are now (or at the snapshot).
-func (se *session) relations(ctx context.Context) ([]*relation, error) {
-	var rels []*relation
+func (se *session) relations(ctx context.Context) ([]*pgoutput.Relation, error) {
+	var rels []*pgoutput.Relation
 	for _, t := range se.tables {
 		cols, notNull, err := columnsOf(ctx, se.q, t.id)
 		if err != nil {

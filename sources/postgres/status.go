@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
 // acker owns the goroutine that answers the server.
@@ -103,7 +104,7 @@ func (a *acker) send(ask bool) error {
 	binary.BigEndian.PutUint64(m[1:], at)
 	binary.BigEndian.PutUint64(m[9:], at)
 	binary.BigEndian.PutUint64(m[17:], at)
-	binary.BigEndian.PutUint64(m[25:], uint64(time.Now().UnixMicro()-epochUS))
+	binary.BigEndian.PutUint64(m[25:], uint64(time.Now().UnixMicro()-pgoutput.EpochUS))
 	if ask {
 		m[33] = 1
 	}

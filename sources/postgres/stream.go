@@ -15,12 +15,13 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
 // stream decodes what a slot sends.
 type stream struct {
 	*session
-	cur cursor
+	cur *pgoutput.Cursor
 
 	at   position // the last commit boundary; Tx is unused here
 	idle lsn      // the server has nothing for us before it
@@ -40,7 +41,7 @@ type stream struct {
 
 func newStream(se *session, p position) *stream {
 	st := &stream{session: se, at: p, part: p.Tx, sum: xxhash.New(), lastIdle: time.Now(),
-		cur: cursor{rels: map[uint32]*relation{}}}
+		cur: pgoutput.NewCursor()}
 	st.at.Tx, st.at.State, st.at.Attempt = nil, "", 0
 	if p.Tx != nil {
 		st.split = p.Tx.Final
@@ -86,13 +87,13 @@ func (st *stream) run(ctx context.Context) error {
 
 // explain turns what the cursor says into a problem.
 func (st *stream) explain(err error) error {
-	if problem.Has(err, ErrText) && st.split != 0 && st.cur.pos.LSN == uint64(st.split) {
+	if problem.Has(err, pgoutput.ErrText) && st.split != 0 && st.cur.Pos.LSN == uint64(st.split) {
 		return ErrSplit.New("the transaction at %s was delivered in part in binary and cannot be read on in it: %w", st.split, err)
 	}
 	if problem.Of(err) != nil || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return ErrProtocol.New("reading the transaction at %s: %w", lsn(st.cur.pos.LSN), err)
+	return ErrProtocol.New("reading the transaction at %s: %w", lsn(st.cur.Pos.LSN), err)
 }
 
 func (st *stream) frame(ctx context.Context, kind byte, body []byte) error {
@@ -146,9 +147,9 @@ func (st *stream) begin(m []byte) error {
 	}
 	final := lsn(binary.BigEndian.Uint64(m[1:]))
 	st.inTx = true
-	st.cur.time = int64(binary.BigEndian.Uint64(m[9:])) + epochUS
-	st.cur.xid = binary.BigEndian.Uint32(m[17:])
-	st.cur.pos = change.Pos{System: uint64(st.sys.id), Timeline: uint32(st.sys.timeline), LSN: uint64(final), Kind: change.PosCommit}
+	st.cur.Time = int64(binary.BigEndian.Uint64(m[9:])) + pgoutput.EpochUS
+	st.cur.XID = binary.BigEndian.Uint32(m[17:])
+	st.cur.Pos = change.Pos{System: uint64(st.sys.id), Timeline: uint32(st.sys.timeline), LSN: uint64(final), Kind: change.PosCommit}
 	st.sum.Reset()
 	// A transaction is told by where its commit record begins (invariant 2).
 	if st.skip = final < st.at.LSN; st.skip {
@@ -168,8 +169,8 @@ func (st *stream) commit(m []byte) error {
 	if len(m) != 26 || !st.inTx {
 		return ErrProtocol.New("a Commit of %d octets (inside a transaction: %v)", len(m), st.inTx)
 	}
-	if at := binary.BigEndian.Uint64(m[2:]); at != st.cur.pos.LSN {
-		return ErrProtocol.New("a transaction that begins as %s ends as %s", lsn(st.cur.pos.LSN), lsn(at))
+	if at := binary.BigEndian.Uint64(m[2:]); at != st.cur.Pos.LSN {
+		return ErrProtocol.New("a transaction that begins as %s ends as %s", lsn(st.cur.Pos.LSN), lsn(at))
 	}
 	st.inTx = false
 	if st.skip {
@@ -197,7 +198,7 @@ func (st *stream) row(ctx context.Context, m []byte) error {
 	if st.b == nil {
 		st.b = change.Get()
 	}
-	if err := st.cur.append(st.b, m); err != nil {
+	if err := st.cur.Append(st.b, m); err != nil {
 		return err
 	}
 	st.size += len(m)
@@ -209,14 +210,14 @@ func (st *stream) row(ctx context.Context, m []byte) error {
 
 // pass counts a change that was delivered before (exactly-once rule A9).
 func (st *stream) pass(m []byte) error {
-	n, err := count(m)
+	n, err := pgoutput.Count(m)
 	if err != nil {
 		return err
 	}
 	if n > st.left {
 		return ErrSplit.New("of the transaction at %s %d changes were delivered, now the boundary is inside a message", st.part.Final, st.part.Delivered)
 	}
-	st.cur.pos.Ordinal += n
+	st.cur.Pos.Ordinal += n
 	if st.left -= n; st.left == 0 && hash(st.sum.Sum64()) != st.part.Hash {
 		return ErrSplit.New("the first %d changes of the transaction at %s are not those that were delivered", st.part.Delivered, st.part.Final)
 	}
@@ -231,7 +232,7 @@ func (st *stream) flush(ctx context.Context) error {
 	}
 	p := st.at
 	if st.inTx {
-		p.Tx = &txPart{Final: lsn(st.cur.pos.LSN), Delivered: st.cur.pos.Ordinal, Hash: hash(st.sum.Sum64()), Binary: st.binary}
+		p.Tx = &txPart{Final: lsn(st.cur.Pos.LSN), Delivered: st.cur.Pos.Ordinal, Hash: hash(st.sum.Sum64()), Binary: st.binary}
 	}
 	b.Resume = p.resume()
 	st.sent = slices.Clone(b.Resume)
@@ -273,13 +274,13 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 		return ErrProtocol.New("a Relation message that is a %T", parsed)
 	}
 	id := rm.RelationID
-	was := st.cur.rels[id]
+	was := st.cur.Relation(id)
 	selected, named := st.cfg.selects(rm.Namespace, rm.RelationName)
 	if !selected {
-		if was != nil && !was.skip {
-			st.comp.Log.Warn("a table was renamed to what `tables` does not match: it is not captured any more", "was", was.table.Topic, "table", rm.Namespace+"."+rm.RelationName)
+		if was != nil && !was.Skip {
+			st.comp.Log.Warn("a table was renamed to what `tables` does not match: it is not captured any more", "was", was.Table.Topic, "table", rm.Namespace+"."+rm.RelationName)
 		}
-		st.cur.define(id, &relation{skip: true})
+		st.cur.Define(id, &pgoutput.Relation{Skip: true})
 		return nil
 	}
 	t, err := tableByID(ctx, st.q, id)
@@ -303,18 +304,18 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 	}
 	if t.key == nil || slices.ContainsFunc(t.key, func(k string) bool { return !names[k] }) {
 		t.key = flagged // renamed or dropped since
-		if t.key == nil && was != nil && !was.skip && len(was.table.Columns) == len(cols) {
-			for _, k := range was.table.Key {
+		if t.key == nil && was != nil && !was.Skip && len(was.Table.Columns) == len(cols) {
+			for _, k := range was.Table.Key {
 				t.key = append(t.key, cols[k].name)
 			}
 		}
 	}
 	if t.key == nil {
-		if named || was != nil && !was.skip {
+		if named || was != nil && !was.Skip {
 			return noKeyError([]*tableInfo{t})
 		}
 		st.comp.Log.Warn("a table without a key is not captured", "code", ErrNoKey.ID, "table", t.String())
-		st.cur.define(id, &relation{skip: true})
+		st.cur.Define(id, &pgoutput.Relation{Skip: true})
 		return nil
 	}
 	_, notNull, err := columnsOf(ctx, st.q, id)
@@ -328,6 +329,6 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 	if was != nil && reflect.DeepEqual(was, r) {
 		return nil // the same shape keeps its Table
 	}
-	st.cur.define(id, r)
+	st.cur.Define(id, r)
 	return nil
 }

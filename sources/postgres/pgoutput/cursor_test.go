@@ -1,11 +1,8 @@
-package postgres
+package pgoutput
 
 import (
-	"bytes"
 	"encoding/binary"
-	"fmt"
 	"math/big"
-	"strings"
 	"testing"
 
 	"github.com/jackc/pglogrepl"
@@ -15,7 +12,7 @@ import (
 )
 
 // timeEntry is the table of the allocation test and the benchmark: the demo's.
-func timeEntry() *relation {
+func timeEntry() *Relation {
 	cols := []struct {
 		name string
 		oid  uint32
@@ -25,24 +22,25 @@ func timeEntry() *relation {
 		{"hours", 1700, (6<<16 | 2) + 4}, {"billable", 16, -1}, {"status", 25, -1}, {"note", 25, -1}, {"bill_rate", 1700, (12<<16 | 4) + 4},
 		{"created_at", 1184, -1}, {"updated_at", 1184, -1},
 	}
-	types := &typeMap{m: map[uint32]*typeInfo{}, names: map[typeMod]string{}}
-	r := &relation{table: &change.Table{Source: "psa", Schema: "public", Name: "time_entry", Topic: "psa.public.time_entry", ID: 16402, OldFull: true, Key: []int{0}}}
+	var types Types
+	r := &Relation{Table: &change.Table{Source: "psa", Schema: "public", Name: "time_entry", Topic: "psa.public.time_entry", ID: 16402, OldFull: true, Key: []int{0}}}
 	for _, c := range cols {
-		types.m[c.oid] = &typeInfo{id: c.oid, class: 'b'}
-		col, cd := types.column(c.oid, c.mod)
+		types.Add(&Type{ID: c.oid, Class: 'b'})
+		col, cell := types.Column(c.oid, c.mod)
 		col.Name = c.name
-		r.table.Columns = append(r.table.Columns, col)
-		r.cols = append(r.cols, cd)
-		r.identity = append(r.identity, c.name == "id")
+		r.Table.Columns = append(r.Table.Columns, col)
+		r.Cells = append(r.Cells, cell)
+		r.Identity = append(r.Identity, c.name == "id")
 	}
-	r.table.Index()
+	r.Table.Index()
 	return r
 }
 
-func newCursor(rels ...*relation) *cursor {
-	c := &cursor{rels: map[uint32]*relation{}, xid: 7, time: 1, pos: change.Pos{System: 1, Timeline: 1, LSN: 2, Kind: change.PosCommit}}
+func newCursor(rels ...*Relation) *Cursor {
+	c := NewCursor()
+	c.XID, c.Time, c.Pos = 7, 1, change.Pos{System: 1, Timeline: 1, LSN: 2, Kind: change.PosCommit}
 	for _, r := range rels {
-		c.define(r.table.ID, r)
+		c.Define(r.Table.ID, r)
 	}
 	return c
 }
@@ -122,7 +120,7 @@ func TestCursorDoesNotAllocate(t *testing.T) {
 		run := func() {
 			b.Reset()
 			for _, m := range ms {
-				if err := c.append(b, m); err != nil {
+				if err := c.Append(b, m); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -145,7 +143,7 @@ func BenchmarkCursor(b *testing.B) {
 				if i%1000 == 0 {
 					batch.Reset()
 				}
-				if err := c.append(batch, ms[i%1000]); err != nil {
+				if err := c.Append(batch, ms[i%1000]); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -168,7 +166,7 @@ func BenchmarkParseV2(b *testing.B) {
 }
 
 // same compares a row with the oracle's tuple, cell by cell.
-func same(t *rapid.T, r *relation, b *change.Batch, row []change.Value, tuple *pglogrepl.TupleData, keyOnly bool, from []change.Value) {
+func same(t *rapid.T, r *Relation, b *change.Batch, row []change.Value, tuple *pglogrepl.TupleData, keyOnly bool, from []change.Value) {
 	t.Helper()
 	if tuple == nil {
 		if row != nil {
@@ -183,7 +181,7 @@ func same(t *rapid.T, r *relation, b *change.Batch, row []change.Value, tuple *p
 		v := row[i]
 		switch c.DataType {
 		case 'n':
-			if keyOnly && !r.identity[i] {
+			if keyOnly && !r.Identity[i] {
 				if !v.IsUnchanged() {
 					t.Fatalf("column %d of a key-only row is %s", i, v.Kind())
 				}
@@ -203,9 +201,9 @@ func same(t *rapid.T, r *relation, b *change.Batch, row []change.Value, tuple *p
 			var w change.Value
 			var err error
 			if c.DataType == 't' {
-				w, err = r.cols[i].decodeText(other, c.Data)
+				w, err = r.Cells[i].DecodeText(other, c.Data)
 			} else {
-				w, err = r.cols[i].decodeBinary(other, c.Data)
+				w, err = r.Cells[i].DecodeBinary(other, c.Data)
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -260,14 +258,14 @@ func TestCursorAgreesWithParseV2(t *testing.T) {
 				oldKind = "OK"[rapid.IntRange(0, 1).Draw(t, "old")]
 				m = rowMessage('D', 16402, oldKind, row(t, true), nil)
 			}
-			if err := c.append(b, m); err != nil {
+			if err := c.Append(b, m); err != nil {
 				t.Fatal(err)
 			}
 			if b.Len() != i+1 {
 				t.Fatalf("%d changes after %d messages", b.Len(), i+1)
 			}
 			ch := &b.Changes[i]
-			if ch.Pos.Ordinal != uint64(i+1) || ch.XID != 7 || ch.Table != rel.table {
+			if ch.Pos.Ordinal != uint64(i+1) || ch.XID != 7 || ch.Table != rel.Table {
 				t.Fatalf("change %d: %+v", i, ch)
 			}
 			parsed, err := pglogrepl.ParseV2(m, false)
@@ -304,8 +302,8 @@ func FuzzCursor(f *testing.F) {
 		b, c := change.Get(), newCursor(rel)
 		defer b.Release()
 		if len(m) > 5 {
-			if n, err := count(m); err == nil && c.append(b, m) == nil && n != c.pos.Ordinal {
-				t.Fatalf("counted %d changes, read %d", n, c.pos.Ordinal)
+			if n, err := Count(m); err == nil && c.Append(b, m) == nil && n != c.Pos.Ordinal {
+				t.Fatalf("counted %d changes, read %d", n, c.Pos.Ordinal)
 			}
 		}
 		for i := range b.Changes {
@@ -328,15 +326,15 @@ func FuzzCells(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, p []byte) {
 		for code := asBool; code <= asArray; code++ {
-			c := &coder{code: code}
+			c := &Coder{code: code}
 			if code == asArray {
-				c.elem = &coder{code: asNumeric}
+				c.elem = &Coder{code: asNumeric}
 			}
 			b := change.Get()
-			if v, err := c.decodeBinary(b, p); err == nil {
+			if v, err := c.DecodeBinary(b, p); err == nil {
 				b.AppendText(nil, v)
 			}
-			if v, err := c.decodeText(b, p); err == nil {
+			if v, err := c.DecodeText(b, p); err == nil {
 				b.AppendText(nil, v)
 			}
 			b.Release()
@@ -395,36 +393,4 @@ func TestNumericProperty(t *testing.T) {
 			t.Fatalf("text: %s, want %s", g, want)
 		}
 	})
-}
-
-func TestPatterns(t *testing.T) {
-	c := Config{Tables: []string{"public.*", "!public.audit_*", "hr.person", "x*.t*e"}}
-	for table, w := range map[string]string{
-		"public.a": "true false", "public.audit_log": "false false", "hr.person": "true true", "hr.persons": "false false",
-		"xyz.time": "true false", "xyz.times": "false false", "public2.a": "false false",
-	} {
-		schema, name, _ := strings.Cut(table, ".")
-		s, n := c.selects(schema, name)
-		if g := fmt.Sprint(s, n); g != w {
-			t.Errorf("%s: %s, want %s", table, g, w)
-		}
-	}
-}
-
-func TestPositionJSON(t *testing.T) {
-	p := position{System: 7711381119221907572, Timeline: 2, Slot: "s", LSN: 0x16_B374D848, Tx: &txPart{Final: 1, Delivered: 4096, Hash: 0xFEDCBA9876543210, Binary: true}}
-	r := p.resume()
-	const want = `{"system_identifier":"7711381119221907572","timeline":2,"slot":"s","lsn":"16/B374D848","tx":{"final_lsn":"0/1","delivered":4096,"hash":"fedcba9876543210","binary":true}}`
-	if string(r) != want {
-		t.Errorf("%s, want %s", r, want)
-	}
-	q, err := parsePosition(r)
-	if err != nil || !bytes.Equal(q.resume(), r) {
-		t.Errorf("read back as %+v (%v)", q, err)
-	}
-	for _, bad := range []string{"x", `{"lsn":"zz"}`, `{"unknown":1}`} {
-		if _, err := parsePosition([]byte(bad)); err == nil {
-			t.Errorf("%s is taken for a position", bad)
-		}
-	}
 }

@@ -2,7 +2,7 @@
 // src/backend/utils/adt), as pgoutput with `binary` and COPY … (FORMAT binary)
 // send them.
 
-package postgres
+package pgoutput
 
 import (
 	"encoding/binary"
@@ -44,29 +44,31 @@ const (
 	asArray
 )
 
-// coder reads the cells of one column.
-type coder struct {
+// Coder reads the cells of one column. The zero Coder carries the exact text.
+type Coder struct {
 	code code
-	elem *coder // of asArray
+	elem *Coder // of asArray
 }
 
-// binary reports whether cells in binary form can be read.
-func (c *coder) binary() bool {
+// Binary reports whether cells in binary form can be read.
+func (c *Coder) Binary() bool {
 	if c.code == asArray {
-		return c.elem.binary()
+		return c.elem.Binary()
 	}
 	return c.code != asText
 }
 
 var errCell = errors.New("malformed")
 
-const (
-	epochDays = 10957 // 2000-01-01 in days since 1970-01-01
-	epochUS   = epochDays * 86_400_000_000
-)
+const epochDays = 10957 // 2000-01-01 in days since 1970-01-01
 
-// decodeBinary reads a cell that is not null.
-func (c *coder) decodeBinary(b *change.Batch, p []byte) (change.Value, error) {
+// EpochUS is Postgres's epoch, 2000-01-01, in microseconds since 1970: add it to
+// the server's timestamps.
+const EpochUS = epochDays * 86_400_000_000
+
+// DecodeBinary reads a cell in binary form that is not null, into memory of b.
+// It panics when Binary is false.
+func (c *Coder) DecodeBinary(b *change.Batch, p []byte) (change.Value, error) {
 	switch c.code {
 	case asInt4:
 		if len(p) == 4 {
@@ -173,10 +175,10 @@ func timestamp(us int64) (int64, bool) {
 		return change.PosInfinity, true
 	case us == math.MinInt64:
 		return change.NegInfinity, true
-	case us >= math.MaxInt64-epochUS:
+	case us >= math.MaxInt64-EpochUS:
 		return 0, false
 	}
-	return us + epochUS, true
+	return us + EpochUS, true
 }
 
 // beyond is the exact text of a timestamp that our epoch cannot hold; us counts
@@ -279,7 +281,7 @@ func numericBinary(b *change.Batch, p []byte) (change.Value, error) {
 
 // arrayBinary reads array_send: dimensions, a flag, the element type, then
 // length and lower bound of each dimension, then the elements.
-func (c *coder) arrayBinary(b *change.Batch, p []byte) (change.Value, error) {
+func (c *Coder) arrayBinary(b *change.Batch, p []byte) (change.Value, error) {
 	if len(p) < 12 {
 		return change.Value{}, errCell
 	}
@@ -317,7 +319,7 @@ func (c *coder) arrayBinary(b *change.Batch, p []byte) (change.Value, error) {
 		if int(size) > len(p) {
 			return change.Value{}, errCell
 		}
-		v, err := c.elem.decodeBinary(b, p[:size])
+		v, err := c.elem.DecodeBinary(b, p[:size])
 		if err != nil {
 			return change.Value{}, err
 		}

@@ -2,7 +2,7 @@
 // binary form. The session sets DateStyle ISO, IntervalStyle postgres,
 // bytea_output hex and TimeZone UTC.
 
-package postgres
+package pgoutput
 
 import (
 	"bytes"
@@ -14,8 +14,8 @@ import (
 	"github.com/tallywire/tallywire/change"
 )
 
-// decodeText reads a cell that is not null.
-func (c *coder) decodeText(b *change.Batch, p []byte) (change.Value, error) {
+// DecodeText reads a cell in text form that is not null, into memory of b.
+func (c *Coder) DecodeText(b *change.Batch, p []byte) (change.Value, error) {
 	switch c.code {
 	case asText:
 		return b.Span(change.Text, p), nil
@@ -350,7 +350,7 @@ func intervalText(b *change.Batch, p []byte) (change.Value, error) {
 }
 
 // arrayText reads array_out: [2:3]={{1,NULL},{"a b","c\"d"}}.
-func (c *coder) arrayText(b *change.Batch, p []byte) (change.Value, error) {
+func (c *Coder) arrayText(b *change.Batch, p []byte) (change.Value, error) {
 	var dims []change.Dim
 	explicit := false
 	if len(p) > 0 && p[0] == '[' {
@@ -409,7 +409,7 @@ func (c *coder) arrayText(b *change.Batch, p []byte) (change.Value, error) {
 }
 
 type arrayReader struct {
-	c     *coder
+	c     *Coder
 	b     *change.Batch
 	elems []change.Value
 	sizes []int32 // of each dimension, -1 until known
@@ -499,7 +499,7 @@ func (a *arrayReader) elem(p []byte) ([]byte, error) {
 		a.elems = append(a.elems, change.NullValue())
 		return p, nil
 	}
-	v, err := a.c.decodeText(a.b, a.text)
+	v, err := a.c.DecodeText(a.b, a.text)
 	a.elems = append(a.elems, v)
 	return p, err
 }
