@@ -213,6 +213,9 @@ const (
 	numericNegInf = 0xF000
 )
 
+// pow10 are the powers that a small numeric needs.
+var pow10 = [19]int64{1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18}
+
 // numericBinary reads digits of base 10,000: Σ digit[i] × 10000^(weight−i),
 // shown with dscale digits after the point.
 func numericBinary(b *change.Batch, p []byte) (change.Value, error) {
@@ -243,16 +246,15 @@ func numericBinary(b *change.Batch, p []byte) (change.Value, error) {
 	}
 	// The last digit counts 10^exp; the unscaled integer has scale decimals.
 	exp := 4*(weight-n+1) + scale
-	if n <= 4 && exp <= 2 && exp > -4 { // below 10^16 × 10^2: fits int64
+	if 4*n+max(exp, 0) <= 18 && exp > -4 { // below 10^18: fits int64
 		var u int64
 		for i := range n {
 			u = u*10_000 + int64(binary.BigEndian.Uint16(digits[2*i:]))
 		}
-		for ; exp > 0; exp-- {
-			u *= 10
-		}
-		for ; exp < 0; exp++ {
-			u /= 10 // digits after dscale are zeros
+		if exp >= 0 {
+			u *= pow10[exp]
+		} else {
+			u /= pow10[-exp] // digits after dscale are zeros
 		}
 		if sign == numericNeg {
 			u = -u
