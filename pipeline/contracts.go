@@ -53,6 +53,11 @@ type SourceOutlet interface {
 	// the upstream lock is held.
 	Resume(ctx context.Context) (Resume, error)
 
+	// Prepare makes the topics of Tables and registers their schemas, before
+	// there is a change of them: who reads a topic waits until it exists, and
+	// a table may stay empty for long. Call it after Resume.
+	Prepare(ctx context.Context, tables []*change.Table) error
+
 	// Checkpoint makes a position durable without records: the start of a
 	// load, its end, an idle advance. It returns when it is committed.
 	Checkpoint(ctx context.Context, r Resume) error

@@ -288,21 +288,40 @@ func (s *session) ensure(ctx context.Context, b *change.Batch) error {
 		if t == nil {
 			return nil
 		}
-		wait := fenceTimeout
-		if s.open.Load() {
-			wait = s.in.limits.TxnTimeout / 6
-		}
-		ectx, cancel := context.WithTimeout(ctx, wait)
-		out, err := s.outs.Ensure(ectx, t)
-		cancel()
-		if err == nil {
-			err = s.freeze(out.Topic)
-		}
-		if err != nil {
-			s.in.want(t)
+		if err := s.ensureTable(ctx, t); err != nil {
 			return err
 		}
 	}
+}
+
+func (s *session) ensureTable(ctx context.Context, t *change.Table) error {
+	wait := fenceTimeout
+	if s.open.Load() {
+		wait = s.in.limits.TxnTimeout / 6
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	out, err := s.outs.Ensure(ctx, t)
+	cancel()
+	if err == nil {
+		err = s.freeze(out.Topic)
+	}
+	if err != nil {
+		s.in.want(t)
+	}
+	return err
+}
+
+// Prepare implements SourceOutlet.
+func (s *session) Prepare(ctx context.Context, tables []*change.Table) error {
+	if s.client == nil {
+		panic("BUG: Prepare before Resume")
+	}
+	for _, t := range tables {
+		if err := s.ensureTable(ctx, t); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // freeze holds a topic against the position.

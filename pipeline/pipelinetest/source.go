@@ -93,6 +93,9 @@ func (r *SourceRecorder) Send(_ context.Context, b *change.Batch) error {
 // Reject implements pipeline.Outlet.
 func (r *SourceRecorder) Reject(*change.Change, error) {}
 
+// Prepare implements pipeline.SourceOutlet.
+func (r *SourceRecorder) Prepare(context.Context, []*change.Table) error { return nil }
+
 // Checkpoint implements pipeline.SourceOutlet.
 func (r *SourceRecorder) Checkpoint(_ context.Context, res pipeline.Resume) error {
 	r.mu.Lock()

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -150,8 +151,9 @@ type outlet struct {
 	durable  chan pipeline.Resume
 	changed  chan struct{}
 
-	resumed int
-	ended   error // of the last Run
+	resumed  int
+	prepared []string // topics, by the last Prepare
+	ended    error    // of the last Run
 	// onSend runs before a batch is taken; an error refuses it.
 	onSend func(ctx context.Context, b *change.Batch) error
 	// onCheckpoint likewise.
@@ -236,6 +238,23 @@ func (o *outlet) Resume(context.Context) (pipeline.Resume, error) {
 	defer o.mu.Unlock()
 	o.resumed++
 	return o.position, nil
+}
+
+func (o *outlet) Prepare(_ context.Context, tables []*change.Table) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.prepared = nil
+	for _, t := range tables {
+		o.prepared = append(o.prepared, t.Topic)
+	}
+	return nil
+}
+
+// topics gives those that were prepared.
+func (o *outlet) topics() []string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Sorted(slices.Values(o.prepared))
 }
 
 func (o *outlet) Checkpoint(ctx context.Context, r pipeline.Resume) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
@@ -126,11 +127,12 @@ func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
 	}
 	defer se.ack.close()
 	defer se.sock.close()
-	return se.follow(ctx, history)
+	return se.follow(ctx, rels, history)
 }
 
-// follow goes on from the last position, or loads first.
-func (se *session) follow(ctx context.Context, history []byte) error {
+// follow goes on from the last position, or loads first. rels are the captured
+// tables.
+func (se *session) follow(ctx context.Context, rels []*pgoutput.Relation, history []byte) error {
 	token, err := se.out.Resume(ctx)
 	if err != nil {
 		return err
@@ -167,6 +169,13 @@ func (se *session) follow(ctx context.Context, history []byte) error {
 			return err
 		}
 		se.ack.advance(p.LSN)
+	}
+	tables := make([]*change.Table, len(rels))
+	for i, r := range rels {
+		tables[i] = r.Table
+	}
+	if err := se.out.Prepare(ctx, tables); err != nil { // the topic of an empty table, too
+		return err
 	}
 	if p == nil || p.State == loading {
 		start := position{System: se.sys.id, Timeline: se.sys.timeline, Slot: se.cfg.Slot, LSN: confirmed, State: loading, Attempt: 1}

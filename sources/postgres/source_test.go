@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/tallywire/tallywire/change"
@@ -12,12 +13,17 @@ func TestLoadThenStream(t *testing.T) {
 	d.sql(`CREATE TABLE customer(id bigint PRIMARY KEY, name text, big text);
 	       ALTER TABLE customer REPLICA IDENTITY FULL; ALTER TABLE customer ALTER big SET STORAGE EXTERNAL;
 	       CREATE TABLE task(project_id bigint, number text, name text, PRIMARY KEY(project_id, number));
+	       CREATE TABLE quiet(id int PRIMARY KEY);
 	       INSERT INTO customer VALUES (1, 'a', repeat('x', 9000)), (2, NULL, NULL);
 	       INSERT INTO task VALUES (7, 'T1', 'one')`)
 	o := newOutlet()
 	r := start(t, d.source(), o)
 	o.until(t, "the load", func() bool { p := o.last(t); return p.LSN != 0 && p.State == "" })
 	o.untilCount(t, 3)
+	// Who reads the topic of an empty table would wait for its first row.
+	if got := o.topics(); len(got) != 3 || !strings.HasSuffix(got[1], ".public.quiet") {
+		t.Errorf("topics prepared: %v", got)
+	}
 	d.sql(`INSERT INTO customer VALUES (3, 'c', 'y')`)
 	d.sql(`BEGIN; UPDATE customer SET name = 'b' WHERE id = 1; UPDATE task SET name = 'two'; UPDATE task SET number = 'T2'; DELETE FROM customer WHERE id = 2; COMMIT`)
 	o.untilCount(t, 8)
