@@ -327,6 +327,9 @@ func (e *Encoder) appendField(dst []byte, b *change.Batch, c *codec, v change.Va
 
 // appendMissing writes what stands for a value that the source did not send.
 func (e *Encoder) appendMissing(dst []byte, c *codec, old bool) ([]byte, error) {
+	if e.raw && old && c.null < 0 && c.form == fString && c.kind != change.Enum {
+		return appendString(dst, placeholder), nil // left out for its size
+	}
 	if !e.raw || c.null < 0 {
 		return dst, ErrUnchanged.New("field %s of %s was not sent by the source", c.name, e.topic)
 	}

@@ -15,6 +15,7 @@ import (
 	"bytes"
 	"context"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -219,6 +220,12 @@ func (o *Outputs) Encode(rs *Records, b *change.Batch, from, to int) error {
 		if err == nil {
 			err = rs.tooLarge(out, spans)
 		}
+		if err != nil && hasCode(err, ErrRecordTooLarge) {
+			rs.buf, rs.spans, rs.heads = rs.buf[:buf], rs.spans[:spans], rs.heads[:heads]
+			if lean := leanOld(b, c); lean != nil && rs.change(out, b, lean, i) == nil && rs.tooLarge(out, spans) == nil {
+				err = nil
+			}
+		}
 		if err == nil {
 			continue
 		}
@@ -349,6 +356,38 @@ func (rs *Records) tooLarge(out *Output, from int) error {
 		}
 	}
 	return nil
+}
+
+// leanOld gives c without the long values of its Old row, or nil when it has
+// none. A row that was too large to be written could else never be mended:
+// REPLICA IDENTITY FULL repeats it in the update or delete that takes it away.
+func leanOld(b *change.Batch, c *change.Change) *change.Change {
+	if c.Table.Source == "" {
+		return nil
+	}
+	const long = 1024
+	var lean *change.Change
+	for i, v := range c.Old {
+		switch v.Kind() {
+		case change.String, change.Bytes, change.JSON, change.Text:
+			if len(b.Bytes(v)) <= long {
+				continue
+			}
+		case change.Array:
+		default:
+			continue
+		}
+		if slices.Contains(c.Table.Key, i) {
+			continue
+		}
+		if lean == nil {
+			lean = new(change.Change)
+			*lean = *c
+			lean.Old = slices.Clone(c.Old)
+		}
+		lean.Old[i] = change.UnchangedValue()
+	}
+	return lean
 }
 
 // finish makes the records, now that the buffer stays where it is.

@@ -168,6 +168,37 @@ func TestProduceRefusesOneChangeWhole(t *testing.T) {
 	}
 }
 
+// If this failed, a row that was once too large could not be mended or deleted:
+// the update that shortens it carries the long version as its old row.
+func TestProduceLeavesOutALongOldRow(t *testing.T) {
+	b := newBed(t, "")
+	outs := b.outputs(1000)
+	big := string(bytes.Repeat([]byte("x"), 2000))
+	batch := change.Get()
+	defer batch.Release()
+	appendRow(batch, b.table(), row{op: change.Update, id: 1, val: "short"}, 1, 0)
+	appendRow(batch, b.table(), row{op: change.Delete, id: 2}, 1, 1)
+	for i := range batch.Changes {
+		batch.Changes[i].Old[1] = batch.SpanString(change.String, big)
+	}
+	if err := outs.EnsureAll(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	rs := new(Records)
+	if err := outs.Encode(rs, batch, 0, batch.Len()); err != nil {
+		t.Fatal(err)
+	}
+	if len(rs.Records) != 3 || len(rs.Refused) != 0 { // u, d, tombstone
+		t.Fatalf("%d records, refused %+v", len(rs.Records), rs.Refused)
+	}
+	if got := b.shapes(t, rs); got[0].key != "1" || got[1].key != "2" {
+		t.Errorf("got %+v", got)
+	}
+	if batch.String(batch.Changes[0].Old[1]) != big {
+		t.Error("the batch, which others read, was changed")
+	}
+}
+
 // If this failed, records would be overwritten while Kafka still reads them,
 // or grow the heap with every batch.
 func TestProduceReusesItsMemory(t *testing.T) {
