@@ -41,7 +41,7 @@ func incompatible(level, schema string, old []version) ([]string, error) {
 	if level == "NONE" || len(old) == 0 {
 		return nil, nil
 	}
-	now, err := avro.Parse(schema)
+	now, err := avro.Parse(anyPrecision(schema))
 	if err != nil {
 		return nil, fmt.Errorf("parsing the new schema: %w", err)
 	}
@@ -50,7 +50,7 @@ func incompatible(level, schema string, old []version) ([]string, error) {
 	}
 	var against []string
 	for i := len(old) - 1; i >= 0; i-- {
-		was, err := avro.Parse(old[i].Schema)
+		was, err := avro.Parse(anyPrecision(old[i].Schema))
 		if err != nil {
 			return nil, fmt.Errorf("parsing version %d of subject %s: %w", old[i].Version, old[i].Subject, err)
 		}
@@ -66,4 +66,39 @@ func incompatible(level, schema string, old []version) ([]string, error) {
 		}
 	}
 	return against, nil
+}
+
+// anyPrecision gives all decimals of a schema one precision. A decimal's octets
+// do not depend on it, and Confluent's registry does not compare it: a column
+// that is widened from numeric(14,2) to numeric(16,2) goes on. The scale gives
+// the octets their meaning and must stay.
+func anyPrecision(schema string) string {
+	var v any
+	d := json.NewDecoder(strings.NewReader(schema))
+	d.UseNumber()
+	if !strings.Contains(schema, "decimal") || d.Decode(&v) != nil {
+		return schema
+	}
+	var walk func(any)
+	walk = func(v any) {
+		switch v := v.(type) {
+		case map[string]any:
+			if v["type"] == "bytes" && v["logicalType"] == "decimal" && v["precision"] != nil {
+				v["precision"] = 1000 // the most that Postgres has
+			}
+			for _, e := range v {
+				walk(e)
+			}
+		case []any:
+			for _, e := range v {
+				walk(e)
+			}
+		}
+	}
+	walk(v)
+	b, err := json.Marshal(v)
+	if err != nil {
+		return schema
+	}
+	return string(b)
 }

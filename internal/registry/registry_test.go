@@ -120,6 +120,10 @@ func TestSchemasOutliveTheServer(t *testing.T) {
 	}
 }
 
+func decimalOf(precision, scale int) string {
+	return fmt.Sprintf(`{"name":"a","type":["null",{"type":"bytes","logicalType":"decimal","precision":%d,"scale":%d}],"default":null}`, precision, scale)
+}
+
 // If this failed, a reader would meet records that it cannot read.
 func TestCompatibilityIsChecked(t *testing.T) {
 	cl, stop := open(t, newCluster(t))
@@ -139,6 +143,8 @@ func TestCompatibilityIsChecked(t *testing.T) {
 		{sr.CompatFull, rec("r", fieldA), rec("r", fieldA, fieldBMus), false},
 		{sr.CompatFull, rec("r", fieldA), rec("r", fieldA, fieldB), true},
 		{sr.CompatNone, rec("r", fieldA), rec("r", fieldAInt), true},
+		{sr.CompatBackward, rec("r", decimalOf(14, 2)), rec("r", decimalOf(16, 2)), true},
+		{sr.CompatBackward, rec("r", decimalOf(14, 2)), rec("r", decimalOf(14, 4)), false},
 	} {
 		subject := fmt.Sprintf("s%d", i)
 		if r := cl.SetCompatibility(ctx, sr.SetCompatibility{Level: c.level}, subject); r[0].Err != nil {
