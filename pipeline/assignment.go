@@ -61,9 +61,8 @@ func newAssignment(c *kafka.Cluster, topics []string, aligned bool, fail func(er
 // opts makes a client read like all of ours do (A8): from the earliest record
 // when the group is new, read-committed, and never resuming silently
 // elsewhere. The range balancer gives partition i of all topics to one member.
-func (a *assignment) opts(group string) []kgo.Opt {
-	return []kgo.Opt{
-		kgo.ConsumerGroup(group),
+func (a *assignment) opts(m *membership) []kgo.Opt {
+	return append(m.opts(),
 		kgo.ConsumeTopics(a.topics...),
 		kgo.Balancers(kgo.RangeBalancer()),
 		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
@@ -80,7 +79,7 @@ func (a *assignment) opts(group string) []kgo.Opt {
 		kgo.OnPartitionsLost(a.lost),
 		kgo.OnOffsetsFetched(a.fetched),
 		kgo.AdjustFetchOffsetsFn(a.adjust),
-	}
+	)
 }
 
 func (a *assignment) assigned(ctx context.Context, _ *kgo.Client, m map[string][]int32) {

@@ -42,6 +42,8 @@ func RunDeliver(ctx context.Context, env *Env, spec DeliverSpec) error {
 	if env.Control != nil {
 		d.store = control.NewParked(env.Control)
 	}
+	d.member = newMembership(env, d.comp.Log, GroupOf(spec.Name), unique(spec.Topics))
+	defer d.member.leave(ctx)
 	return Keep(ctx, d.comp, d.run)
 }
 
@@ -49,6 +51,7 @@ type deliver struct {
 	env    *Env
 	spec   DeliverSpec
 	comp   *obs.Component
+	member *membership
 	keeper OffsetKeeper // nil: Kafka's offsets are the truth
 	store  *control.ParkedStore
 }
@@ -74,13 +77,9 @@ type deliverSession struct {
 
 func (d *deliver) run(ctx context.Context) (err error) {
 	d.comp.Is(obs.Starting, "")
+	outer := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer func() {
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-			err = cause
-		}
-	}()
 	for _, name := range d.spec.Topics {
 		if _, err := awaitTopic(ctx, d.env.Kafka, name, d.comp); err != nil {
 			return err
@@ -94,19 +93,17 @@ func (d *deliver) run(ctx context.Context) (err error) {
 		defer s.writing.Unlock()
 		s.wanted.Store(false)
 	}
-	s.group, err = d.env.Kafka.Client(append(s.assignment.opts(GroupOf(d.spec.Name)),
+	s.group, err = d.env.Kafka.Client(append(s.assignment.opts(d.member),
 		kgo.OnPartitionsCallbackBlocked(func(context.Context, *kgo.Client) { s.wanted.Store(true) }),
 		kgo.FetchMaxBytes(32<<20),
 		kgo.FetchMaxPartitionBytes(4<<20),
 		kgo.FetchMaxWait(time.Second),
-		kgo.SessionTimeout(30*time.Second),
-		kgo.HeartbeatInterval(time.Second),
 		kgo.RebalanceTimeout(3*time.Minute),
 	)...)
 	if err != nil {
 		return err
 	}
-	defer s.group.CloseAllowingRebalance()
+	defer func() { err = d.member.close(outer, s.group, causeOf(ctx, err)) }()
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -344,6 +341,9 @@ func (s *deliverSession) commit(ctx context.Context, places []*place) error {
 			}
 		}
 	})
+	if errors.Is(failed, kerr.FencedInstanceID) {
+		return groupFenced(failed, "committing offsets of sink %q", s.spec.Name)
+	}
 	if failed != nil {
 		return errors.Join(kafka.Wrap(failed, "committing offsets of sink %q", s.spec.Name), errCommit)
 	}

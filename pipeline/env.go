@@ -20,7 +20,8 @@ type Env struct {
 	Control  *pgxpool.Pool // nil when no sink parks
 	Obs      *obs.Obs
 	// Instance is this process's stable id, part of the transactional ids of
-	// transforms: the same after a restart, another in every other process.
+	// transforms and of its place in consumer groups: the same after a
+	// restart, another in every other process.
 	Instance string
 	// Partitions is how many partitions a topic gets when we create it.
 	Partitions int32

@@ -112,6 +112,9 @@ func fetchError(a *assignment, ftp kgo.FetchTopicPartition) error {
 	if errors.As(ftp.Err, &lost) {
 		return ErrOffsetRange.New("partition %d of topic %q: the broker lost records that it had confirmed: %w", ftp.Partition, ftp.Topic, ftp.Err)
 	}
+	if errors.Is(ftp.Err, kerr.FencedInstanceID) {
+		return groupFenced(ftp.Err, "reading as a member of it")
+	}
 	if ftp.Topic == "" {
 		return kafka.Wrap(ftp.Err, "reading as a member of the group")
 	}

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/avro"
@@ -41,14 +42,17 @@ func RunTransform(ctx context.Context, env *Env, spec TransformSpec) error {
 			}
 		}
 	}
+	t.member = newMembership(env, t.comp.Log, GroupOf(spec.Name), append(spec.inputs(), ParkedTopicOf(spec.Name)))
+	defer t.member.leave(ctx)
 	return Keep(ctx, t.comp, t.run)
 }
 
 type transform struct {
-	env  *Env
-	spec TransformSpec
-	comp *obs.Component
-	kept []kept
+	env    *Env
+	spec   TransformSpec
+	comp   *obs.Component
+	member *membership
+	kept   []kept
 }
 
 // kept is one state with the stage that fills it.
@@ -77,15 +81,9 @@ type groupSession struct {
 
 func (t *transform) run(ctx context.Context) (err error) {
 	t.comp.Is(obs.Starting, "")
+	outer := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer func() {
-		// What a callback of the client found weighs more than what the loop
-		// saw of it.
-		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-			err = cause
-		}
-	}()
 	// Everything that a transaction needs is there before the first begins (A5).
 	if err := t.ensureOutputs(ctx); err != nil {
 		return err
@@ -113,13 +111,22 @@ func (t *transform) run(ctx context.Context) (err error) {
 	if s.group, err = t.join(s.assignment); err != nil {
 		return err
 	}
-	defer s.group.CloseAllowingRebalance()
+	defer func() { err = t.member.close(outer, s.group.Client(), causeOf(ctx, err)) }()
 	// NewClient fences nobody: this does, and ends what a killed predecessor
 	// with our id left open (A4, A5).
 	if _, _, err := s.group.Client().ProducerID(ctx); err != nil {
 		return s.producerError(err, time.Now(), "taking the transactional id of transform %q", t.spec.Name)
 	}
 	return s.loop(ctx)
+}
+
+// causeOf is what a callback of the client found, which weighs more than what
+// the loop saw of it, or err.
+func causeOf(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
 }
 
 // awaitInputs waits until all inputs exist, and checks that they have the same
@@ -172,7 +179,7 @@ func (t *transform) ensureOutputs(ctx context.Context) error {
 }
 
 func (t *transform) join(a *assignment) (*kgo.GroupTransactSession, error) {
-	opts := append(a.opts(GroupOf(t.spec.Name)),
+	opts := append(a.opts(t.member),
 		kgo.TransactionalID("tallywire."+t.spec.Name+"."+t.env.Instance),
 		kgo.TransactionTimeout(t.spec.TxnTimeout),
 		kgo.ConcurrentTransactionsBackoff(2*time.Millisecond),
@@ -184,8 +191,6 @@ func (t *transform) join(a *assignment) (*kgo.GroupTransactSession, error) {
 		kgo.FetchMaxBytes(32<<20),
 		kgo.FetchMaxPartitionBytes(4<<20),
 		kgo.FetchMaxWait(time.Second),
-		kgo.SessionTimeout(30*time.Second),
-		kgo.HeartbeatInterval(time.Second),
 		kgo.RebalanceTimeout(2*time.Minute),
 	)
 	return t.env.Kafka.GroupSession(opts...)
@@ -218,6 +223,9 @@ func (s *groupSession) step(ctx context.Context) error {
 	cancel()
 	if fs.IsClientClosed() {
 		return ErrTxnUnknown.New("the client was closed")
+	}
+	if err := sessionError(s.assignment, fs); err != nil {
+		return err
 	}
 	if s.assignment.takeRevoked() {
 		// The session would abort the next commit because of a revocation
@@ -281,6 +289,8 @@ func (s *groupSession) producerError(err error, began time.Time, format string, 
 	switch {
 	case errors.Is(err, context.Canceled):
 		return werr
+	case errors.Is(err, kerr.FencedInstanceID):
+		return groupFenced(err, format, args...)
 	case fenced(err) && time.Since(began) < s.spec.TxnTimeout*9/10:
 		return ErrFenced.New("%w", werr)
 	case hasCode(werr, kafka.ErrRefused):
