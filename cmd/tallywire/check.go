@@ -27,12 +27,8 @@ All mistakes are told at once, each with line, column and what to write.`,
 		Args:    none,
 		RunE: func(*cobra.Command, []string) error {
 			file := a.configFile()
-			cfg, err := config.Load(file, config.Options{Static: noSecrets})
-			if cfg == nil {
-				return err
-			}
-			p, err2 := supervise.Build(nil, cfg)
-			if err := errors.Join(err, err2); err != nil {
+			cfg, p, err := checked(file, noSecrets)
+			if err != nil {
 				return err
 			}
 			res := struct {
@@ -50,6 +46,17 @@ All mistakes are told at once, each with line, column and what to write.`,
 	}
 	c.Flags().BoolVar(&noSecrets, "no-secrets", false, "check the form of env: and file: references without reading them")
 	return c
+}
+
+// checked reads a configuration with every component's own part: what is wrong
+// is told at once.
+func checked(file string, noSecrets bool) (*config.Config, *supervise.Pipeline, error) {
+	cfg, err := config.Load(file, config.Options{Static: noSecrets})
+	if cfg == nil {
+		return nil, nil, err
+	}
+	p, err2 := supervise.Build(nil, cfg)
+	return cfg, p, errors.Join(err, err2)
 }
 
 func (a *app) versionCmd() *cobra.Command {

@@ -29,7 +29,7 @@ instance.`,
 		Example: "  tallywire run -c tallywire.yml\n  tallywire run --without erp        # everything else, for example to replay it",
 		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.load()
+			cfg, _, err := checked(a.configFile(), false)
 			if err != nil {
 				return err
 			}

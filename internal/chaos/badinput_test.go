@@ -1,0 +1,501 @@
+package chaos
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/internal/console"
+	"github.com/tallywire/tallywire/internal/demo/erp"
+	"github.com/tallywire/tallywire/internal/demo/firm"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/testkit"
+)
+
+// command runs the binary to its end.
+func command(ctx context.Context, args ...string) (stdout, stderr string, code int) {
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Env = append(os.Environ(), "ERP_SECRET="+secret)
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	var exited *exec.ExitError
+	if err != nil && !errors.As(err, &exited) {
+		return out.String(), errs.String() + err.Error(), -1
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// TestBadConfiguration: a mistake that is not found, or not told with its
+// place, runs as something else than was meant.
+func TestBadConfiguration(t *testing.T) {
+	const good = "kafka: {brokers: [kafka:9092, 'other:9092']}\n" +
+		"sources:\n  psa: {type: postgres, dsn: postgres://psa@db/psa, tables: [public.*]}\n"
+	for _, c := range []struct {
+		name, text string
+		want       []string // in the message; empty: the file is good
+	}{
+		{"good", good, nil},
+		{"unknown key", strings.Replace(good, "tables", "tabels", 1),
+			[]string{"TW-CONFIG-KEY", `unknown key "tabels" in sources.psa`, `did you mean "tables"?`, ".yml:3:53"}},
+		{"unknown top-level key", good + "transfroms: {}\n",
+			[]string{"TW-CONFIG-KEY", `did you mean "transforms"?`, ".yml:4:1"}},
+		{"wrong type", good + "partitions: many\n",
+			[]string{"TW-CONFIG-TYPE", "want a whole number, got a text", ".yml:4:13: partitions"}},
+		{"list expected", strings.Replace(good, "[public.*]", "public.*", 1),
+			[]string{"TW-CONFIG-TYPE", "want a list, got a text", "sources.psa.tables"}},
+		{"missing secret", strings.Replace(good, "postgres://psa@db/psa", "env:NO_SUCH_SECRET", 1),
+			[]string{"TW-CONFIG-SECRET", "NO_SUCH_SECRET is not set", ".yml:3:30: sources.psa.dsn", "set the variable"}},
+		{"missing secret file", strings.Replace(good, "postgres://psa@db/psa", "file:/no/such/secret", 1),
+			[]string{"TW-CONFIG-SECRET", "/no/such/secret", "sources.psa.dsn"}},
+		{"secret in the text", strings.Replace(good, "postgres://psa@", "postgres://psa:hunter2@", 1),
+			[]string{"TW-CONFIG-SECRET", "sources.psa.dsn", "env:NAME"}},
+		{"unknown component", good + "sinks:\n  w: {type: warehose}\n",
+			[]string{"TW-CONFIG-VALUE", `did you mean "warehouse"?`, ".yml:5:"}},
+		{"no YAML", good + "sinks: [\n", []string{"TW-CONFIG-SYNTAX", ".yml:"}},
+		{"all at once", strings.NewReplacer("tables", "tabels", "postgres://psa@db/psa", "env:NO_SUCH_SECRET").Replace(good) + "partitions: many\n",
+			[]string{"TW-CONFIG-KEY", "TW-CONFIG-SECRET", "TW-CONFIG-TYPE"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "tallywire.yml")
+			if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for _, verb := range []string{"check", "run"} {
+				if verb == "run" && c.want == nil {
+					continue
+				}
+				_, stderr, code := command(t.Context(), verb, "-c", file)
+				if (code == 0) != (c.want == nil) {
+					t.Errorf("%s: exit code %d", verb, code)
+				}
+				for _, w := range c.want {
+					if !strings.Contains(stderr, w) {
+						t.Errorf("%s does not say %q", verb, w)
+					}
+				}
+				if strings.Contains(stderr, "hunter2") {
+					t.Errorf("%s shows the secret", verb)
+				}
+				if t.Failed() {
+					t.Log(stderr)
+				}
+			}
+		})
+	}
+}
+
+// trial is a stack under bad input. unwell are the components that are to be
+// so just now; all others have to run.
+type trial struct {
+	*stack
+	changes int
+	unwell  map[string]bool
+}
+
+// scene is one kind of bad input: a subtest, on the stack of the others.
+func (s *trial) scene(name string, f func()) {
+	s.t.Run(name, func(t *testing.T) {
+		whole := s.t
+		s.t = t
+		defer func() { s.t = whole }()
+		began := time.Now()
+		f()
+		t.Logf("%v", time.Since(began).Round(100*time.Millisecond))
+	})
+}
+
+func (s *trial) status(ctx context.Context) (st console.Status, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+s.http+"/api/status", nil)
+	if err != nil {
+		return st, err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return st, err
+	}
+	defer res.Body.Close()
+	return st, json.NewDecoder(res.Body).Decode(&st)
+}
+
+// is waits until a component is in a state, for a reason that has all the words.
+func (s *trial) is(name string, state obs.State, words ...string) {
+	s.t.Helper()
+	s.unwell[name] = state != obs.Running
+	s.until(time.Minute, fmt.Sprintf("%s is %s: %s", name, state, words), func(ctx context.Context) (bool, string) {
+		st, err := s.status(ctx)
+		if err != nil {
+			return false, err.Error()
+		}
+		for _, c := range st.Components {
+			if c.Name != name {
+				continue
+			}
+			now := fmt.Sprintf("it is %s: %s; %s", c.State, c.Reason, c.Remedy)
+			if c.State != state || state != obs.Running && c.Remedy == "" {
+				return false, now
+			}
+			for _, w := range words {
+				if !strings.Contains(c.Reason, w) {
+					return false, now
+				}
+			}
+			return true, now
+		}
+		return false, "there is no such component"
+	})
+}
+
+// flows shows that nothing else was stopped: a change still gets through to
+// the warehouse and the ERP, and all that is not unwell runs.
+func (s *trial) flows() {
+	s.t.Helper()
+	s.changes++
+	name := fmt.Sprintf("Still here %d", s.changes)
+	s.sql(s.psaPool, fmt.Sprintf("update customer set name = '%s', updated_at = now() where id = (select min(id) from customer)", name))
+	s.until(time.Minute, "a good change is in the warehouse", func(ctx context.Context) (bool, string) {
+		var n int
+		err := s.warehouse.QueryRow(ctx, "select count(*) from ps.customer where name = $1", name).Scan(&n)
+		return err == nil && n == 1, fmt.Sprint(n, err)
+	})
+	s.until(time.Minute, "a good change is in the ERP", func(context.Context) (bool, string) {
+		sets, err := erp.ReadLedger(s.dir + "/erp")
+		if err != nil {
+			return false, err.Error()
+		}
+		for _, r := range sets["customers"] {
+			if r.Fields["displayName"] == name {
+				return true, ""
+			}
+		}
+		return false, "it is not"
+	})
+	s.until(30*time.Second, "all else runs", func(ctx context.Context) (bool, string) {
+		st, err := s.status(ctx)
+		if err != nil {
+			return false, err.Error()
+		}
+		var not []string
+		for _, c := range st.Components {
+			if c.State != obs.Running && !s.unwell[c.Name] {
+				not = append(not, fmt.Sprintf("%s is %s: %s", c.Name, c.State, c.Reason))
+			}
+		}
+		return len(not) == 0 && len(st.Components) > 0, fmt.Sprint(not)
+	})
+}
+
+type parkedRow struct {
+	Stage, Topic, Key, Code, Reason, Remedy string
+	WaitsFor                                string `json:"waits_for"`
+}
+
+// parked is what the command line lists.
+func (s *trial) parked(ctx context.Context) ([]parkedRow, error) {
+	out, stderr, code := command(ctx, "parked", "list", "-c", s.config, "--output", "json")
+	if code != 0 {
+		return nil, fmt.Errorf("parked list: exit code %d: %s", code, stderr)
+	}
+	var rows []parkedRow
+	return rows, json.Unmarshal([]byte(out), &rows)
+}
+
+// isParked waits until a record is parked; words are parts of its reason.
+func (s *trial) isParked(stage, topic, key, code string, words ...string) parkedRow {
+	s.t.Helper()
+	var found parkedRow
+	s.until(time.Minute, fmt.Sprintf("%s %s is parked at %s with %s", topic, key, stage, code), func(ctx context.Context) (bool, string) {
+		rows, err := s.parked(ctx)
+		if err != nil {
+			return false, err.Error()
+		}
+		for _, r := range rows {
+			if r.Stage != stage || r.Topic != topic || key != "*" && r.Key != key || r.Code != code || r.Remedy == "" {
+				continue
+			}
+			found = r
+			for _, w := range words {
+				if !strings.Contains(r.Reason, w) {
+					return false, r.Reason
+				}
+			}
+			return true, ""
+		}
+		return false, fmt.Sprintf("%+v", rows)
+	})
+	return found
+}
+
+func (s *trial) nothingParked() {
+	s.t.Helper()
+	s.until(time.Minute, "nothing is parked", func(ctx context.Context) (bool, string) {
+		rows, err := s.parked(ctx)
+		return err == nil && len(rows) == 0, fmt.Sprintf("%+v %v", rows, err)
+	})
+}
+
+// do runs a command that must succeed.
+func (s *trial) do(args ...string) string {
+	s.t.Helper()
+	out, stderr, code := command(s.t.Context(), append(args, "-c", s.config)...)
+	if code != 0 {
+		s.t.Fatalf("tallywire %v: exit code %d: %s", args, code, stderr)
+	}
+	return out
+}
+
+// doctor checks that doctor finds it too; it gives 4 when something is not well.
+func (s *trial) doctor(want ...string) {
+	s.t.Helper()
+	out, stderr, code := command(s.t.Context(), "doctor", "-c", s.config, "--output", "json")
+	if code != 4 {
+		s.t.Errorf("doctor: exit code %d, want 4", code)
+	}
+	for _, w := range want {
+		if !strings.Contains(out, w) {
+			s.t.Errorf("doctor does not say %q", w)
+		}
+	}
+	if s.t.Failed() {
+		s.t.Log(out, stderr)
+	}
+}
+
+// extra are sources beside the good one, each with a mistake of its own.
+const extra = `
+  lowwal: {type: postgres, dsn: %q, tables: [public.*]}
+  noright: {type: postgres, dsn: %q, tables: [public.note]}
+  keyless: {type: postgres, dsn: %q, tables: [public.note, public.keyless]}
+  busy: {type: postgres, dsn: %q, slot: busy, publication: busy, tables: [public.note]}
+`
+
+// newTrial starts a stack whose configuration names the bad sources too.
+func newTrial(t *testing.T) *trial {
+	s := &trial{stack: newStack(t), unwell: map[string]bool{}}
+	ctx := t.Context()
+	low, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{
+		Dir: filepath.Join(s.dir, "low"), Params: map[string]string{"fsync": "off", "wal_level": "replica"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := low.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := s.psa.CreateDatabase(ctx, "other"); err != nil {
+		t.Fatal(err)
+	}
+	for _, q := range []string{
+		"create table note (id int primary key, body text not null)", "alter table note replica identity full",
+		"create table keyless (a int)", "insert into note values (1, 'one')", "create publication busy for table note",
+		"create role weak login", "grant select on all tables in schema public to weak",
+	} {
+		if err := s.psa.Exec(ctx, "other", q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.sql(s.psaPool, "create table scratch (a int)")
+	s.sql(s.psaPool, "alter table invoice alter total type numeric(24,2)") // the contract has 14 digits
+	// So few entries that what is shown here does not wait for the load.
+	s.sql(s.psaPool, "delete from time_entry where work_date < '2026-06-20'")
+	text, err := os.ReadFile(s.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := s.psa.DSN("other")
+	more := fmt.Sprintf(extra, low.DSN("postgres"), s.psa.DSNAs("weak", "other"), other, other)
+	changed := strings.Replace(string(text), "transforms:", strings.TrimPrefix(more, "\n")+"transforms:", 1)
+	if err := os.WriteFile(s.config, []byte(changed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// occupy streams from the slot busy until the connection is closed.
+func (s *trial) occupy() *pgconn.PgConn {
+	s.t.Helper()
+	ctx := s.t.Context()
+	cfg, err := pgconn.ParseConfig(s.psa.DSN("other"))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	cfg.RuntimeParams["replication"] = "database"
+	cfg.RuntimeParams["wal_sender_timeout"] = "0"
+	c, err := pgconn.ConnectConfig(ctx, cfg)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := pglogrepl.CreateReplicationSlot(ctx, c, "busy", "pgoutput", pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication}); err != nil {
+		s.t.Fatal(err)
+	}
+	err = pglogrepl.StartReplication(ctx, c, "busy", 0, pglogrepl.StartReplicationOptions{PluginArgs: []string{"proto_version '1'", "publication_names 'busy'"}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return c
+}
+
+// rawHas waits until a raw topic has so many committed changes.
+func (s *trial) rawHas(topic string, n int) {
+	s.t.Helper()
+	s.until(time.Minute, fmt.Sprintf("%s has %d changes", topic, n), func(ctx context.Context) (bool, string) {
+		_, got, err := ReadRaw(ctx, s.cluster, s.registry, topic)
+		return err == nil && got >= n, fmt.Sprint(got, err)
+	})
+}
+
+func (s *trial) other(q string) {
+	s.t.Helper()
+	if err := s.psa.Exec(s.t.Context(), "other", q); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestBadInput: what is wrong with one source, one record or one customer
+// stops nothing else, is told with a way out, and that way works.
+func TestBadInput(t *testing.T) {
+	s := newTrial(t)
+	holder := s.occupy()
+	s.start()
+
+	s.scene("wal_level replica", func() {
+		s.is("lowwal", obs.Halted, "TW-PG-WAL-LEVEL", "wal_level", "replica")
+	})
+	s.scene("no replication right", func() {
+		s.is("noright", obs.Halted, "TW-PG-NO-REPLICATION", "weak")
+	})
+	s.scene("table without a key", func() {
+		s.is("keyless", obs.Halted, "TW-PG-NO-KEY", "public.keyless")
+	})
+	s.scene("slot in use", func() {
+		s.is("busy", obs.Retrying, "TW-PG-SLOT-IN-USE", `"busy"`)
+	})
+	s.scene("the rest flows", func() {
+		s.is("psa", obs.Running)
+		s.flows()
+		// A pattern that also matches a table without a key leaves it out, and says so.
+		if log, err := os.ReadFile(filepath.Join(s.dir, "tallywire.log")); err != nil ||
+			!strings.Contains(string(log), "TW-PG-NO-KEY") || !strings.Contains(string(log), "public.scratch") {
+			s.t.Errorf("nothing is said of public.scratch (%v)", err)
+		}
+		s.doctor("TW-PG-WAL-LEVEL", "wal_level = logical", "TW-PG-NO-REPLICATION", "ALTER ROLE", "TW-PG-NO-KEY", "PRIMARY KEY", "streamed by the server process")
+	})
+	s.scene("slot freed", func() {
+		if err := holder.Close(s.t.Context()); err != nil {
+			s.t.Fatal(err)
+		}
+		s.is("busy", obs.Running)
+		s.rawHas("busy.public.note", 1)
+	})
+
+	s.scene("garbage in a raw topic", func() {
+		cl, err := s.cluster.Client()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		defer cl.Close()
+		for _, r := range []*kgo.Record{
+			{Topic: "psa.public.customer", Key: []byte("who?"), Value: []byte("what?")},
+			{Topic: "psa.public.customer", Key: nil, Value: []byte{0, 0, 0, 0, 99, 1, 2, 3}},
+		} {
+			if err := cl.ProduceSync(s.t.Context(), r).FirstErr(); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+		s.isParked("canonical", "psa.public.customer", "*", "TW-AVRO-GARBAGE")
+		s.isParked("canonical", "psa.public.customer", "*", "TW-AVRO-UNKNOWN-SCHEMA", "99")
+		s.flows()
+		s.do("parked", "discard", "canonical", "--topic", "psa.public.customer", "--all")
+		s.nothingParked()
+		s.flows()
+	})
+
+	s.scene("a numeric too large for its contract", func() {
+		s.sql(s.psaPool, `insert into invoice select 900001, 'INV-900001', customer_id, legal_entity, kind, 'draft', invoice_date, currency, 1234567890123456.78, now() from invoice order by id limit 1`)
+		s.isParked("canonical", "psa.public.invoice", "900001", "TW-AVRO-DECIMAL-OVERFLOW", "total")
+		s.flows()
+		s.sql(s.psaPool, "update invoice set total = 12.5 where id = 900001")
+		s.nothingParked()
+	})
+
+	s.scene("a record over the broker's limit", func() {
+		s.sql(s.psaPool, `insert into time_entry select 9000001, employee_id, project_id, task_number, work_date, hours, billable, 'draft', repeat('x', 17000000), bill_rate, now(), now() from time_entry order by id limit 1`)
+		s.isParked("psa", "psa.public.time_entry", "9000001", "TW-RECORD-TOO-LARGE", "octets")
+		s.flows()
+		s.sql(s.psaPool, "update time_entry set note = 'short' where id = 9000001")
+		s.nothingParked()
+		s.flows()
+	})
+
+	s.scene("the ERP rejects a customer for ever", func() {
+		s.erp.SetFaults(erp.Faults{RejectCustomers: []string{"C-BAD"}})
+		for _, q := range []string{
+			`insert into customer select 900001, 'C-BAD', 'Unwanted', legal_entity, country, tax_id, email, true, now() from customer order by id limit 1`,
+			`insert into project select 900001, 'P-BAD', 'Unwanted', 900001, p.legal_entity, p.currency, p.status, p.billing_type, p.start_date, p.end_date, p.budget_hours, now()
+from project p join time_entry t on t.project_id = p.id order by t.id limit 1`,
+			fmt.Sprintf(`insert into time_entry select 9000002, employee_id, 900001, task_number, '%s', 3.25, true, 'approved', null, bill_rate, now(), now() from time_entry order by id limit 1`, firm.GoLive.Format(time.DateOnly)),
+		} {
+			s.sql(s.psaPool, q)
+		}
+		s.isParked("erp", "ps.customer", "900001", "TW-REST-REJECTED", "C-BAD")
+		if r := s.isParked("erp", "ps.project", "900001", "TW-REST-WAITS"); !strings.Contains(r.WaitsFor, "900001") {
+			s.t.Errorf("the project waits for %q", r.WaitsFor)
+		}
+		if r := s.isParked("erp", "ps.time_entry", "9000002", "TW-REST-WAITS"); !strings.Contains(r.WaitsFor, "900001") {
+			s.t.Errorf("the time entry waits for %q", r.WaitsFor)
+		}
+		s.flows()
+		list := s.do("parked", "list", "--stage", "erp", "--topic", "ps.customer")
+		for _, w := range []string{"ps.customer", "900001", "TW-REST-REJECTED", "remedy", "since"} {
+			if !strings.Contains(list, w) {
+				s.t.Errorf("parked list lacks %q:\n%s", w, list)
+			}
+		}
+		// Still rejected: a retry changes nothing and stops nothing.
+		s.do("parked", "retry", "erp", "--topic", "ps.customer", "--key", "900001")
+		s.flows()
+		s.isParked("erp", "ps.customer", "900001", "TW-REST-REJECTED")
+		s.erp.SetFaults(erp.Faults{})
+		s.do("parked", "retry", "erp", "--topic", "ps.customer", "--key", "900001")
+		s.nothingParked() // what waited went with it
+	})
+
+	s.scene("registry down", func() {
+		addr := s.serving.Addr
+		if err := s.serving.Close(); err != nil {
+			s.t.Fatal(err)
+		}
+		s.other("alter table note add column extra text")
+		s.other("insert into note values (2, 'two', 'more')")
+		s.is("busy", obs.Retrying, "TW-REGISTRY-UNAVAILABLE", addr)
+		s.flows()
+		s.doctor("TW-REGISTRY-UNAVAILABLE", addr)
+		s.serveSchemas(addr)
+		s.is("busy", obs.Running)
+		s.rawHas("busy.public.note", 2)
+	})
+
+	s.scene("incompatible schema", func() {
+		s.other("alter table note alter body type int using 7")
+		s.other("insert into note values (3, 3, 'new shape')")
+		s.is("busy", obs.Halted, "TW-REGISTRY-INCOMPATIBLE", "busy.public.note-value")
+		s.flows()
+	})
+
+	s.scene("all is as it should be", func() { s.settled(2 * time.Minute) })
+}
