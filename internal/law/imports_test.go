@@ -45,7 +45,7 @@ var table = map[string][]string{
 var never = map[string]string{
 	"internal/demo":      "cmd internal/demo internal/chaos benchmarks",
 	"internal/chaos":     "internal/chaos",
-	"internal/supervise": "cmd internal/demo internal/chaos internal/supervise",
+	"internal/supervise": "cmd internal/demo internal/chaos internal/supervise benchmarks",
 	"internal/testkit":   "cmd internal/demo internal/chaos internal/supervise internal/testkit benchmarks",
 	"internal/console":   "cmd internal/supervise internal/console internal/demo",
 }
