@@ -16,6 +16,7 @@ import (
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/internal/console"
@@ -440,6 +441,48 @@ func TestBadInput(t *testing.T) {
 		s.sql(s.psaPool, "update time_entry set note = 'short' where id = 9000001")
 		s.nothingParked()
 		s.flows()
+	})
+
+	s.scene("a topic's limit lowered under a running source", func() {
+		limit := "100000"
+		res, err := s.cluster.Admin().AlterTopicConfigs(s.t.Context(), []kadm.AlterConfig{{Name: "max.message.bytes", Value: &limit}}, "psa.public.time_entry")
+		if err != nil || res[0].Err != nil {
+			s.t.Fatal(err, res)
+		}
+		// Text that does not compress: the broker looks at the compressed size.
+		s.sql(s.psaPool, `update time_entry set note = (select string_agg(md5(random()::text), '') from generate_series(1, 20000)) where id = 9000001`)
+		s.isParked("psa", "psa.public.time_entry", "9000001", "TW-RECORD-TOO-LARGE", limit)
+		s.flows()
+		s.sql(s.psaPool, "update time_entry set note = 'short again' where id = 9000001")
+		s.nothingParked()
+	})
+
+	s.scene("a column widened while it flows", func() {
+		s.sql(s.psaPool, "alter table cost_rate alter rate type numeric(16,4)")
+		s.sql(s.psaPool, "update cost_rate set rate = 123456789012.5 where id = (select min(id) from cost_rate)")
+		s.isParked("canonical", "psa.public.cost_rate", "*", "TW-AVRO-DECIMAL-OVERFLOW", "rate")
+		s.flows()
+		s.sql(s.psaPool, "update cost_rate set rate = 12.5 where id = (select min(id) from cost_rate)")
+		s.nothingParked()
+	})
+
+	s.scene("garbage in a canonical topic", func() {
+		cl, err := s.cluster.Client()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		defer cl.Close()
+		if err := cl.ProduceSync(s.t.Context(), &kgo.Record{Topic: "ps.time_entry", Key: []byte("who?"), Value: []byte("what?")}).FirstErr(); err != nil {
+			s.t.Fatal(err)
+		}
+		for _, stage := range []string{"warehouse", "erp", "costed"} {
+			s.isParked(stage, "ps.time_entry", "*", "TW-AVRO-GARBAGE")
+		}
+		s.flows()
+		for _, stage := range []string{"warehouse", "erp", "costed"} {
+			s.do("parked", "discard", stage, "--all")
+		}
+		s.nothingParked()
 	})
 
 	s.scene("the ERP rejects a customer for ever", func() {

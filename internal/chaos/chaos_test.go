@@ -186,11 +186,37 @@ func TestChaosKill(t *testing.T) {
 	s.settled(2 * time.Minute) // the initial load is compared by content only
 	end := s.work(400)
 	for i := range kills {
-		s.pause(time.Duration(300+rnd.IntN(2700)) * time.Millisecond)
+		s.pause(time.Duration(300+rnd.IntN(5700)) * time.Millisecond)
 		s.kill()
-		t.Logf("kill %d", i+1)
+		t.Logf("kill %d, after %s", i+1, s.reached())
 		s.start()
 	}
+	end()
+	s.settled(2 * time.Minute)
+	s.exact()
+}
+
+// TestChaosAllAtOnce: the machine goes down. tallywire and Kafka are killed,
+// Redis comes back empty; state is rebuilt from Kafka and nobody waits for ever.
+func TestChaosAllAtOnce(t *testing.T) {
+	s := newStack(t)
+	ctx := t.Context()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.start()
+	s.settled(2 * time.Minute)
+	end := s.work(200)
+	s.pause(3 * time.Second)
+	s.kill()
+	must(s.kafka.Kill())
+	must(s.redis.FlushAll(ctx))
+	must(s.kafka.Restart(ctx))
+	s.start()
+	s.pause(3 * time.Second)
 	end()
 	s.settled(2 * time.Minute)
 	s.exact()
@@ -330,6 +356,17 @@ func (s *stack) replayed(context.Context) {
 		}
 		return total == 0, fmt.Sprintf("%d records behind", total)
 	})
+}
+
+// reached says how far the sinks are, so that the log shows which parts were
+// at work between two kills.
+func (s *stack) reached() string {
+	var entries, costed int64
+	err := s.warehouse.QueryRow(s.t.Context(), `select (select sum(next_offset) from _tallywire.offsets where topic = 'ps.time_entry'), (select sum(next_offset) from _tallywire.offsets where topic = 'ps.time_entry_costed')`).Scan(&entries, &costed)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("%d entries and %d costed in the warehouse, %d in the ERP", entries, costed, len(s.erp.Records()["timeRegistrationEntries"]))
 }
 
 // pause lets time pass under load: the moment is what is random here.
