@@ -202,6 +202,7 @@ func (s *trial) flows() {
 type parkedRow struct {
 	Stage, Topic, Key, Code, Reason, Remedy string
 	WaitsFor                                string `json:"waits_for"`
+	Attempts                                int
 }
 
 // parked is what the command line lists.
@@ -460,8 +461,12 @@ func TestBadInput(t *testing.T) {
 	s.scene("a column widened while it flows", func() {
 		s.sql(s.psaPool, "alter table cost_rate alter rate type numeric(16,4)")
 		s.sql(s.psaPool, "update cost_rate set rate = 123456789012.5 where id = (select min(id) from cost_rate)")
-		s.isParked("canonical", "psa.public.cost_rate", "*", "TW-AVRO-DECIMAL-OVERFLOW", "rate")
+		r := s.isParked("canonical", "psa.public.cost_rate", "*", "TW-AVRO-DECIMAL-OVERFLOW", "rate")
 		s.flows()
+		// invariant 13: rates are restricted.
+		if log, err := os.ReadFile(filepath.Join(s.dir, "tallywire.log")); err != nil || strings.Contains(string(log)+r.Reason, "123456789012") {
+			s.t.Errorf("the rate is in the log or in the reason (%v)", err)
+		}
 		s.sql(s.psaPool, "update cost_rate set rate = 12.5 where id = (select min(id) from cost_rate)")
 		s.nothingParked()
 	})
@@ -511,8 +516,16 @@ from project p join time_entry t on t.project_id = p.id order by t.id limit 1`,
 		}
 		// Still rejected: a retry changes nothing and stops nothing.
 		s.do("parked", "retry", "erp", "--topic", "ps.customer", "--key", "900001")
+		s.until(time.Minute, "it was tried again", func(ctx context.Context) (bool, string) {
+			rows, err := s.parked(ctx)
+			for _, r := range rows {
+				if r.Topic == "ps.customer" && r.Key == "900001" && r.Code == "TW-REST-REJECTED" && r.Attempts > 1 {
+					return true, ""
+				}
+			}
+			return false, fmt.Sprintf("%+v %v", rows, err)
+		})
 		s.flows()
-		s.isParked("erp", "ps.customer", "900001", "TW-REST-REJECTED")
 		s.erp.SetFaults(erp.Faults{})
 		s.do("parked", "retry", "erp", "--topic", "ps.customer", "--key", "900001")
 		s.nothingParked() // what waited went with it

@@ -155,7 +155,7 @@ transforms:
   costed: {type: join}
 sinks:
   warehouse: {type: warehouse, dsn: %[8]q}
-  erp: {type: rest, profile: business-central, url: "%[9]s", company: %[10]s, token_url: "%[11]s", client_id: tallywire, client_secret: env:ERP_SECRET, go_live: %[12]s, rate: 5000, burst: 1000, timeout: 2s}
+  erp: {type: rest, profile: business-central, url: "%[9]s", company: %[10]s, token_url: "%[11]s", client_id: tallywire, client_secret: env:ERP_SECRET, go_live: %[12]s, rate: 5000, burst: 1000, timeout: 2s, unique_reference: true}
 `
 
 // writeConfig writes the configuration that each run of the binary gets.
