@@ -50,25 +50,43 @@ func TestBadConfiguration(t *testing.T) {
 		want       []string // in the message; empty: the file is good
 	}{
 		{"good", good, nil},
-		{"unknown key", strings.Replace(good, "tables", "tabels", 1),
-			[]string{"TW-CONFIG-KEY", `unknown key "tabels" in sources.psa`, `did you mean "tables"?`, ".yml:3:53"}},
-		{"unknown top-level key", good + "transfroms: {}\n",
-			[]string{"TW-CONFIG-KEY", `did you mean "transforms"?`, ".yml:4:1"}},
-		{"wrong type", good + "partitions: many\n",
-			[]string{"TW-CONFIG-TYPE", "want a whole number, got a text", ".yml:4:13: partitions"}},
-		{"list expected", strings.Replace(good, "[public.*]", "public.*", 1),
-			[]string{"TW-CONFIG-TYPE", "want a list, got a text", "sources.psa.tables"}},
-		{"missing secret", strings.Replace(good, "postgres://psa@db/psa", "env:NO_SUCH_SECRET", 1),
-			[]string{"TW-CONFIG-SECRET", "NO_SUCH_SECRET is not set", ".yml:3:30: sources.psa.dsn", "set the variable"}},
-		{"missing secret file", strings.Replace(good, "postgres://psa@db/psa", "file:/no/such/secret", 1),
-			[]string{"TW-CONFIG-SECRET", "/no/such/secret", "sources.psa.dsn"}},
-		{"secret in the text", strings.Replace(good, "postgres://psa@", "postgres://psa:hunter2@", 1),
-			[]string{"TW-CONFIG-SECRET", "sources.psa.dsn", "env:NAME"}},
-		{"unknown component", good + "sinks:\n  w: {type: warehose}\n",
-			[]string{"TW-CONFIG-VALUE", `did you mean "warehouse"?`, ".yml:5:"}},
+		{
+			"unknown key", strings.Replace(good, "tables", "tabels", 1),
+			[]string{"TW-CONFIG-KEY", `unknown key "tabels" in sources.psa`, `did you mean "tables"?`, ".yml:3:53"},
+		},
+		{
+			"unknown top-level key", good + "transfroms: {}\n",
+			[]string{"TW-CONFIG-KEY", `did you mean "transforms"?`, ".yml:4:1"},
+		},
+		{
+			"wrong type", good + "partitions: many\n",
+			[]string{"TW-CONFIG-TYPE", "want a whole number, got a text", ".yml:4:13: partitions"},
+		},
+		{
+			"list expected", strings.Replace(good, "[public.*]", "public.*", 1),
+			[]string{"TW-CONFIG-TYPE", "want a list, got a text", "sources.psa.tables"},
+		},
+		{
+			"missing secret", strings.Replace(good, "postgres://psa@db/psa", "env:NO_SUCH_SECRET", 1),
+			[]string{"TW-CONFIG-SECRET", "NO_SUCH_SECRET is not set", ".yml:3:30: sources.psa.dsn", "set the variable"},
+		},
+		{
+			"missing secret file", strings.Replace(good, "postgres://psa@db/psa", "file:/no/such/secret", 1),
+			[]string{"TW-CONFIG-SECRET", "/no/such/secret", "sources.psa.dsn"},
+		},
+		{
+			"secret in the text", strings.Replace(good, "postgres://psa@", "postgres://psa:hunter2@", 1),
+			[]string{"TW-CONFIG-SECRET", "sources.psa.dsn", "env:NAME"},
+		},
+		{
+			"unknown component", good + "sinks:\n  w: {type: warehose}\n",
+			[]string{"TW-CONFIG-VALUE", `did you mean "warehouse"?`, ".yml:5:"},
+		},
 		{"no YAML", good + "sinks: [\n", []string{"TW-CONFIG-SYNTAX", ".yml:"}},
-		{"all at once", strings.NewReplacer("tables", "tabels", "postgres://psa@db/psa", "env:NO_SUCH_SECRET").Replace(good) + "partitions: many\n",
-			[]string{"TW-CONFIG-KEY", "TW-CONFIG-SECRET", "TW-CONFIG-TYPE"}},
+		{
+			"all at once", strings.NewReplacer("tables", "tabels", "postgres://psa@db/psa", "env:NO_SUCH_SECRET").Replace(good) + "partitions: many\n",
+			[]string{"TW-CONFIG-KEY", "TW-CONFIG-SECRET", "TW-CONFIG-TYPE"},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "tallywire.yml")
