@@ -266,7 +266,14 @@ func (s *groupSession) hold(ctx context.Context, p *polled) error {
 			s.comp.Failed("retry", codeOf(err))
 			s.comp.Is(obs.Retrying, reasonOf(err))
 			if sleep(ctx, pause) {
-				continue
+				// What the stage waits for may itself wait for state that this
+				// group keeps, of places that the poll did not touch: after a
+				// flush two groups would hold each other up.
+				cerr := s.checkAll(ctx)
+				if cerr == nil || Classify(cerr) == problem.Retry {
+					continue
+				}
+				err = cerr
 			}
 		}
 		if !tx.ended && !tx.began.IsZero() {
@@ -316,10 +323,8 @@ func (s *groupSession) prepare(ctx context.Context) error {
 	if err := s.parked.load(ctx, s.side, s.env.Kafka, parts); err != nil {
 		return err
 	}
-	for _, p := range places {
-		if err := s.checkState(ctx, p, p.next); err != nil {
-			return err
-		}
+	if err := s.checkAll(ctx); err != nil {
+		return err
 	}
 	s.prepared = gen
 	s.comp.Is(obs.Running, "")
@@ -331,12 +336,8 @@ func (s *groupSession) idleWork(ctx context.Context) error {
 	if _, ready := s.assignment.current(); !ready {
 		return nil
 	}
-	if len(s.kept) > 0 {
-		for _, p := range s.assignment.list() {
-			if err := s.checkState(ctx, p, p.next); err != nil {
-				return err
-			}
-		}
+	if err := s.checkAll(ctx); err != nil {
+		return err
 	}
 	if time.Since(s.lagAt) > lagEvery {
 		if err := s.lag(ctx); err != nil {

@@ -42,6 +42,19 @@ func (s *groupSession) checkState(ctx context.Context, p *place, offset int64) e
 	return nil
 }
 
+// checkAll is checkState of every place that is owned.
+func (s *groupSession) checkAll(ctx context.Context) error {
+	if len(s.kept) == 0 {
+		return nil
+	}
+	for _, p := range s.assignment.list() {
+		if err := s.checkState(ctx, p, p.next); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // restore replays offsets from up to but not including to through the stage.
 func (s *groupSession) restore(ctx context.Context, k kept, p *place, from, to int64) error {
 	what := "state of " + p.topic.Name

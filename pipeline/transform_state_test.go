@@ -1,0 +1,118 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/redis"
+)
+
+// waiter is a Keeper of two topics. When flush is set it empties Redis in the
+// midst of a batch, and from then on waits until the state of the topic that
+// the batch is not of was rebuilt, as one group of a join waits for the other.
+type waiter struct {
+	*copier
+	rdb      *goredis.Client
+	states   []*State
+	flush    atomic.Bool
+	waiting  string // a topic
+	restored map[string]int
+}
+
+func (w *waiter) States() []*State { return w.states }
+
+func (w *waiter) keep(ctx context.Context, in *change.Batch, restoring bool) error {
+	return Write(ctx, w.states, in, restoring, func(goredis.Pipeliner, func(*change.Change) bool) error { return nil })
+}
+
+func (w *waiter) Restore(ctx context.Context, in *change.Batch) error {
+	defer in.Release()
+	for _, r := range in.Ranges {
+		w.restored[r.Topic.Name]++
+	}
+	return w.keep(ctx, in, true)
+}
+
+func (w *waiter) Apply(ctx context.Context, in *change.Batch, out Outlet) error {
+	if w.flush.Swap(false) {
+		if err := w.rdb.FlushAll(ctx).Err(); err != nil {
+			in.Release()
+			return err
+		}
+		clear(w.restored)
+		for _, s := range w.states {
+			if s.Topic() != in.Ranges[0].Topic.Name {
+				w.waiting = s.Topic()
+			}
+		}
+	}
+	if w.waiting != "" && w.restored[w.waiting] == 0 {
+		in.Release()
+		return ErrStateUnknown.New("the state of %s is not there", w.waiting)
+	}
+	if err := w.keep(ctx, in, false); err != nil {
+		in.Release()
+		return err
+	}
+	return w.copier.Apply(ctx, in, out)
+}
+
+// Invariant 6. Redis is emptied while a group works on one of its topics, and
+// what it then waits for waits for the state of another one. If the group did
+// not look after that while it holds its records, both would wait until the
+// session is given up: 20 s in which nothing moves.
+func TestTransformRebuildsWhatOthersWaitFor(t *testing.T) {
+	b := newTransformBed(newBed(t, ""))
+	e, err := redis.StartEmbedded("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if b.env.Redis, err = redis.Open(t.Context(), e.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.env.Redis.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	other := *b.in
+	other.Topic = b.source + ".other"
+	others := &tbed{bed: b.bed, in: other.Index(), outs: b.outs, cl: b.cl}
+	if _, err := b.outs.Ensure(t.Context(), others.in); err != nil {
+		t.Fatal(err)
+	}
+	w := &waiter{copier: &copier{topic: b.output()}, rdb: b.env.Redis, restored: map[string]int{}}
+	for _, topic := range []string{b.in.Topic, other.Topic} {
+		w.states = append(w.states, NewState(b.env.Redis, b.env.Obs.Log, b.source, topic))
+	}
+	spec := b.spec(w)
+	spec.CoPartitioned = []string{b.in.Topic, other.Topic}
+	b.many(30)
+	others.many(30)
+	b.transforming(b.env, spec)
+	n := func() int {
+		if _, err := b.direct.Topic(t.Context(), b.output()); err != nil {
+			return 0
+		}
+		return len(b.read(b.output()))
+	}
+	b.eventually("both topics to be read", func() (bool, string) { return n() == 60, fmt.Sprint(n()) })
+	began := time.Now()
+	w.flush.Store(true)
+	b.put(row{op: change.Update, id: 7, val: "after the flush"})
+	b.eventually("the record after the flush", func() (bool, string) { return n() == 61, fmt.Sprint(n()) })
+	if took := time.Since(began); took > holdAtMost/2 {
+		t.Errorf("it took %v", took)
+	}
+}
