@@ -5,6 +5,7 @@ package supervise
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -103,21 +104,33 @@ func margin(ctx context.Context, tx pgx.Tx, month string, costs bool) (*console.
 	if _, err := tx.Exec(ctx, "set local role "+role); err != nil {
 		return nil, fmt.Errorf("taking the role %s: %w", role, err)
 	}
-	rows, err := tx.Query(ctx, `select distinct to_char(month, 'YYYY-MM') as m from ps.margin_by_project_month order by m desc limit 12`)
+	rows, err := tx.Query(ctx, `select to_char(month, 'YYYY-MM'), coalesce(sum(approved_hours), 0)::float8 from ps.margin_by_project_month group by month order by month desc limit 12`)
 	if err != nil {
 		return nil, fmt.Errorf("reading the months of the margin: %w", err)
 	}
 	out := &console.Margin{Costs: costs}
-	if out.Months, err = pgx.CollectRows(rows, pgx.RowTo[string]); err != nil {
+	type worked struct {
+		Month string
+		Hours float64
+	}
+	months, err := pgx.CollectRows(rows, pgx.RowToStructByPos[worked])
+	if err != nil {
 		return nil, fmt.Errorf("reading the months of the margin: %w", err)
 	}
-	if len(out.Months) == 0 {
+	if len(months) == 0 {
 		return out, nil
 	}
-	// The newest month in which somebody worked; an invoice alone, dated ahead,
-	// does not make it.
-	if err := tx.QueryRow(ctx, `select coalesce(to_char(max(month) filter (where approved_hours > 0), 'YYYY-MM'), $1) from ps.margin_by_project_month`, out.Months[0]).Scan(&out.Month); err != nil {
-		return nil, fmt.Errorf("choosing the month of the margin: %w", err)
+	most := 0.0
+	for _, m := range months {
+		out.Months = append(out.Months, m.Month)
+		most = max(most, m.Hours)
+	}
+	// The newest month that is well under way; one that has just begun, or has
+	// invoices dated ahead, tells little of a margin.
+	for _, m := range slices.Backward(months) {
+		if m.Hours*4 >= most {
+			out.Month = m.Month
+		}
 	}
 	for _, m := range out.Months {
 		if m == month {
