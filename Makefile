@@ -6,6 +6,7 @@ BIN := bin/tallywire
 KAFKA ?= embedded
 REDIS ?= embedded
 ARGS ?=
+BENCH_RUNS ?= 5
 
 .PHONY: help build demo test lint bench mutants fuzz chaos docs needs clean
 
@@ -33,8 +34,11 @@ race: ## the unit tests under the race detector
 lint: ## gofumpt, go vet, golangci-lint
 	deploy/lint.sh
 
-bench: ## the hot path against its oracles, and the drain to the warehouse
-	$(GO) test -run '^$$' -bench . -benchmem ./benchmarks/...
+bench: ## the hot path beside its oracle, then the drain to the warehouse (BENCH_RUNS=5); writes benchmarks/RESULTS.md
+	@deploy/needs.sh demo KAFKA=real REDIS=real
+	@mkdir -p bin
+	set -o pipefail; $(GO) test -run '^$$' -bench . ./benchmarks | tee bin/hotpath.txt
+	$(GO) run ./benchmarks/drain -runs $(BENCH_RUNS) -hotpath bin/hotpath.txt -out benchmarks/RESULTS.md -command "make bench"
 
 mutants: needs ## apply each patch of testdata/mutants and require its test to go red
 	deploy/mutants.sh
