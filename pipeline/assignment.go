@@ -29,6 +29,7 @@ type place struct {
 	committed int64  // as the group had it at assignment; -1: none
 	metadata  string // that came with committed
 	start     int64  // the first offset that is there
+	compacted bool   // records go by compaction alone: one that is gone was superseded
 	unsigned  bool   // nothing of ours is committed: do it before the first write
 	stored    int64  // deliver with an OffsetKeeper: below it records were written already; else 0
 }
@@ -213,10 +214,15 @@ func (a *assignment) adjusted(ctx context.Context, offsets map[string]map[int32]
 	if err != nil {
 		return nil, kafka.Wrap(err, "listing where the topics end")
 	}
+	compacted, err := a.cluster.CompactedOnly(ctx, a.topics...)
+	if err != nil {
+		return nil, err
+	}
 	a.mu.Lock()
 	places := a.ordered()
 	a.mu.Unlock()
 	for _, p := range places {
+		p.compacted = compacted[p.topic.Name]
 		first, ok := starts.Lookup(p.topic.Name, p.partition)
 		if !ok {
 			return nil, kafka.ErrUnavailable.New("partition %d of topic %q has no known start", p.partition, p.topic.Name)
@@ -242,8 +248,14 @@ func (a *assignment) adjusted(ctx context.Context, offsets map[string]map[int32]
 		if !ok {
 			return nil, kafka.ErrUnavailable.New("partition %d of topic %q has no known end", p.partition, p.topic.Name)
 		}
-		if p.next < p.start {
-			return nil, outOfRange(p, p.next, p.start)
+		from := p.next
+		if from < p.start {
+			if !p.compacted {
+				return nil, outOfRange(p, p.next, p.start)
+			}
+			// kfake's compaction moves the start (Kafka's does not). next stays:
+			// what is stored elsewhere goes on from there.
+			from = p.start
 		}
 		if p.next > e.Offset {
 			return nil, ErrOffsetRange.New("partition %d of topic %q ends at offset %d, but %d was to be read next: the topic lost records or was made anew",
@@ -253,8 +265,8 @@ func (a *assignment) adjusted(ctx context.Context, offsets map[string]map[int32]
 		if !ok {
 			continue // the broker did not give this one; the client reports it
 		}
-		if was.EpochOffset().Offset != p.next {
-			offsets[p.topic.Name][p.partition] = kgo.NewOffset().At(p.next)
+		if was.EpochOffset().Offset != from {
+			offsets[p.topic.Name][p.partition] = kgo.NewOffset().At(from)
 		}
 	}
 	a.mu.Lock()

@@ -72,7 +72,7 @@ func (p *polled) add(a *assignment, fs kgo.Fetches) error {
 			panic(fmt.Sprintf("BUG: record %d of partition %d of topic %q came when %d was next", first, ftp.Partition, ftp.Topic, expect))
 		}
 		// A8: what was deleted before we read it is missing, never skipped.
-		if ftp.LogStartOffset > expect && first >= ftp.LogStartOffset {
+		if !pl.compacted && ftp.LogStartOffset > expect && first >= ftp.LogStartOffset {
 			failed = outOfRange(pl, expect, ftp.LogStartOffset)
 			return
 		}
@@ -103,7 +103,13 @@ func (p *polled) add(a *assignment, fs kgo.Fetches) error {
 
 func fetchError(a *assignment, ftp kgo.FetchTopicPartition) error {
 	if errors.Is(ftp.Err, kerr.OffsetOutOfRange) {
-		if pl := a.find(ftp.Topic, ftp.Partition); pl != nil {
+		pl := a.find(ftp.Topic, ftp.Partition)
+		if pl != nil && pl.compacted {
+			// The next session starts where the topic does, or finds that it
+			// ends too early.
+			return kafka.ErrUnavailable.New("offset %d of partition %d of topic %q was compacted away: %w", pl.next, ftp.Partition, ftp.Topic, ftp.Err)
+		}
+		if pl != nil {
 			return ErrOffsetRange.New("offset %d of partition %d of topic %q was to be read next and is not there: %w", pl.next, ftp.Partition, ftp.Topic, ftp.Err)
 		}
 		return ErrOffsetRange.New("partition %d of topic %q: %w", ftp.Partition, ftp.Topic, ftp.Err)

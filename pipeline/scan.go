@@ -24,8 +24,8 @@ const (
 )
 
 // scan gives fn the committed records of partition p of t from offset from up
-// to but not including to, markers of transactions too. It waits for
-// transactions that are open below to. Records are valid during the call. cl
+// to but not including to, as far as they are still there, markers of
+// transactions too. It waits for transactions that are open below to. Records are valid during the call. cl
 // may be any client of the cluster.
 func scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, to int64, fn func(*kgo.Record) error) error {
 	if from >= to {
@@ -49,10 +49,18 @@ func scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, t
 			return kafka.Wrap(err, "%s", doing)
 		}
 		if fp.Err != nil {
-			if fp.Err == kerr.OffsetOutOfRange {
-				return ErrOffsetRange.New("%s: it starts at %d now", doing, fp.LogStartOffset)
+			if fp.Err != kerr.OffsetOutOfRange {
+				return kafka.Wrap(fp.Err, "%s", doing)
 			}
-			return kafka.Wrap(fp.Err, "%s", doing)
+			start, err := startOf(ctx, kadm.NewClient(cl), t, p)
+			if err != nil {
+				return err
+			}
+			if start <= next {
+				return ErrOffsetRange.New("%s: offset %d does not exist, though the partition starts at %d", doing, next, start)
+			}
+			next = start
+			continue
 		}
 		for _, r := range fp.Records {
 			if r.Offset >= to {

@@ -59,7 +59,7 @@ func (s *groupSession) checkAll(ctx context.Context) error {
 func (s *groupSession) restore(ctx context.Context, k kept, p *place, from, to int64) error {
 	what := "state of " + p.topic.Name
 	s.comp.Is(obs.Restoring, what)
-	start, err := startOf(ctx, s.env.Kafka.Admin(), p)
+	start, err := startOf(ctx, s.env.Kafka.Admin(), p.topic, p.partition)
 	if err != nil {
 		return err
 	}
@@ -101,14 +101,14 @@ func (s *groupSession) restore(ctx context.Context, k kept, p *place, from, to i
 	return k.state.Replayed(ctx, p.topic, p.partition, to)
 }
 
-func startOf(ctx context.Context, adm *kadm.Client, p *place) (int64, error) {
-	starts, err := adm.ListStartOffsets(ctx, p.topic.Name)
+func startOf(ctx context.Context, adm *kadm.Client, t *change.Topic, partition int32) (int64, error) {
+	starts, err := adm.ListStartOffsets(ctx, t.Name)
 	if err != nil {
-		return 0, kafka.Wrap(err, "listing where topic %q starts", p.topic.Name)
+		return 0, kafka.Wrap(err, "listing where topic %q starts", t.Name)
 	}
-	o, ok := starts.Lookup(p.topic.Name, p.partition)
+	o, ok := starts.Lookup(t.Name, partition)
 	if !ok || o.Err != nil {
-		return 0, kafka.ErrUnavailable.New("partition %d of topic %q has no known start", p.partition, p.topic.Name)
+		return 0, kafka.ErrUnavailable.New("partition %d of topic %q has no known start", partition, t.Name)
 	}
 	return o.Offset, nil
 }

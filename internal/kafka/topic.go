@@ -55,6 +55,9 @@ func (c *Cluster) create(ctx context.Context, spec TopicSpec) error {
 	set := func(k, v string) { conf[k] = &v }
 	if spec.Compact {
 		set("cleanup.policy", "compact")
+		// Kafka looks at it under delete only; kfake always, and would take
+		// the newest version of a row that was changed a week ago.
+		set("retention.ms", "-1")
 	} else {
 		set("cleanup.policy", "delete")
 		ms := int64(-1)
@@ -133,6 +136,32 @@ func (c *Cluster) Topic(ctx context.Context, name string) (*change.Topic, error)
 	}
 	c.topics[name] = t
 	return t, nil
+}
+
+// CompactedOnly tells of which topics records go by compaction alone
+// (cleanup.policy is compact and not delete): a newer one of the same key is
+// there for each that is gone, or its tombstone was. Kafka refuses DeleteRecords
+// on them. A topic whose settings we may not read is not said to be one.
+func (c *Cluster) CompactedOnly(ctx context.Context, names ...string) (map[string]bool, error) {
+	rs, err := c.admin.DescribeTopicConfigs(ctx, names...)
+	if err != nil {
+		return nil, Wrap(err, "reading the settings of topics %q", names)
+	}
+	out := map[string]bool{}
+	for _, r := range rs {
+		if errors.Is(r.Err, kerr.TopicAuthorizationFailed) {
+			continue // to read a topic does not take the right to know
+		}
+		if r.Err != nil {
+			return nil, Wrap(r.Err, "reading the settings of topic %q", r.Name)
+		}
+		for _, k := range r.Configs {
+			if k.Key == "cleanup.policy" && k.Value != nil {
+				out[r.Name] = *k.Value == "compact"
+			}
+		}
+	}
+	return out, nil
 }
 
 // MaxRecordBytes is the largest batch that the topic takes, in octets
