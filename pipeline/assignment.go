@@ -11,6 +11,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -25,13 +26,15 @@ type place struct {
 	topic     *change.Topic
 	order     int // of the topic among those that the group reads
 	partition int32
-	next      int64  // the offset to be read next; all before it is done
-	committed int64  // as the group had it at assignment; -1: none
-	metadata  string // that came with committed
-	start     int64  // the first offset that is there
-	compacted bool   // records go by compaction alone: one that is gone was superseded
-	unsigned  bool   // nothing of ours is committed: do it before the first write
-	stored    int64  // deliver with an OffsetKeeper: below it records were written already; else 0
+	next      int64     // the offset to be read next; all before it is done
+	committed int64     // as the group had it at assignment; -1: none
+	metadata  string    // that came with committed
+	start     int64     // the first offset that is there
+	compacted bool      // records go by compaction alone: one that is gone was superseded
+	stable    int64     // the last stable offset, when it is below the end
+	stableAt  time.Time // when it was first seen there; zero: it is the end
+	unsigned  bool      // nothing of ours is committed: do it before the first write
+	stored    int64     // deliver with an OffsetKeeper: below it records were written already; else 0
 }
 
 func (p *place) coord(offset int64) change.Coord {

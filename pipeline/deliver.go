@@ -213,6 +213,7 @@ func (s *deliverSession) prepare(ctx context.Context) error {
 		return err
 	}
 	s.prepared = gen
+	s.comp.Partitions()
 	s.comp.Is(obs.Running, "")
 	return s.lag(ctx)
 }

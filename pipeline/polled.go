@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sort"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -172,7 +173,8 @@ func decodeRecord(ctx context.Context, d *avro.Decoder, b *change.Batch, pl *pla
 	return d.Append(ctx, b, pl.coord(r.Offset), r.Key, r.Value, pos, unchanged, r.Timestamp.UnixMilli())
 }
 
-// setLag tells how far the group is from the ends of its partitions.
+// setLag tells how far the group is from the ends of its partitions, and
+// whether an open transaction keeps it from them (A5).
 func setLag(ctx context.Context, a *assignment, comp *obs.Component, skip string) error {
 	places := a.list()
 	if len(places) == 0 {
@@ -182,10 +184,35 @@ func setLag(ctx context.Context, a *assignment, comp *obs.Component, skip string
 	if err != nil {
 		return kafka.Wrap(err, "listing where the topics end")
 	}
+	// Read after the ends: the last stable offset can only have grown since.
+	stable, err := a.cluster.Admin().ListCommittedOffsets(ctx, a.topics...)
+	if err != nil {
+		return kafka.Wrap(err, "listing where the topics are stable")
+	}
+	now := time.Now()
 	for _, p := range places {
-		if e, ok := ends.Lookup(p.topic.Name, p.partition); ok && e.Err == nil && p.topic.Name != skip && p.next >= 0 {
+		e, ok1 := ends.Lookup(p.topic.Name, p.partition)
+		s, ok2 := stable.Lookup(p.topic.Name, p.partition)
+		if ok1 && ok2 && e.Err == nil && s.Err == nil && p.topic.Name != skip {
+			comp.Stable(p.topic.Name, p.partition, p.stableAge(s.Offset, e.Offset, now))
+		}
+		if ok1 && e.Err == nil && p.topic.Name != skip && p.next >= 0 {
 			comp.Lag(p.topic.Name, p.partition, max(e.Offset-p.next, 0))
 		}
 	}
 	return nil
+}
+
+// stableAge is for how long the last stable offset has stood still below the
+// end, by what was seen of it. Under load it is below the end all the time, and
+// moves.
+func (p *place) stableAge(stable, end int64, now time.Time) time.Duration {
+	switch {
+	case stable >= end:
+		p.stableAt = time.Time{}
+		return 0
+	case p.stableAt.IsZero() || p.stable != stable:
+		p.stable, p.stableAt = stable, now
+	}
+	return now.Sub(p.stableAt)
 }

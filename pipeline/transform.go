@@ -327,6 +327,7 @@ func (s *groupSession) prepare(ctx context.Context) error {
 		return err
 	}
 	s.prepared = gen
+	s.comp.Partitions()
 	s.comp.Is(obs.Running, "")
 	return s.lag(ctx)
 }

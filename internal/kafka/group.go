@@ -5,6 +5,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -28,7 +29,7 @@ func (c *Cluster) LeaveGroup(ctx context.Context, group, instance, member string
 	if err = kerr.ErrorForCode(resp.ErrorCode); err == nil && len(resp.Members) == 1 {
 		err = kerr.ErrorForCode(resp.Members[0].ErrorCode)
 	}
-	if err == kerr.UnknownMemberID || err == kerr.GroupIDNotFound {
+	if errors.Is(err, kerr.UnknownMemberID) || errors.Is(err, kerr.GroupIDNotFound) {
 		return nil
 	}
 	return err

@@ -31,9 +31,9 @@ type Obs struct {
 	mu         sync.Mutex
 	components map[string]*Component
 
-	records, bytes, failures              *prometheus.CounterVec
-	latency, txn                          *prometheus.HistogramVec
-	lag, parked, waiting, state, progress *prometheus.GaugeVec
+	records, bytes, failures                      *prometheus.CounterVec
+	latency, txn                                  *prometheus.HistogramVec
+	lag, stable, parked, waiting, state, progress *prometheus.GaugeVec
 }
 
 // New makes an Obs that logs to log.
@@ -47,11 +47,12 @@ func New(log *slog.Logger) *Obs {
 	o.latency = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "tallywire_latency_seconds", Help: "From the commit at the source to here, by topic; of a sink: until durable.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 18)}, with("topic"))
 	o.txn = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "tallywire_transaction_seconds", Help: "Duration of Kafka or warehouse transactions, begin to end.", Buckets: prometheus.ExponentialBuckets(0.0005, 2, 18)}, comp)
 	o.lag = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_lag_records", Help: "Records between the committed offset and the end of the partition."}, with("topic", "partition"))
+	o.stable = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_last_stable_age_seconds", Help: "For how long an open transaction has kept readers from the end of an input partition; 0 when none does."}, with("topic", "partition"))
 	o.parked = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_parked_records", Help: "Records parked now."}, comp)
 	o.waiting = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_waiting_records", Help: "Records that wait for a reference now."}, comp)
 	o.state = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_component_state", Help: "1 for the state that the component is in."}, with("state"))
 	o.progress = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_progress_ratio", Help: "How far a load or a rebuild is, 0 to 1."}, comp)
-	o.Registry.MustRegister(o.records, o.bytes, o.failures, o.latency, o.txn, o.lag, o.parked, o.waiting, o.state, o.progress)
+	o.Registry.MustRegister(o.records, o.bytes, o.failures, o.latency, o.txn, o.lag, o.stable, o.parked, o.waiting, o.state, o.progress)
 	return o
 }
 
@@ -63,8 +64,10 @@ func (o *Obs) Component(kind, name string) *Component {
 	k := kind + "/" + name
 	c := o.components[k]
 	if c == nil {
-		c = &Component{o: o, Kind: kind, Name: name, Log: o.Log.With("component", k),
-			topics: map[string]*TopicStats{}, lags: map[string]map[int32]int64{}, state: Starting, since: time.Now()}
+		c = &Component{
+			o: o, Kind: kind, Name: name, Log: o.Log.With("component", k),
+			topics: map[string]*TopicStats{}, lags: map[string]map[int32]int64{}, state: Starting, since: time.Now(),
+		}
 		o.components[k] = c
 	}
 	return c
@@ -151,6 +154,22 @@ func (c *Component) Lag(topic string, partition int32, records int64) {
 		c.lags[topic] = m
 	}
 	m[partition] = records
+	c.mu.Unlock()
+}
+
+// Stable sets for how long the last stable offset of a partition of an input
+// has stood still below its end.
+func (c *Component) Stable(topic string, partition int32, age time.Duration) {
+	c.o.stable.WithLabelValues(c.Kind, c.Name, topic, itoa(partition)).Set(age.Seconds())
+}
+
+// Partitions forgets what was said of partitions: others are read from now on.
+func (c *Component) Partitions() {
+	of := prometheus.Labels{"kind": c.Kind, "name": c.Name}
+	c.o.lag.DeletePartialMatch(of)
+	c.o.stable.DeletePartialMatch(of)
+	c.mu.Lock()
+	clear(c.lags)
 	c.mu.Unlock()
 }
 
@@ -258,8 +277,10 @@ func (o *Obs) Views() []View {
 func (c *Component) View() View {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	v := View{Kind: c.Kind, Name: c.Name, State: c.state, Reason: c.reason, Since: c.since, Progress: c.progress,
-		Lag: map[string]int64{}, Parked: c.parked, Waiting: c.waiting}
+	v := View{
+		Kind: c.Kind, Name: c.Name, State: c.state, Reason: c.reason, Since: c.since, Progress: c.progress,
+		Lag: map[string]int64{}, Parked: c.parked, Waiting: c.waiting,
+	}
 	v.P50, v.P95, v.P99 = c.latency.Quantiles()
 	for t, m := range c.lags {
 		for _, n := range m {
