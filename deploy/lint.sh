@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # gofumpt, go vet and golangci-lint, at versions that are named here.
 set -euo pipefail
-gofumpt_version=v0.9.2
+gofumpt_version=v0.12.0
 golangci_version=v2.15.0
 bin=$(go env GOPATH)/bin
 [ -x "$bin/gofumpt" ] || go install "mvdan.cc/gofumpt@$gofumpt_version"

@@ -67,8 +67,10 @@ func (a *app) parkedListCmd() *cobra.Command {
 			}
 			lines := make([]parkedLine, len(ps))
 			for i, p := range ps {
-				lines[i] = parkedLine{p.Stage, p.Kind, p.Topic, p.Key, p.Partition, p.Offset, p.Code, p.Reason, p.Remedy, p.WaitsFor,
-					p.Attempts, p.FirstAt, p.LastAt, p.RetryAsked}
+				lines[i] = parkedLine{
+					p.Stage, p.Kind, p.Topic, p.Key, p.Partition, p.Offset, p.Code, p.Reason, p.Remedy, p.WaitsFor,
+					p.Attempts, p.FirstAt, p.LastAt, p.RetryAsked,
+				}
 			}
 			return a.print(lines, func(w io.Writer) {
 				if len(lines) == 0 {

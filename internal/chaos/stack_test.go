@@ -247,7 +247,7 @@ func (s *stack) until(bound time.Duration, what string, f func(context.Context) 
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	last := ""
+	var last string
 	for {
 		ok, now := f(ctx)
 		if ok {

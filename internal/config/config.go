@@ -195,8 +195,10 @@ func Load(file string, o Options) (*Config, error) {
 	return Parse(file, b, o)
 }
 
-var nameForm = regexp.MustCompile(`^[a-z][a-z0-9_]{0,39}$`)
-var instanceForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,80}$`)
+var (
+	nameForm     = regexp.MustCompile(`^[a-z][a-z0-9_]{0,39}$`)
+	instanceForm = regexp.MustCompile(`^[A-Za-z0-9._-]{1,80}$`)
+)
 
 // Parse reads a text; file is the name that messages use. On mistakes the
 // error joins all of them, each a *problem.Error that says where; the Config is

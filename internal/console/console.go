@@ -368,8 +368,10 @@ func (s *Server) status() Status {
 	out := Status{Version: s.o.Version, At: s.now(), ParkedCount: s.nParked, Components: []Component{}, Arrows: []ArrowState{}}
 	s.mu.Unlock()
 	for _, v := range views {
-		c := Component{Kind: v.Kind, Name: v.Name, State: v.State, Reason: v.Reason, Remedy: remedy(v.Reason), Progress: v.Progress, Since: v.Since,
-			Lag: v.Lag, Parked: v.Parked, Waiting: v.Waiting, P50: ms(v.P50), P95: ms(v.P95), P99: ms(v.P99)}
+		c := Component{
+			Kind: v.Kind, Name: v.Name, State: v.State, Reason: v.Reason, Remedy: remedy(v.Reason), Progress: v.Progress, Since: v.Since,
+			Lag: v.Lag, Parked: v.Parked, Waiting: v.Waiting, P50: ms(v.P50), P95: ms(v.P95), P99: ms(v.P99),
+		}
 		for _, n := range v.Lag {
 			c.LagTotal += n
 		}

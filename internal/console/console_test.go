@@ -76,8 +76,10 @@ func server(o *obs.Obs) *Server {
 		Title: "Demo firm", Version: "test", Views: o.Views,
 		Parked: func(context.Context, int) ([]Parked, int, error) {
 			return []Parked{
-				{Stage: "erp", Topic: "ps.customer", Key: "17", Code: "TW-REST-REJECTED", Reason: "POST /customers answered 400: the tax registration number is not valid",
-					Remedy: "Correct the customer in the PSA, or run `tallywire parked retry erp 17`.", Attempts: 2, Since: time.Now().Add(-3 * time.Minute)},
+				{
+					Stage: "erp", Topic: "ps.customer", Key: "17", Code: "TW-REST-REJECTED", Reason: "POST /customers answered 400: the tax registration number is not valid",
+					Remedy: "Correct the customer in the PSA, or run `tallywire parked retry erp 17`.", Attempts: 2, Since: time.Now().Add(-3 * time.Minute),
+				},
 				{Stage: "erp", Topic: "ps.project", Key: "<script>", Code: "TW-REST-WAITS", Reason: "held until it is delivered", WaitsFor: "customer/17", Attempts: 1, Since: time.Now().Add(-2 * time.Minute)},
 			}, 2, nil
 		},

@@ -96,8 +96,10 @@ func NewFlow(views []obs.View, wires []Wires, r rates) *Flow {
 		b := byName[g]
 		if b == nil {
 			_, name, _ := strings.Cut(g, "/")
-			b = &Box{Kind: v.Kind, Name: name, State: v.State, W: boxW, H: boxH,
-				in: map[string]int64{}, out: map[string]int64{}, lag: map[string]int64{}}
+			b = &Box{
+				Kind: v.Kind, Name: name, State: v.State, W: boxW, H: boxH,
+				in: map[string]int64{}, out: map[string]int64{}, lag: map[string]int64{},
+			}
 			byName[g] = b
 			boxes = append(boxes, b)
 		}

@@ -52,8 +52,10 @@ var (
 
 // DefaultOptions are those of `make demo`.
 func DefaultOptions() Options {
-	return Options{StateDir: ".tallywire", Kafka: "embedded", Redis: "embedded", Ports: DefaultPorts, Rate: 100,
-		Drain: 3 * time.Minute, GoLive: firm.GoLive, LogLevel: "info", Say: io.Discard}
+	return Options{
+		StateDir: ".tallywire", Kafka: "embedded", Redis: "embedded", Ports: DefaultPorts, Rate: 100,
+		Drain: 3 * time.Minute, GoLive: firm.GoLive, LogLevel: "info", Say: io.Discard,
+	}
 }
 
 // Run runs the demo until ctx ends (For: until it is verified) and stops
@@ -217,7 +219,6 @@ func (w *world) groups() ([]string, error) {
 type pipe struct {
 	cancel context.CancelFunc
 	done   chan struct{}
-	once   sync.Once
 	err    error
 }
 

@@ -118,8 +118,10 @@ func TestLedgerIsJudged(t *testing.T) {
 
 // A report that says OK over differences would make the whole demo a lie.
 func TestReportTellsDifferences(t *testing.T) {
-	v := &Verification{Compared: []Compared{{Where: "ps.customer", Rows: 3, Differences: 1}}, Rows: 3, Differences: 1,
-		Examples: []Difference{{Where: "ps.customer", Key: "2", What: "name: PSA a, warehouse b"}}}
+	v := &Verification{
+		Compared: []Compared{{Where: "ps.customer", Rows: 3, Differences: 1}}, Rows: 3, Differences: 1,
+		Examples: []Difference{{Where: "ps.customer", Key: "2", What: "name: PSA a, warehouse b"}},
+	}
 	if v.OK() {
 		t.Error("a difference is OK")
 	}

@@ -40,9 +40,9 @@ func (w *world) drain(ctx context.Context, pipe *pipe, groups []string, lsn stri
 	defer psa.Close(context.WithoutCancel(ctx))
 	tick := time.NewTicker(250 * time.Millisecond)
 	defer tick.Stop()
-	calm, last, behind := 0, "", ""
+	calm, last := 0, ""
 	for {
-		behind, err = w.behind(ctx, psa, groups, lsn)
+		behind, err := w.behind(ctx, psa, groups, lsn)
 		if err != nil && ctx.Err() == nil {
 			return err
 		}

@@ -107,7 +107,7 @@ func compareLedger(s ledgerSet, want map[string]wantedRecord, have []erp.Record,
 		}
 		sort.Strings(names)
 		for _, n := range names {
-			if got := r.Fields[n]; got != w.props[n] && !(n == "quantity" && trimZeros(got) == trimZeros(w.props[n])) {
+			if got := r.Fields[n]; got != w.props[n] && (n != "quantity" || trimZeros(got) != trimZeros(w.props[n])) {
 				diff("%s is %q, the PSA says %q", n, got, w.props[n])
 			}
 		}

@@ -3,6 +3,7 @@
 package demo
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -57,7 +58,7 @@ func (p Ports) check(stateDir string) error {
 		if x.dir != "" && postgresPort(filepath.Join(stateDir, x.dir)) == x.port {
 			continue
 		}
-		ln, err := net.Listen("tcp", local(x.port))
+		ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", local(x.port))
 		if err != nil {
 			errs = append(errs, ErrPort.New("%s wants %s, which is taken", x.what, local(x.port)).
 				WithRemedy("Stop what uses it (another demo? see `ss -ltnp`), or use %s.", x.flag))

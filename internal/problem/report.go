@@ -21,7 +21,7 @@ func Reports(err error) []Report {
 	if err == nil {
 		return nil
 	}
-	if j, ok := err.(interface{ Unwrap() []error }); ok && Of(err) != err {
+	if j, ok := err.(interface{ Unwrap() []error }); ok && error(Of(err)) != err { //nolint:errorlint // the very same, not one like it
 		var out []Report
 		for _, e := range j.Unwrap() {
 			out = append(out, Reports(e)...)
@@ -34,7 +34,8 @@ func Reports(err error) []Report {
 	}
 	what := e.Text
 	// What was being done, wrapped around the problem, is kept.
-	if whole := err.Error(); err != error(e) && strings.HasSuffix(whole, e.Error()) {
+	if whole := err.Error(); err != error(e) && //nolint:errorlint // the very same
+		strings.HasSuffix(whole, e.Error()) {
 		what = strings.TrimSuffix(whole, e.Error()) + what
 	}
 	return []Report{{Code: e.ID, Class: e.Class.String(), What: what, Where: e.Where, Remedy: e.WhatToDo()}}

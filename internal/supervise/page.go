@@ -33,8 +33,10 @@ func parkedFunc(pool *pgxpool.Pool) func(context.Context, int) ([]console.Parked
 		}
 		out := make([]console.Parked, len(ps))
 		for i, p := range ps {
-			out[i] = console.Parked{Stage: p.Stage, Topic: p.Topic, Key: p.Key, Code: p.Code, Reason: p.Reason, Remedy: p.Remedy,
-				WaitsFor: p.WaitsFor, Attempts: p.Attempts, Since: p.FirstAt}
+			out[i] = console.Parked{
+				Stage: p.Stage, Topic: p.Topic, Key: p.Key, Code: p.Code, Reason: p.Reason, Remedy: p.Remedy,
+				WaitsFor: p.WaitsFor, Attempts: p.Attempts, Since: p.FirstAt,
+			}
 		}
 		return out, n, nil
 	}

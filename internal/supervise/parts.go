@@ -243,8 +243,10 @@ func Serve(ctx context.Context, what, listen string, h http.Handler) (*HTTP, err
 	if err != nil {
 		return nil, ErrPort.New("%s wants %s: %w", what, listen, err)
 	}
-	s := &HTTP{Addr: ln.Addr().String(), done: make(chan error, 1),
-		srv: &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}}
+	s := &HTTP{
+		Addr: ln.Addr().String(), done: make(chan error, 1),
+		srv: &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10},
+	}
 	go func() { s.done <- s.srv.Serve(ln) }() // ends with Stop, which waits for it
 	return s, nil
 }

@@ -85,7 +85,7 @@ func (a *Apicurio) start(ctx context.Context, home string) error {
 		started <- err
 		if err == nil {
 			// How it ended is of no interest: it is only ever killed.
-			err = a.cmd.Wait()
+			a.cmd.Wait()
 		}
 	}()
 	if err := <-started; err != nil {
@@ -246,7 +246,7 @@ func unpackGzip(archive, into string) error {
 	defer root.Close()
 	for r := tar.NewReader(z); ; {
 		h, err := r.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

@@ -102,8 +102,10 @@ func (r *Redis) launch(ctx context.Context, bin, addr string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("making the folder of Redis: %w", err)
 	}
-	args := append([]string{"--bind", host, "--port", port, "--dir", dir, "--save", "", "--maxmemory-policy", "noeviction",
-		"--daemonize", "no", "--logfile", filepath.Join(dir, "redis.log")}, r.opt.Args...)
+	args := append([]string{
+		"--bind", host, "--port", port, "--dir", dir, "--save", "", "--maxmemory-policy", "noeviction",
+		"--daemonize", "no", "--logfile", filepath.Join(dir, "redis.log"),
+	}, r.opt.Args...)
 	cmd := exec.Command(bin, args...)
 	// Its own group: a Ctrl-C in the terminal is for us, we stop it in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -129,7 +131,7 @@ func (r *Redis) launch(ctx context.Context, bin, addr string) error {
 		select {
 		case end := <-done:
 			log, _ := os.ReadFile(filepath.Join(dir, "redis.log")) // for the message only
-			return fmt.Errorf("redis-server on %s ended at once (%v): %s", addr, end, lastLines(string(log), 3))
+			return fmt.Errorf("redis-server on %s ended at once (%w): %s", addr, end, lastLines(string(log), 3))
 		case <-ctx.Done():
 			kill := cmd.Process.Kill()
 			<-done

@@ -79,7 +79,6 @@ type world struct {
 	sched *scheduler
 	left  *group
 	right *group
-	step  int
 }
 
 // group is a consumer group with one process.
@@ -141,10 +140,12 @@ func newWorld(tb testing.TB, addr string, seed uint64, cfg join.Config) *world {
 }
 
 func (w *world) client(addr string) *goredis.Client {
-	c := goredis.NewClient(&goredis.Options{Addr: addr, Protocol: 2, DisableIdentity: true, MaxRetries: -1, ContextTimeoutEnabled: true,
+	c := goredis.NewClient(&goredis.Options{
+		Addr: addr, Protocol: 2, DisableIdentity: true, MaxRetries: -1, ContextTimeoutEnabled: true,
 		Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, network, addr)
-		}})
+		},
+	})
 	w.tb.Cleanup(func() {
 		if err := c.Close(); err != nil {
 			w.tb.Error(err)
