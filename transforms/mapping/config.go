@@ -147,10 +147,8 @@ func New(name string, cfg Config) (*Stage, error) {
 	}
 	s := &Stage{name: name, byFrom: map[string]*entry{}}
 	var bad []error
-	fail := func(path, format string, args ...any) *problem.Error {
-		e := ErrConfig.New(format, args...).At("%s", path)
-		bad = append(bad, e)
-		return e
+	fail := func(path, format string, args ...any) {
+		bad = append(bad, ErrConfig.New(format, args...).At("%s", path))
 	}
 	if len(cfg.Topics) == 0 {
 		fail("transforms."+name+".topics", "no topic is mapped")
@@ -160,7 +158,8 @@ func New(name string, cfg Config) (*Stage, error) {
 		path := fmt.Sprintf("transforms.%s.topics[%d]", name, i)
 		c := all[t.To]
 		if c == nil {
-			e := fail(path+".to", "topic %q has no contract", t.To)
+			e := ErrConfig.New("topic %q has no contract", t.To).At("%s.to", path)
+			bad = append(bad, e)
 			names := make([]string, 0, len(all))
 			for n := range all {
 				names = append(names, n)
