@@ -185,7 +185,8 @@ func New(name string, cfg Config) (*Stage, error) {
 		e := &entry{from: t.From, path: path, to: c.Table}
 		for f := range t.Fields {
 			if c.Table.Column(f) < 0 {
-				p := fail(path+".fields."+f, "the contract of %s has no field %q", t.To, f)
+				p := ErrConfig.New("the contract of %s has no field %q", t.To, f).At("%s.fields.%s", path, f)
+				bad = append(bad, p)
 				if near := config.Nearest(f, fieldNames(c.Table)); near != "" {
 					p.WithRemedy("Did you mean %s?", near)
 				}
