@@ -7,6 +7,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -49,7 +50,7 @@ func scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, t
 			return kafka.Wrap(err, "%s", doing)
 		}
 		if fp.Err != nil {
-			if fp.Err != kerr.OffsetOutOfRange {
+			if !errors.Is(fp.Err, kerr.OffsetOutOfRange) {
 				return kafka.Wrap(fp.Err, "%s", doing)
 			}
 			start, err := startOf(ctx, kadm.NewClient(cl), t, p)

@@ -327,6 +327,7 @@ func (s *groupSession) prepare(ctx context.Context) error {
 		return err
 	}
 	s.prepared = gen
+	clear(s.trimmed) // of places that are gone
 	s.comp.Partitions()
 	s.comp.Is(obs.Running, "")
 	return s.lag(ctx)
