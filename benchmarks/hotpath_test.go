@@ -31,17 +31,29 @@ type column struct {
 func numericMod(precision, scale int32) int32 { return precision<<16 | scale + 4 }
 
 var columns = []column{
-	{"id", 20, -1}, {"employee_id", 23, -1}, {"project_id", 23, -1}, {"task_id", 23, -1}, {"work_date", 1082, -1},
-	{"minutes", 23, -1}, {"bill_rate", 1700, numericMod(12, 4)}, {"cost_rate", 1700, numericMod(12, 4)}, {"billable", 16, -1},
-	{"status", 25, -1}, {"note", 25, -1}, {"created_at", 1184, -1}, {"updated_at", 1184, -1},
+	{"id", 20, -1},
+	{"employee_id", 23, -1},
+	{"project_id", 23, -1},
+	{"task_id", 23, -1},
+	{"work_date", 1082, -1},
+	{"minutes", 23, -1},
+	{"bill_rate", 1700, numericMod(12, 4)},
+	{"cost_rate", 1700, numericMod(12, 4)},
+	{"billable", 16, -1},
+	{"status", 25, -1},
+	{"note", 25, -1},
+	{"created_at", 1184, -1},
+	{"updated_at", 1184, -1},
 }
 
 const relationID = 16402
 
 func newRelation() *pgoutput.Relation {
 	var types pgoutput.Types
-	r := &pgoutput.Relation{Table: &change.Table{Source: "psa", Database: "psa", Schema: "public", Name: "time_entry",
-		Topic: "psa.public.time_entry", ID: relationID, OldFull: true, Key: []int{0}}}
+	r := &pgoutput.Relation{Table: &change.Table{
+		Source: "psa", Database: "psa", Schema: "public", Name: "time_entry",
+		Topic: "psa.public.time_entry", ID: relationID, OldFull: true, Key: []int{0},
+	}}
 	for i, c := range columns {
 		types.Add(&pgoutput.Type{ID: c.oid, Class: 'b'})
 		col, cell := types.Column(c.oid, c.mod)

@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -68,7 +69,7 @@ func (o *options) run(ctx context.Context) (err error) {
 		defer f.Close()
 		log = slog.New(slog.NewTextHandler(f, nil))
 	}
-	rep := &report{o: o, machine: machine()}
+	rep := &report{o: o, machine: machine(), versions: versions(ctx, o.parts)}
 	for _, kind := range strings.Split(o.parts, ",") {
 		if kind != "embedded" && kind != "real" {
 			return fmt.Errorf("-parts: %q is neither embedded nor real", kind)
@@ -96,14 +97,10 @@ func (o *options) measure(ctx context.Context, kind string, log *slog.Logger) (r
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	fmt.Printf("%s parts: starting the servers and seeding the firm …\n", kind)
 	w, err := newWorld(ctx, kind, dir, log)
-	defer func() {
-		if cerr := w.close(); err == nil {
-			err = cerr
-		}
-	}()
+	defer func() { err = errors.Join(err, w.close()) }()
 	if err != nil {
 		return nil, err
 	}

@@ -78,12 +78,12 @@ func (w *world) drained(ctx context.Context, warehouse *pgx.Conn, mark string, g
 		if err != nil {
 			return err
 		}
-		lag := int64(1)
 		for _, g := range groups {
 			if !there {
 				break
 			}
-			if lag, err = w.lag(ctx, g); err != nil {
+			lag, err := w.lag(ctx, g)
+			if err != nil {
 				return err
 			}
 			there = lag == 0
@@ -112,8 +112,8 @@ func (w *world) lag(ctx context.Context, group string) (int64, error) {
 		return 0, fmt.Errorf("reading the lag of %s: %w", group, err)
 	}
 	l, ok := lags[group]
-	if !ok || l.Error() != nil || len(l.Lag) == 0 {
-		return 1, nil // it has not begun
+	if begun := ok && l.Error() == nil && len(l.Lag) > 0; !begun {
+		return 1, nil
 	}
 	var sum int64
 	for _, topic := range l.Lag {

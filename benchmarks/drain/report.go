@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,15 +27,16 @@ type result struct {
 }
 
 type report struct {
-	o       *options
-	machine string
-	results []*result
+	o        *options
+	machine  string
+	versions []string
+	results  []*result
 }
 
 func (r *report) text() (string, error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Results\n\nMade by `%s` on %s. %s. Read the figures of a shared machine as ratios.\n", r.o.command, time.Now().UTC().Format("2006-01-02"), r.machine)
-	fmt.Fprintf(&b, "\nVersions: %s.\n", strings.Join(versions(r.o.parts), ", "))
+	fmt.Fprintf(&b, "\nVersions: %s.\n", strings.Join(r.versions, ", "))
 	if r.o.hotpath != "" {
 		rows, err := hotpath(r.o.hotpath)
 		if err != nil {
@@ -125,11 +127,11 @@ func machine() string {
 }
 
 // versions of what took part.
-func versions(parts string) []string {
+func versions(ctx context.Context, parts string) []string {
 	out := []string{runtime.Version(), "Postgres " + testkit.Postgres17}
 	if strings.Contains(parts, "real") {
 		out = append(out, "Apache Kafka "+testkit.KafkaVersion)
-		if b, err := exec.Command("redis-server", "--version").Output(); err == nil {
+		if b, err := exec.CommandContext(ctx, "redis-server", "--version").Output(); err == nil {
 			for _, f := range strings.Fields(string(b)) {
 				if v, ok := strings.CutPrefix(f, "v="); ok {
 					out = append(out, "redis-server "+v)

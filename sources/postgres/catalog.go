@@ -145,8 +145,10 @@ func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, 
 		return nil, err
 	}
 	r := &pgoutput.Relation{
-		Table: &change.Table{Source: source, Schema: t.schema, Name: t.name, Topic: source + "." + t.schema + "." + t.name,
-			ID: t.id, OldFull: t.identity == 'f', Columns: make([]change.Column, len(cols))},
+		Table: &change.Table{
+			Source: source, Schema: t.schema, Name: t.name, Topic: source + "." + t.schema + "." + t.name,
+			ID: t.id, OldFull: t.identity == 'f', Columns: make([]change.Column, len(cols)),
+		},
 		Cells: make([]pgoutput.Coder, len(cols)), Identity: make([]bool, len(cols)),
 	}
 	for i, w := range cols {

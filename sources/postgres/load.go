@@ -42,8 +42,10 @@ func (se *session) load(ctx context.Context, at position) error {
 	if err != nil {
 		return err
 	}
-	l := &loader{se: se, ctx: ctx, resume: at.resume(), time: time.Now().UnixMicro(),
-		pos: change.Pos{System: uint64(at.System), Timeline: uint32(at.Timeline), LSN: uint64(at.LSN), Kind: change.PosSnapshot, Ordinal: at.Attempt << 48}}
+	l := &loader{
+		se: se, ctx: ctx, resume: at.resume(), time: time.Now().UnixMicro(),
+		pos: change.Pos{System: uint64(at.System), Timeline: uint32(at.Timeline), LSN: uint64(at.LSN), Kind: change.PosSnapshot, Ordinal: at.Attempt << 48},
+	}
 	for i, r := range rels {
 		if err := l.table(se.tables[i], r); err != nil {
 			if l.b != nil {

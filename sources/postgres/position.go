@@ -87,9 +87,11 @@ func parsePosition(r pipeline.Resume) (*position, error) {
 	d := json.NewDecoder(bytes.NewReader(r))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&p); err != nil {
-		return nil, &problem.Error{Code: ErrProtocol, Err: err,
+		return nil, &problem.Error{
+			Code: ErrProtocol, Err: err,
 			Text: fmt.Sprintf("reading the stored position %q: %v", r, err),
-			Fix:  "The position was written by another version or by hand; run the version that wrote it, or start the source over."}
+			Fix:  "The position was written by another version or by hand; run the version that wrote it, or start the source over.",
+		}
 	}
 	return &p, nil
 }

@@ -5,7 +5,6 @@
 package postgres
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -165,16 +164,6 @@ func (s *socket) close() {
 	s.room.Broadcast()
 	s.mu.Unlock()
 	<-s.done
-}
-
-// await waits until next may have something.
-func (s *socket) await(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.more:
-		return nil
-	}
 }
 
 // serverError reads an ErrorResponse frame.

@@ -159,11 +159,6 @@ func (s *slotInfo) check(name string) error {
 	return nil
 }
 
-func (s *slotInfo) inUse(name string) error {
-	e := ErrSlotInUse.New("slot %q is streamed by the server process %d", name, deref(s.activePID))
-	return e.WithRemedy("%s Its session: SELECT * FROM pg_stat_activity WHERE pid = %d.", e.Remedy, deref(s.activePID))
-}
-
 func deref[T any](p *T) (v T) {
 	if p != nil {
 		v = *p

@@ -38,7 +38,7 @@ var _ pipeline.Source = (*Source)(nil)
 func (s *Source) Run(ctx context.Context, out pipeline.SourceOutlet) error {
 	err := s.run(ctx, out)
 	if ctx.Err() != nil {
-		return nil
+		return nil //nolint:nilerr // it was told to end: what broke on the way is of no interest
 	}
 	return err
 }

@@ -40,8 +40,10 @@ type stream struct {
 }
 
 func newStream(se *session, p position) *stream {
-	st := &stream{session: se, at: p, part: p.Tx, sum: xxhash.New(), lastIdle: time.Now(),
-		cur: pgoutput.NewCursor()}
+	st := &stream{
+		session: se, at: p, part: p.Tx, sum: xxhash.New(), lastIdle: time.Now(),
+		cur: pgoutput.NewCursor(),
+	}
 	st.at.Tx, st.at.State, st.at.Attempt = nil, "", 0
 	if p.Tx != nil {
 		st.split = p.Tx.Final

@@ -211,6 +211,7 @@ func sameTypes(t *testing.T, pg *testkit.Postgres, cases []typeCase, binary bool
 // Lost if these fail: a value differs between load and stream, between binary
 // and text, or from what the database shows.
 func TestTypesBinary(t *testing.T) { sameTypes(t, shared(t), typeCases, true) }
+
 func TestTypesText(t *testing.T) {
 	sameTypes(t, shared(t), append(append([]typeCase(nil), typeCases...), textCases...), false)
 }

@@ -18,9 +18,18 @@ func timeEntry() *Relation {
 		oid  uint32
 		mod  int32
 	}{
-		{"id", 20, -1}, {"employee_id", 20, -1}, {"project_id", 20, -1}, {"task_number", 25, -1}, {"work_date", 1082, -1},
-		{"hours", 1700, (6<<16 | 2) + 4}, {"billable", 16, -1}, {"status", 25, -1}, {"note", 25, -1}, {"bill_rate", 1700, (12<<16 | 4) + 4},
-		{"created_at", 1184, -1}, {"updated_at", 1184, -1},
+		{"id", 20, -1},
+		{"employee_id", 20, -1},
+		{"project_id", 20, -1},
+		{"task_number", 25, -1},
+		{"work_date", 1082, -1},
+		{"hours", 1700, (6<<16 | 2) + 4},
+		{"billable", 16, -1},
+		{"status", 25, -1},
+		{"note", 25, -1},
+		{"bill_rate", 1700, (12<<16 | 4) + 4},
+		{"created_at", 1184, -1},
+		{"updated_at", 1184, -1},
 	}
 	var types Types
 	r := &Relation{Table: &change.Table{Source: "psa", Schema: "public", Name: "time_entry", Topic: "psa.public.time_entry", ID: 16402, OldFull: true, Key: []int{0}}}
@@ -92,9 +101,18 @@ func timeEntryRow(id int64) []cell {
 		return p
 	}
 	return []cell{
-		{'b', be(id)}, {'b', be(int64(117))}, {'b', be(int64(42))}, {'b', []byte("T-0042")}, {'b', be(int32(9570))},
-		{'b', numeric(0, 2, 7, 5000)}, {'b', []byte{1}}, {'b', []byte("submitted")}, {'b', []byte("Reviewed the interface contract with the client team")},
-		{'b', numeric(0, 4, 145, 5000)}, {'b', be(int64(826_848_000_000_000))}, {'b', be(int64(826_848_000_123_456))},
+		{'b', be(id)},
+		{'b', be(int64(117))},
+		{'b', be(int64(42))},
+		{'b', []byte("T-0042")},
+		{'b', be(int32(9570))},
+		{'b', numeric(0, 2, 7, 5000)},
+		{'b', []byte{1}},
+		{'b', []byte("submitted")},
+		{'b', []byte("Reviewed the interface contract with the client team")},
+		{'b', numeric(0, 4, 145, 5000)},
+		{'b', be(int64(826_848_000_000_000))},
+		{'b', be(int64(826_848_000_123_456))},
 	}
 }
 
