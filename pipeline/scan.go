@@ -112,7 +112,7 @@ func fetch(ctx context.Context, leader *kgo.Broker, t *change.Topic, p int32, fr
 	rp.Partition, rp.FetchOffset, rp.PartitionMaxBytes, rp.CurrentLeaderEpoch = p, from, scanBytes, -1
 	rt.Partitions = append(rt.Partitions, rp)
 	req.Topics = append(req.Topics, rt)
-	raw, err := leader.Request(ctx, req)
+	raw, err := leader.RetriableRequest(ctx, req) // a connection that broke is no reason to begin a rebuild again
 	if err != nil {
 		return kgo.FetchPartition{}, 0, err
 	}
