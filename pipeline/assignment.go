@@ -77,7 +77,6 @@ func (a *assignment) opts(m *membership) []kgo.Opt {
 		kgo.KeepControlRecords(),
 		kgo.DisableAutoCommit(),
 		kgo.BlockRebalanceOnPoll(),
-		kgo.RequireStableFetchOffsets(),
 		kgo.OnPartitionsAssigned(a.assigned),
 		kgo.OnPartitionsRevoked(a.lost),
 		kgo.OnPartitionsLost(a.lost),

@@ -193,8 +193,10 @@ func (b *tbed) dspec(s Sink, topics ...string) DeliverSpec {
 	if len(topics) == 0 {
 		topics = []string{b.in.Topic}
 	}
-	return DeliverSpec{Name: b.source, Topics: topics, Sink: s,
-		DeliverLimits: DeliverLimits{MaxRecords: 100, Gather: 10 * time.Millisecond, Tick: 50 * time.Millisecond}}
+	return DeliverSpec{
+		Name: b.source, Topics: topics, Sink: s,
+		DeliverLimits: DeliverLimits{MaxRecords: 100, Gather: 10 * time.Millisecond, Tick: 50 * time.Millisecond},
+	}
 }
 
 // delivering runs a sink until the test ends, or stop is called.

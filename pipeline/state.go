@@ -139,8 +139,10 @@ func shapeOf(epoch string) string {
 
 // NewState describes what transform keeps of topic; nothing is read yet.
 func NewState(rdb *redis.Client, log *slog.Logger, transform, topic string) *State {
-	return &State{rdb: rdb, log: log.With("state", transform, "topic", topic), transform: transform, topic: topic,
-		CheckEvery: 250 * time.Millisecond, slots: map[slotKey]*slot{}}
+	return &State{
+		rdb: rdb, log: log.With("state", transform, "topic", topic), transform: transform, topic: topic,
+		CheckEvery: 250 * time.Millisecond, slots: map[slotKey]*slot{},
+	}
 }
 
 // Topic is the topic that the state is a function of, and rebuilt from.
@@ -368,9 +370,6 @@ type marked struct {
 	sl  *slot
 	to  mark
 }
-
-// errMoved: a mark is not the one expected.
-var errMoved = errors.New("mark moved")
 
 // compareAndSet writes what fill queues and the new marks, all or nothing, if
 // each mark in Redis is what its slot says. Two round trips on one connection:
