@@ -5,7 +5,7 @@ set -euo pipefail
 what=${1:-test}; shift || true
 want=()
 case "$what" in
-test) want=(redis-server:redis-server java:default-jre-headless mvn:maven chromium:chromium psql:postgresql-client kcat:kcat python3:python3) ;;
+test) want=(redis-server:redis-server java:default-jre-headless mvn:maven python3:python3) ;;
 demo)
   for kv in "$@"; do
     case "$kv" in
