@@ -146,6 +146,31 @@ func TestKilledBeforeTheRequestWasSent(t *testing.T) {
 	r.once(2)
 }
 
+// TestOlderRecordDoesNotWaitForAnIntent: after a kill the records before the
+// one on its way come again; the draft that an entry was must not stop the
+// flow until the intent's time has run out.
+func TestOlderRecordDoesNotWaitForAnIntent(t *testing.T) {
+	r := newRig(t, erp.Options{}, func(c *Config) { c.UniqueReference, c.SettleAfter = true, time.Hour })
+	r.ok(r.place(firm(0)...))
+	older := r.place(entry(1, 2, 2, "status", "draft"), entry(1, 2, 2, "status", "submitted"))
+	approved := r.place(entry(1, 2, 2, "hours", "25"))
+	e := entities[topicTime]
+	v := version{topic: approved[0].at.Topic.ID, partition: approved[0].at.Partition, offset: approved[0].at.Offset}
+	it := &item{id: ident{topicTime, "1"}, e: e, version: v, versioned: true, want: e.want("ps.time_entry/1", nil)}
+	if err := r.sink.store.begin(t.Context(), []*call{{item: it}}, 300*time.Millisecond); err != nil {
+		t.Fatal(err)
+	}
+	r.restart("two")
+	if fs, err := r.try(older); err != nil || len(fs) > 0 {
+		t.Fatalf("the older records: %v, %v", fs, err)
+	}
+	if _, err := r.try(r.place(entry(1, 2, 2, "status", "rejected"))); !isCode(err, ErrUnknown) {
+		t.Fatalf("a newer record while the request may still arrive: %v", err)
+	}
+	r.ok(approved)
+	r.once(1)
+}
+
 // TestThrottling: Retry-After is honoured, and the batch goes on where it was.
 func TestThrottling(t *testing.T) {
 	r := newRig(t, erp.Options{}, nil)

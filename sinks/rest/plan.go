@@ -83,10 +83,12 @@ func (w *write) planGone(it *item, d *delivered) (*call, *outcome) {
 }
 
 // undecided: nothing is to be delivered of a key of which nothing was. If a
-// create is still on its way it may yet arrive: then this has to wait.
+// create is still on its way it may yet arrive: then this has to wait. A record
+// that is older than what is on its way has no say: after a crash the records
+// before that one come again, and it will.
 func (w *write) undecided(it *item) *outcome {
 	in := w.open[it.id]
-	if in == nil {
+	if in == nil || it.versioned && in.version.covers(it.version) {
 		return nil
 	}
 	if left := time.Until(in.safeFrom); left > 0 {
