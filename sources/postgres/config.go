@@ -18,6 +18,12 @@ import (
 // Kind is the `type:` of this source in the configuration.
 const Kind = "postgres"
 
+// What a source without a position does first (Config.Load).
+const (
+	LoadInitial = "initial"
+	LoadNever   = "never"
+)
+
 // Config is one Postgres source. A table's topic is <name of the source>.
 // <schema>.<table>.
 type Config struct {
@@ -26,6 +32,7 @@ type Config struct {
 	Slot         string        `yaml:"slot" doc:"Replication slot: lower-case letters, digits, underscore, at most 63. Made at the first start. Default: tallywire_<name of the source>." example:"tallywire_psa"`
 	Publication  string        `yaml:"publication" doc:"Publication. When there is none it is made, listing the tables. Default: tallywire_<name of the source>." example:"tallywire_psa"`
 	Tables       []string      `yaml:"tables" doc:"Tables to capture, as schema.table with * for any run of characters; a leading ! leaves out. A table without a key is left out with a warning, unless it is named without *: then the source does not start." example:"[public.*, \"!public.audit_*\"]"`
+	Load         string        `yaml:"load" doc:"initial: a source without a position first loads all rows of its tables; never: it starts with the changes that its slot holds, and rows that were there before are not captured until they change."`
 	IdleInterval time.Duration `yaml:"idle_interval" doc:"How often, at most, the slot is moved on while none of the captured tables changes, so that it does not hold WAL of others. 100ms to 1h."`
 }
 
@@ -41,7 +48,7 @@ func Default(name string) Config {
 		}
 		return '_'
 	}, name)
-	return Config{Type: Kind, Slot: id, Publication: id, Tables: []string{"public.*"}, IdleInterval: 5 * time.Second}
+	return Config{Type: Kind, Slot: id, Publication: id, Tables: []string{"public.*"}, Load: LoadInitial, IdleInterval: 5 * time.Second}
 }
 
 var errConfig = problem.Define("TW-PG-CONFIG", problem.Halt,
@@ -61,6 +68,8 @@ func (c *Config) Validate() error {
 		return errConfig.New("publication: want a name of 1 to 63 bytes")
 	case len(c.Tables) == 0:
 		return errConfig.New("tables: nothing is to be captured")
+	case c.Load != LoadInitial && c.Load != LoadNever:
+		return errConfig.New("load: %q is neither %s nor %s", c.Load, LoadInitial, LoadNever)
 	case c.IdleInterval < 100*time.Millisecond || c.IdleInterval > time.Hour:
 		return errConfig.New("idle_interval: %s is not between 100ms and 1h", c.IdleInterval)
 	}

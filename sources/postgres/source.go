@@ -177,6 +177,12 @@ func (se *session) follow(ctx context.Context, rels []*pgoutput.Relation, histor
 	if err := se.out.Prepare(ctx, tables); err != nil { // the topic of an empty table, too
 		return err
 	}
+	if p == nil && se.cfg.Load == LoadNever {
+		p = &position{System: se.sys.id, Timeline: se.sys.timeline, Slot: se.cfg.Slot, LSN: confirmed}
+		if err := se.out.Checkpoint(ctx, p.resume()); err != nil {
+			return err
+		}
+	}
 	if p == nil || p.State == loading {
 		start := position{System: se.sys.id, Timeline: se.sys.timeline, Slot: se.cfg.Slot, LSN: confirmed, State: loading, Attempt: 1}
 		if p != nil {
@@ -283,8 +289,12 @@ func (se *session) relations(ctx context.Context) ([]*pgoutput.Relation, error) 
 // puts q under its exported snapshot.
 func (se *session) createSlot(ctx context.Context, r *replication) error {
 	se.comp.Is(obs.Starting, "making the slot: waiting for the transactions that run now to end")
+	snapshot := "EXPORT_SNAPSHOT"
+	if se.cfg.Load == LoadNever {
+		snapshot = "NOEXPORT_SNAPSHOT"
+	}
 	res, err := pglogrepl.CreateReplicationSlot(ctx, r.PgConn, `"`+se.cfg.Slot+`"`, "pgoutput",
-		pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: "EXPORT_SNAPSHOT"})
+		pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: snapshot})
 	if err != nil {
 		return classify(fmt.Sprintf("making slot %q", se.cfg.Slot), err)
 	}
@@ -293,6 +303,9 @@ func (se *session) createSlot(ctx context.Context, r *replication) error {
 		return ErrProtocol.New("consistent point %q: %w", res.ConsistentPoint, err)
 	}
 	se.created, se.base = true, lsn(at)
+	if se.cfg.Load == LoadNever {
+		return nil
+	}
 	// The snapshot lives until the next command on r.
 	_, err = se.q.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
 	if err == nil {

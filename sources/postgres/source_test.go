@@ -65,3 +65,23 @@ func TestLoadThenStream(t *testing.T) {
 	}
 	r.stop()
 }
+
+// Lost if this fails: a source that is told not to load would load, or would
+// miss what was committed between the making of its slot and its first start.
+func TestWithoutLoad(t *testing.T) {
+	d := newDB(t, shared(t))
+	d.sql(`CREATE TABLE item(id int PRIMARY KEY, name text); ALTER TABLE item REPLICA IDENTITY FULL; INSERT INTO item VALUES (1, 'before')`)
+	s := d.source()
+	s.cfg.Load = LoadNever
+	o := newOutlet()
+	r := start(t, s, o)
+	o.until(t, "the first position", func() bool { return o.last(t).LSN != 0 })
+	d.sql(`INSERT INTO item VALUES (2, 'after')`)
+	d.sql(`ALTER TABLE item ADD note text; INSERT INTO item VALUES (3, 'wider', 'x')`)
+	o.untilCount(t, 2)
+	r.stop()
+	recs := o.records()
+	if len(recs) != 2 || recs[0].new != "id=2|name=after" || recs[1].new != "id=3|name=wider|note=x" {
+		t.Errorf("got %v", recs)
+	}
+}
