@@ -175,7 +175,6 @@ func (s *session) newClient() (*kgo.Client, error) {
 		kgo.ConcurrentTransactionsBackoff(time.Millisecond), // 20 ms, the default, is seen in every latency
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerLinger(0),
-		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
 		kgo.ProducerBatchMaxBytesFn(s.outs.BatchBytes),
 		kgo.MaxBufferedRecords(1<<20), // memory is bounded by the budget
 		kgo.UnknownTopicRetries(-1),   // topics are made beforehand: unknown means a broker that starts

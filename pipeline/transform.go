@@ -185,7 +185,6 @@ func (t *transform) join(a *assignment) (*kgo.GroupTransactSession, error) {
 		kgo.ConcurrentTransactionsBackoff(2*time.Millisecond),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerLinger(2*time.Millisecond),
-		kgo.ProducerBatchCompression(kgo.Lz4Compression(), kgo.NoCompression()),
 		kgo.MaxBufferedBytes(64<<20),
 		kgo.ProducerBatchMaxBytes(16<<20),
 		kgo.FetchMaxBytes(32<<20),

