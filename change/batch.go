@@ -56,7 +56,27 @@ type Batch struct {
 	slabs  [][]Value // rows are cut from these; they never move
 	slab   int       // the slab in use
 	arrays []ArrayData
+	rows   Rows // nil: all is decoded
+	want   expected
 	free   atomic.Bool
+}
+
+// Rows are changes in the form in which their source has them, in the arena of
+// the Batch that carries them (AppendRaw). A source that reads with one
+// goroutine leaves to the engine's workers what is work: Batch.Decode.
+type Rows interface {
+	// Decode appends the changes to b, as many and of the Tables that Expect
+	// was told, in their order. It is called once, by the batch's owner, on
+	// any goroutine, while the source goes on: what it reads besides b must
+	// not change. Its error, a problem like those of Source.Run, ends the
+	// session that b belongs to.
+	Decode(b *Batch) error
+}
+
+// expected is what Decode will make.
+type expected struct {
+	changes, values int
+	tables          []*Table // each once
 }
 
 const slabSize = 4096
@@ -117,19 +137,72 @@ func (b *Batch) Reset() {
 	}
 	b.slab = 0
 	b.arrays = b.arrays[:0]
+	clear(b.want.tables)
+	b.rows, b.want = nil, expected{tables: b.want.tables[:0]}
 }
 
-// Size is the memory in use, in bytes.
+// Size is the memory in use, in bytes; with what Decode will take.
 func (b *Batch) Size() int {
-	n := len(b.arena) + len(b.Changes)*int(unsafe.Sizeof(Change{}))
+	n := len(b.arena) + b.Len()*int(unsafe.Sizeof(Change{})) + b.want.values*int(unsafe.Sizeof(Value{}))
 	for _, s := range b.slabs {
 		n += len(s) * int(unsafe.Sizeof(Value{}))
 	}
 	return n
 }
 
-// Len is the number of changes.
-func (b *Batch) Len() int { return len(b.Changes) }
+// Len is the number of changes, those to be decoded included.
+func (b *Batch) Len() int { return len(b.Changes) + b.want.changes }
+
+// Carry makes an empty batch one of rows to be decoded.
+func (b *Batch) Carry(rows Rows) {
+	if b.Len() > 0 || b.rows != nil {
+		panic("BUG: a change.Batch that carries rows has others already")
+	}
+	b.rows = rows
+}
+
+// Expect counts what Decode will make of the rows last appended: changes of t,
+// with so many Values in all.
+func (b *Batch) Expect(t *Table, changes, values int) {
+	b.want.changes += changes
+	b.want.values += values
+	for i := len(b.want.tables) - 1; i >= 0; i-- {
+		if b.want.tables[i] == t {
+			return
+		}
+	}
+	b.want.tables = append(b.want.tables, t)
+}
+
+// Expected are the Tables of the changes that Decode will make; none when all
+// is decoded. Borrowed, valid until then.
+func (b *Batch) Expected() []*Table { return b.want.tables }
+
+// Decode makes Changes of the rows that the batch carries, if it does. Only
+// then may Changes be read. After an error the batch is good for Release alone.
+func (b *Batch) Decode() error {
+	rows := b.rows
+	if rows == nil {
+		return nil
+	}
+	want := b.want.changes
+	clear(b.want.tables)
+	b.rows, b.want = nil, expected{tables: b.want.tables[:0]}
+	if err := rows.Decode(b); err != nil {
+		return err
+	}
+	if len(b.Changes) != want {
+		panic(fmt.Sprintf("BUG: %d changes were decoded, %d expected", len(b.Changes), want))
+	}
+	return nil
+}
+
+// AppendRaw puts octets into the arena as they are, for Rows.
+func (b *Batch) AppendRaw(p []byte) { b.arena = append(b.arena, p...) }
+
+// Raw is what the arena holds: borrowed, valid until Release, not to be
+// written. Values that are made meanwhile do not move it from under the caller.
+func (b *Batch) Raw() []byte { return b.arena[:len(b.arena):len(b.arena)] }
 
 // Row cuts a row of n null values. It stays where it is until Release.
 func (b *Batch) Row(n int) []Value {
@@ -179,6 +252,11 @@ func (b *Batch) Span(k Kind, p []byte) Value {
 	at := len(b.arena)
 	b.arena = append(b.arena, p...)
 	return Value{kind: k, num: uint64(at), n: uint32(len(p))}
+}
+
+// SpanAt is Span of n octets that lie in the arena already, from at on.
+func (b *Batch) SpanAt(k Kind, at, n int) Value {
+	return Value{kind: k, num: uint64(at), n: uint32(n)}
 }
 
 // SpanString is Span of a string.

@@ -2,12 +2,13 @@
 // encode them in parallel to one goroutine, the sequencer (ingest_txn.go),
 // which produces them in order and commits:
 //
-//	Send ──▶ pieces ──▶ workers (encode) ──┐
-//	  └────▶ order ─────────────────────▶ sequencer ──▶ kgo ──▶ promises ──▶ budget
+//	Send ──▶ work ──▶ workers (decode, encode) ──┐
+//	  └────▶ order ─────────────────────────▶ sequencer ──▶ kgo ──▶ promises ──▶ budget
 //
-// Both queues are bounded by their length and by the budget of bytes: a piece
-// holds its part of the budget until Kafka has confirmed its records
-// (invariant 12).
+// A batch is one piece of work: a worker decodes and encodes it in one go,
+// while its octets are in the core's cache. Both queues are bounded by their
+// length and by the budget of bytes: a piece holds its part of the budget until
+// Kafka has confirmed its records (invariant 12).
 
 package pipeline
 
@@ -27,7 +28,6 @@ import (
 )
 
 const (
-	pieceChanges = 512  // changes that one worker encodes at a time
 	queuedPieces = 1024 // room in either queue
 	fenceTimeout = 30 * time.Second
 )
@@ -58,25 +58,18 @@ type session struct {
 	txn ingestTxn // the sequencer's own
 }
 
-// piece is a part of a batch, or a checkpoint.
+// piece is a batch, or a checkpoint.
 type piece struct {
-	batch    *shared
-	from, to int
-	rejects  []Refused
-	resume   Resume        // after the piece; nil: not a boundary
-	done     chan struct{} // closed when committed; nil: nobody waits
-	cost     int64         // of the budget
+	batch   *change.Batch
+	rejects []Refused
+	resume  Resume        // after the piece; nil: not a boundary
+	done    chan struct{} // closed when committed; nil: nobody waits
+	cost    int64         // of the budget
 
 	encoded chan struct{} // closed by the worker
 	recs    *Records
 	err     error
 	left    atomic.Int64 // records without their promise, and one for the sequencer
-}
-
-// shared is a batch that several workers read; the last one releases it.
-type shared struct {
-	*change.Batch
-	pieces atomic.Int32
 }
 
 var recordsPool = sync.Pool{New: func() any { return new(Records) }}
@@ -202,32 +195,13 @@ func (s *session) Send(ctx context.Context, b *change.Batch) error {
 		b.Release()
 		return err
 	}
-	n := b.Len()
-	pieces := max((n+pieceChanges-1)/pieceChanges, 1)
-	sh := &shared{Batch: b}
-	sh.pieces.Store(int32(pieces))
-	resume := Resume(b.Resume)
-	if resume != nil { // b.Resume may live in the batch
-		resume = append(Resume{}, resume...)
+	p := &piece{batch: b, rejects: s.takeRejects(), cost: size, encoded: make(chan struct{})}
+	if b.Resume != nil { // it may live in the batch
+		p.resume = append(Resume{}, b.Resume...)
 	}
-	rejects := s.takeRejects()
-	for i := range pieces {
-		p := &piece{batch: sh, from: i * pieceChanges, to: min((i+1)*pieceChanges, n), encoded: make(chan struct{})}
-		p.cost = size / int64(pieces)
-		if i == 0 {
-			p.rejects = rejects
-			p.cost += size % int64(pieces)
-		}
-		if i == pieces-1 {
-			p.resume = resume
-		}
-		if err := s.enqueue(ctx, p); err != nil {
-			// The workers may still read the batch: it is given up to the
-			// collector rather than released. The source ends with err.
-			return err
-		}
-	}
-	return nil
+	// After an error the workers may still read the batch: it is given up to
+	// the collector rather than released. The source ends with the error.
+	return s.enqueue(ctx, p)
 }
 
 // Checkpoint implements SourceOutlet.
@@ -376,13 +350,14 @@ func (s *session) encode() {
 	for p := range s.work {
 		if s.ctx.Err() == nil {
 			p.recs = recordsPool.Get().(*Records)
-			p.err = s.outs.Encode(p.recs, p.batch.Batch, p.from, p.to)
+			if p.err = p.batch.Decode(); p.err == nil {
+				p.err = s.outs.Encode(p.recs, p.batch, 0, p.batch.Len())
+			}
 		} else {
 			p.err = s.failure()
 		}
-		if p.batch.pieces.Add(-1) == 0 {
-			p.batch.Release()
-		}
+		p.batch.Release()
+		p.batch = nil
 		close(p.encoded)
 	}
 }

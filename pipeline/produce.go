@@ -122,6 +122,11 @@ func (o *Outputs) Ensure(ctx context.Context, t *change.Table) (*Output, error) 
 
 // Missing gives a Table of the batch that Ensure has not seen, or nil.
 func (o *Outputs) Missing(b *change.Batch) *change.Table {
+	for _, t := range b.Expected() {
+		if o.Find(t) == nil {
+			return t
+		}
+	}
 	var last *change.Table
 	for i := range b.Changes {
 		if t := b.Changes[i].Table; t != last {
