@@ -29,7 +29,8 @@ func (a *app) statusCmd() *cobra.Command {
 		Short: "Show the components of the running process: state, rate, lag, latency",
 		Long: `status asks the running process over HTTP. Exit code 4 when a component is
 halted or retrying. Latencies are from the commit at the source, over the last
-minute.`,
+minute. For a database it says how much of its log is sent, received, in Kafka
+and acknowledged: the first rung that stands far behind names what is slow.`,
 		Example: "  tallywire status\n  tallywire status --output json | jq '.components[] | {name, state, lag_total}'",
 		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -90,8 +91,30 @@ func printStatus(w io.Writer, st console.Status) {
 		if why := c.Reason + c.Progress; why != "" {
 			fmt.Fprintf(w, "\n%s %s: %s", c.Kind, c.Name, why)
 		}
+		if len(c.Ladder) > 0 {
+			fmt.Fprintf(w, "\n%s %s: behind the head of the log %s", c.Kind, c.Name, ladder(c.Ladder))
+		}
 	}
 	fmt.Fprintln(w)
+}
+
+// ladder says how far each rung is behind the first, the head.
+func ladder(rungs []obs.Rung) string {
+	var out []string
+	for _, r := range rungs[1:] {
+		out = append(out, r.Name+" "+octets(rungs[0].At-min(r.At, rungs[0].At)))
+	}
+	return strings.Join(out, ", ")
+}
+
+func octets(n uint64) string {
+	switch {
+	case n < 10_000:
+		return fmt.Sprintf("%d B", n)
+	case n < 10_000_000:
+		return fmt.Sprintf("%d kB", n/1000)
+	}
+	return fmt.Sprintf("%d MB", n/1_000_000)
 }
 
 func millis(ms float64) string {

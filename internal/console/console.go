@@ -346,6 +346,7 @@ type Component struct {
 	LagTotal int64            `json:"lag_total"`
 	Parked   int64            `json:"parked"`
 	Waiting  int64            `json:"waiting"`
+	Ladder   []obs.Rung       `json:"ladder,omitempty"` // of a source: from the head of its log to what it acknowledged
 	P50      float64          `json:"latency_p50_ms"`
 	P95      float64          `json:"latency_p95_ms"`
 	P99      float64          `json:"latency_p99_ms"`
@@ -370,7 +371,7 @@ func (s *Server) status() Status {
 	for _, v := range views {
 		c := Component{
 			Kind: v.Kind, Name: v.Name, State: v.State, Reason: v.Reason, Remedy: remedy(v.Reason), Progress: v.Progress, Since: v.Since,
-			Lag: v.Lag, Parked: v.Parked, Waiting: v.Waiting, P50: ms(v.P50), P95: ms(v.P95), P99: ms(v.P99),
+			Lag: v.Lag, Parked: v.Parked, Waiting: v.Waiting, Ladder: v.Ladder, P50: ms(v.P50), P95: ms(v.P95), P99: ms(v.P99),
 		}
 		for _, n := range v.Lag {
 			c.LagTotal += n

@@ -34,6 +34,7 @@ type Obs struct {
 	records, bytes, failures                      *prometheus.CounterVec
 	latency, txn                                  *prometheus.HistogramVec
 	lag, stable, parked, waiting, state, progress *prometheus.GaugeVec
+	ladder                                        *prometheus.GaugeVec
 }
 
 // New makes an Obs that logs to log.
@@ -52,7 +53,8 @@ func New(log *slog.Logger) *Obs {
 	o.waiting = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_waiting_records", Help: "Records that wait for a reference now."}, comp)
 	o.state = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_component_state", Help: "1 for the state that the component is in."}, with("state"))
 	o.progress = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_progress_ratio", Help: "How far a load or a rebuild is, 0 to 1."}, comp)
-	o.Registry.MustRegister(o.records, o.bytes, o.failures, o.latency, o.txn, o.lag, o.stable, o.parked, o.waiting, o.state, o.progress)
+	o.ladder = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_source_position_bytes", Help: "How far a source's log is, as octets of log: its head, and what of it is sent, received, in Kafka, acknowledged."}, with("rung"))
+	o.Registry.MustRegister(o.records, o.bytes, o.failures, o.latency, o.txn, o.lag, o.stable, o.parked, o.waiting, o.state, o.progress, o.ladder)
 	return o
 }
 
@@ -90,6 +92,14 @@ type Component struct {
 	parked   int64
 	waiting  int64
 	progress string
+	ladder   []Rung
+}
+
+// Rung is one step of the way that a change takes from the head of a source's
+// log to its acknowledgement. At is the position there, in octets of the log.
+type Rung struct {
+	Name string `json:"name"`
+	At   uint64 `json:"at"`
 }
 
 // TopicStats is what went over one arrow.
@@ -206,6 +216,17 @@ func (c *Component) Progress(what string, done, total int64) {
 	c.mu.Unlock()
 }
 
+// Ladder sets the rungs of a source, from the head of its log downwards: each
+// is at or behind the one before it.
+func (c *Component) Ladder(rungs ...Rung) {
+	for _, r := range rungs {
+		c.o.ladder.WithLabelValues(c.Kind, c.Name, r.Name).Set(float64(r.At))
+	}
+	c.mu.Lock()
+	c.ladder = append(c.ladder[:0], rungs...)
+	c.mu.Unlock()
+}
+
 // Is sets the state; reason is for a person and may be empty.
 func (c *Component) Is(s State, reason string) {
 	c.mu.Lock()
@@ -237,6 +258,7 @@ type View struct {
 	Lag        map[string]int64 // by topic, summed over partitions
 	Parked     int64
 	Waiting    int64
+	Ladder     []Rung
 
 	P50, P95, P99 time.Duration // over all topics, of the last minute or so
 }
@@ -279,7 +301,7 @@ func (c *Component) View() View {
 	defer c.mu.Unlock()
 	v := View{
 		Kind: c.Kind, Name: c.Name, State: c.state, Reason: c.reason, Since: c.since, Progress: c.progress,
-		Lag: map[string]int64{}, Parked: c.parked, Waiting: c.waiting,
+		Lag: map[string]int64{}, Parked: c.parked, Waiting: c.waiting, Ladder: append([]Rung(nil), c.ladder...),
 	}
 	v.P50, v.P95, v.P99 = c.latency.Quantiles()
 	for t, m := range c.lags {

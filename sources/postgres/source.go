@@ -57,8 +57,9 @@ type session struct {
 	base     lsn  // its consistent point, when created
 	snapshot bool // q is in a transaction under the exported snapshot
 
-	sock *socket
-	ack  *acker
+	sock   *socket
+	ack    *acker
+	ladder *ladder
 }
 
 func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
@@ -127,6 +128,7 @@ func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
 	}
 	defer se.ack.close()
 	defer se.sock.close()
+	defer se.ladder.close()
 	return se.follow(ctx, rels, history)
 }
 
@@ -353,6 +355,7 @@ func (se *session) start(ctx context.Context, r *replication, senderTimeout time
 	if err != nil {
 		return classify(fmt.Sprintf("streaming from slot %q", se.cfg.Slot), err)
 	}
+	pid := r.PID()
 	h, err := r.Hijack()
 	if err != nil {
 		return classify("taking over the replication connection", err)
@@ -366,6 +369,7 @@ func (se *session) start(ctx context.Context, r *replication, senderTimeout time
 		interval = min(interval, max(senderTimeout/4, 10*time.Millisecond))
 	}
 	se.ack = startAcker(se.sock, se.out.Durable(), interval, se.cfg.IdleInterval)
+	se.ladder = startLadder(&se.cfg, se.comp, pid, se.ack)
 	return nil
 }
 

@@ -17,6 +17,7 @@ import (
 type acker struct {
 	sock    *socket
 	flushed atomic.Uint64 // what may be acknowledged
+	told    atomic.Uint64 // what was
 	latest  atomic.Value  // string: the last durable Resume
 	asked   chan struct{} // the server wants an answer now
 	err     chan error    // one, when the goroutine ends by itself
@@ -108,7 +109,11 @@ func (a *acker) send(ask bool) error {
 	if ask {
 		m[33] = 1
 	}
-	return a.sock.send(m[:])
+	if err := a.sock.send(m[:]); err != nil {
+		return err
+	}
+	a.told.Store(at)
+	return nil
 }
 
 // answer is called when the server asks for a status.

@@ -183,6 +183,7 @@ func (st *stream) commit(m []byte) error {
 	}
 	st.part = nil
 	st.at.LSN = max(st.at.LSN, lsn(binary.BigEndian.Uint64(m[10:])))
+	st.ladder.received.Store(uint64(st.at.LSN))
 	return nil
 }
 

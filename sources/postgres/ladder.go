@@ -1,0 +1,99 @@
+// The ladder: how far the server's log is, and what of it was sent, received, is
+// in Kafka, and was acknowledged. The rung that stands behind the one above it
+// names what is slow: the walsender, the network or ourselves, Kafka.
+
+package postgres
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/tallywire/tallywire/internal/obs"
+)
+
+const ladderInterval = 2 * time.Second
+
+// ladder owns a goroutine that asks the server where it is.
+type ladder struct {
+	comp *obs.Component
+	pid  uint32 // of the walsender
+	ack  *acker
+
+	received atomic.Uint64 // end of the last transaction that was read whole
+	sent     uint64        // as last seen
+
+	stop context.CancelFunc
+	done sync.WaitGroup
+}
+
+// startLadder asks every ladderInterval, on a connection of its own: the other
+// one serves the stream, which must not wait. Not being able to ask is no
+// failure of the capture.
+func startLadder(cfg *Config, comp *obs.Component, pid uint32, ack *acker) *ladder {
+	ctx, stop := context.WithCancel(context.Background())
+	l := &ladder{comp: comp, pid: pid, ack: ack, stop: stop}
+	l.done.Go(func() {
+		var q *pgx.Conn
+		defer func() {
+			if q != nil {
+				closeConn(q)
+			}
+		}()
+		tick := time.NewTicker(ladderInterval)
+		defer tick.Stop()
+		for {
+			err := errors.New("not connected")
+			if q != nil {
+				err = l.look(ctx, q)
+			}
+			if err != nil && ctx.Err() == nil {
+				if q != nil {
+					comp.Log.Debug("asking the source database how far it is", "err", err)
+					closeConn(q)
+				}
+				if q, err = cfg.connect(ctx); err == nil {
+					continue
+				}
+				q = nil
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	return l
+}
+
+// look reads the upper rungs from the server and sets them all.
+func (l *ladder) look(ctx context.Context, q *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	// The lower rungs first, so that none seems to be ahead of an upper one.
+	acked, kafka, received := l.ack.told.Load(), l.ack.flushed.Load(), l.received.Load()
+	var head, sent *int64
+	err := q.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0')::bigint,
+  (SELECT sent_lsn - '0/0' FROM pg_stat_replication WHERE pid = $1)::bigint`, l.pid).Scan(&head, &sent)
+	if err != nil || head == nil {
+		return err
+	}
+	if sent != nil { // without the right to see it, or after its end: as it was
+		l.sent = uint64(*sent)
+	}
+	received = max(received, kafka)
+	at := max(uint64(*head), received)
+	l.comp.Ladder(obs.Rung{Name: "head", At: at}, obs.Rung{Name: "sent", At: min(at, max(l.sent, received))},
+		obs.Rung{Name: "received", At: received}, obs.Rung{Name: "kafka", At: kafka}, obs.Rung{Name: "acknowledged", At: acked})
+	return nil
+}
+
+func (l *ladder) close() {
+	l.stop()
+	l.done.Wait()
+}
