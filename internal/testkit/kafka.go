@@ -54,6 +54,14 @@ type Kafka struct {
 // Addr is the broker's address, host:port.
 func (k *Kafka) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(k.Port)) }
 
+// PID is the JVM's process id, 0 when the broker is down. Safe for concurrent
+// use.
+func (k *Kafka) PID() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.pid
+}
+
 // StartKafka starts a broker and returns when it answers; ctx bounds the start
 // only. The caller stops it. The first start on a machine fetches the jars.
 func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {

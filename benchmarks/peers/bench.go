@@ -1,0 +1,120 @@
+// Bench: who runs when.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// contender is one that is measured.
+type contender struct {
+	name string
+	run  map[string]func(ctx context.Context, w *world, name string) (figure, error) // by section
+}
+
+type runFunc = func(ctx context.Context, w *world, name string) (figure, error)
+
+func drainBy(t tallywire, base string, partitions int32) runFunc {
+	return func(ctx context.Context, w *world, name string) (figure, error) {
+		return t.drain(ctx, w, name, base, partitions)
+	}
+}
+
+func receiveFrom(base string) runFunc {
+	return func(ctx context.Context, w *world, name string) (figure, error) { return receive(ctx, w, name, base) }
+}
+
+// contenders are all of them, in the order of their first round.
+var contenders = []contender{
+	{"tallywire", map[string]runFunc{
+		"a": drainBy(tallywire{}, "base_a", 1), "b": drainBy(tallywire{}, "base_b", 1), "a8": drainBy(tallywire{}, "base_a", 8),
+	}},
+	{"pg_recvlogical", map[string]runFunc{"a": receiveFrom("base_a"), "b": receiveFrom("base_b")}},
+}
+
+func names() []string {
+	var out []string
+	for _, c := range contenders {
+		out = append(out, c.name)
+	}
+	return out
+}
+
+// takesPart says whether a contender runs at all.
+func (w *world) takesPart(name string) bool { return slices.Contains(w.o.contenders, name) }
+
+// results are the figures by section and contender.
+type results map[string]map[string][]figure
+
+// run measures everything asked for, and says how many ratios were missed.
+func (o *options) run(ctx context.Context) (missed int, err error) {
+	load := loadAverage()
+	w, err := newWorld(ctx, o)
+	defer func() { err = errors.Join(err, w.close()) }()
+	if err != nil {
+		return 0, err
+	}
+	res := results{}
+	for _, section := range o.only {
+		res[section] = map[string][]figure{}
+		for round := range o.runs {
+			if err := w.round(ctx, section, round, res[section]); err != nil {
+				return 0, fmt.Errorf("section %s, round %d: %w", section, round+1, err)
+			}
+		}
+	}
+	return w.report(ctx, res, load)
+}
+
+// round lets each contender run once; each round begins with another, so that
+// nobody always follows the same one.
+func (w *world) round(ctx context.Context, section string, round int, res map[string][]figure) error {
+	if w.o.lock != "" {
+		unlock, err := lock(w.o.lock, func() { w.say("waiting for %s", w.o.lock) })
+		if err != nil {
+			return err
+		}
+		defer unlock() // it only closes a file
+	}
+	var part []contender
+	for _, c := range contenders {
+		if w.takesPart(c.name) && c.run[section] != nil {
+			part = append(part, c)
+		}
+	}
+	for i := range part {
+		c := part[(i+round)%len(part)]
+		f, err := c.run[section](ctx, w, fmt.Sprintf("%s-%s-%d", section, c.name, round+1))
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+		w.say("%-8s round %d  %-14s  %s", section, round+1, c.name, f)
+		res[c.name] = append(res[c.name], f)
+	}
+	return nil
+}
+
+func loadAverage() string {
+	b, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.Fields(string(b))[0]
+}
+
+// settle lets a machine come to rest between two runs: deleted topics and
+// ended processes leave work behind.
+func settle(ctx context.Context) error {
+	select {
+	case <-time.After(2 * time.Second):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
