@@ -62,21 +62,20 @@ type Batch struct {
 }
 
 // Rows are changes in the form in which their source has them, in the arena of
-// the Batch that carries them (AppendRaw). A source that reads with one
-// goroutine leaves to the engine's workers what is work: Batch.Decode.
+// the Batch that carries them (AppendRaw). A source, which has one goroutine
+// for one stream, thereby leaves the decoding to the engine's workers.
 type Rows interface {
-	// Decode appends the changes to b, as many and of the Tables that Expect
-	// was told, in their order. It is called once, by the batch's owner, on
-	// any goroutine, while the source goes on: what it reads besides b must
-	// not change. Its error, a problem like those of Source.Run, ends the
-	// session that b belongs to.
+	// Decode appends the changes to b that Carry announced, in their order.
+	// It is called once, by b's owner, on any goroutine, while the source goes
+	// on; the Rows are not used afterwards. The error ends the session that b
+	// belongs to, like one of Source.Run.
 	Decode(b *Batch) error
 }
 
 // expected is what Decode will make.
 type expected struct {
 	changes, values int
-	tables          []*Table // each once
+	tables          []*Table
 }
 
 const slabSize = 4096
@@ -153,33 +152,23 @@ func (b *Batch) Size() int {
 // Len is the number of changes, those to be decoded included.
 func (b *Batch) Len() int { return len(b.Changes) + b.want.changes }
 
-// Carry makes an empty batch one of rows to be decoded.
-func (b *Batch) Carry(rows Rows) {
+// Carry makes a batch without changes one of rows to be decoded: to so many
+// changes of these Tables, each named once, with so many Values in all.
+func (b *Batch) Carry(rows Rows, changes, values int, tables []*Table) {
 	if b.Len() > 0 || b.rows != nil {
-		panic("BUG: a change.Batch that carries rows has others already")
+		panic("BUG: a change.Batch that is to carry rows has changes already")
 	}
 	b.rows = rows
+	b.want = expected{changes, values, append(b.want.tables[:0], tables...)}
 }
 
-// Expect counts what Decode will make of the rows last appended: changes of t,
-// with so many Values in all.
-func (b *Batch) Expect(t *Table, changes, values int) {
-	b.want.changes += changes
-	b.want.values += values
-	for i := len(b.want.tables) - 1; i >= 0; i-- {
-		if b.want.tables[i] == t {
-			return
-		}
-	}
-	b.want.tables = append(b.want.tables, t)
-}
-
-// Expected are the Tables of the changes that Decode will make; none when all
-// is decoded. Borrowed, valid until then.
+// Expected are the Tables of the changes that are to be decoded. Borrowed,
+// valid until Decode.
 func (b *Batch) Expected() []*Table { return b.want.tables }
 
-// Decode makes Changes of the rows that the batch carries, if it does. Only
-// then may Changes be read. After an error the batch is good for Release alone.
+// Decode makes Changes of the rows that the batch carries, if it carries any;
+// whoever takes batches from a source calls it before Changes is read. After an
+// error the batch is good for Release alone.
 func (b *Batch) Decode() error {
 	rows := b.rows
 	if rows == nil {

@@ -35,7 +35,10 @@ type Source interface {
 type Outlet interface {
 	// Send passes a batch on, and its ownership. It blocks while the budget
 	// of bytes in flight is used up. After an error the batch is gone all the
-	// same, and the caller returns the error.
+	// same, and the caller returns the error. A source's batch may carry rows
+	// that are not decoded (change.Batch.Carry): a worker does it, and what is
+	// wrong with a row then ends the session as if Run had returned it. One
+	// batch is one piece of work: a few hundred changes are a good size.
 	Send(ctx context.Context, b *change.Batch) error
 
 	// Reject takes one change out of the flow because of err; the engine

@@ -76,6 +76,9 @@ func (r *SourceRecorder) Resume(context.Context) (pipeline.Resume, error) {
 // Send implements pipeline.Outlet.
 func (r *SourceRecorder) Send(_ context.Context, b *change.Batch) error {
 	defer b.Release()
+	if err := b.Decode(); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.early = r.early || r.asked == 0

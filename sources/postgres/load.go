@@ -20,11 +20,14 @@ import (
 	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
-// A batch is sent on when it holds this much, in octets of rows, or this many
-// changes (Source.batchChanges, smaller in tests).
+// A batch is one piece of work for the engine. It is sent on when it holds this
+// much, in octets of rows, or this many changes (Source.batchChanges, smaller
+// in tests); at the end of a transaction at a part of it already, so that few
+// transactions are cut, which costs a hash of their octets.
 const (
-	batchBytes      = 1 << 20
-	maxBatchChanges = 4096
+	batchBytes      = 512 << 10
+	maxBatchChanges = 2048
+	fullAt          = 4
 )
 
 // load sends all rows, as of a snapshot that lies at or after at.LSN.
@@ -43,9 +46,11 @@ func (se *session) load(ctx context.Context, at position) error {
 		return err
 	}
 	l := &loader{
-		se: se, ctx: ctx, resume: at.resume(), time: time.Now().UnixMicro(),
-		pos: change.Pos{System: uint64(at.System), Timeline: uint32(at.Timeline), LSN: uint64(at.LSN), Kind: change.PosSnapshot, Ordinal: at.Attempt << 48},
+		se: se, ctx: ctx, resume: at.resume(),
+		fr: pgoutput.NewFramer(func(_ change.Pos, err error) error { return ErrProtocol.New("loading: %w", err) }),
 	}
+	pos := change.Pos{System: uint64(at.System), Timeline: uint32(at.Timeline), LSN: uint64(at.LSN), Kind: change.PosSnapshot, Ordinal: at.Attempt << 48}
+	l.fr.Begin(nil, pos, 0, time.Now().UnixMicro())
 	for i, r := range rels {
 		if err := l.table(se.tables[i], r); err != nil {
 			if l.b != nil {
@@ -103,8 +108,7 @@ type loader struct {
 	se     *session
 	ctx    context.Context
 	resume pipeline.Resume
-	pos    change.Pos
-	time   int64
+	fr     *pgoutput.Framer
 
 	rel    *pgoutput.Relation
 	info   *tableInfo
@@ -118,6 +122,7 @@ type loader struct {
 
 func (l *loader) table(t *tableInfo, r *pgoutput.Relation) error {
 	l.rel, l.info, l.part, l.header, l.rows = r, t, nil, false, 0
+	l.fr.Define(t.id, r)
 	var cols []string
 	for i, c := range r.Table.Columns {
 		name := pgx.Identifier{c.Name}.Sanitize()
@@ -161,6 +166,7 @@ func (l *loader) flush() error {
 	if b == nil {
 		return nil
 	}
+	l.fr.Finish(b)
 	b.Resume = l.resume
 	l.progress()
 	l.sent = l.se.out.Send(l.ctx, b)
@@ -188,16 +194,27 @@ func (l *loader) Write(p []byte) (int, error) {
 			}
 		}
 	}
-	for l.header && len(p) > 0 {
-		rest, ok, err := l.row(p)
+	for l.header {
+		size, end, err := pgoutput.CopyRow(p, len(l.rel.Cells))
 		if err != nil {
-			return 0, err
+			return 0, ErrProtocol.New("loading %s: %w", l.info, err)
 		}
-		if !ok {
+		if size == 0 {
 			break
 		}
-		p = rest
-		if l.b != nil && (l.b.Len() >= l.se.batchChanges || l.size >= batchBytes) {
+		row := p[:size]
+		p = p[size:]
+		if end {
+			continue
+		}
+		if l.b == nil {
+			l.b = change.Get()
+		}
+		if err := l.fr.AppendCopy(l.b, l.info.id, row); err != nil {
+			return 0, ErrProtocol.New("loading %s: %w", l.info, err)
+		}
+		l.rows++
+		if l.size += size; l.fr.Len() >= l.se.batchChanges || l.size >= batchBytes {
 			if err := l.flush(); err != nil {
 				return 0, err
 			}
@@ -205,61 +222,4 @@ func (l *loader) Write(p []byte) (int, error) {
 	}
 	l.part = append(l.part[:0], p...)
 	return n, nil
-}
-
-// row reads one whole row; ok is false when p ends inside it.
-func (l *loader) row(p []byte) (rest []byte, ok bool, err error) {
-	if len(p) < 2 {
-		return nil, false, nil
-	}
-	fields := int16(binary.BigEndian.Uint16(p))
-	all := p
-	p = p[2:]
-	if fields == -1 { // the trailer
-		return p, true, nil
-	}
-	if int(fields) != len(l.rel.Cells) {
-		return nil, false, ErrProtocol.New("loading %s: a row of %d columns, want %d", l.info, fields, len(l.rel.Cells))
-	}
-	for q, i := p, 0; i < int(fields); i++ { // is it whole?
-		if len(q) < 4 {
-			return nil, false, nil
-		}
-		size := int64(int32(binary.BigEndian.Uint32(q)))
-		if size < -1 {
-			return nil, false, ErrProtocol.New("loading %s: a cell of %d octets", l.info, size)
-		}
-		if q = q[4:]; int64(len(q)) < size {
-			return nil, false, nil
-		}
-		q = q[max(size, 0):]
-	}
-	if l.b == nil {
-		l.b = change.Get()
-	}
-	row := l.b.Row(int(fields))
-	for i := range row {
-		size := int32(binary.BigEndian.Uint32(p))
-		p = p[4:]
-		if size < 0 {
-			continue
-		}
-		c := &l.rel.Cells[i]
-		var err error
-		if c.Binary() {
-			row[i], err = c.DecodeBinary(l.b, p[:size])
-		} else {
-			row[i], err = c.DecodeText(l.b, p[:size])
-		}
-		if err != nil { // without the cell (invariant 13)
-			return nil, false, ErrProtocol.New("loading %s: column %s: %d octets are no %s", l.info, l.rel.Table.Columns[i].Name, size, l.rel.Table.Columns[i].Type)
-		}
-		p = p[size:]
-	}
-	l.pos.Ordinal++
-	l.rows++
-	l.size += len(all) - len(p)
-	c := l.b.Append(l.rel.Table, change.Read)
-	c.New, c.Pos, c.Time = row, l.pos, l.time
-	return p, true, nil
 }

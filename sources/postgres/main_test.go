@@ -186,6 +186,9 @@ func render(b *change.Batch, t *change.Table, row []change.Value) (text, kinds s
 
 func (o *outlet) Send(ctx context.Context, b *change.Batch) error {
 	defer b.Release()
+	if err := b.Decode(); err != nil {
+		return err
+	}
 	o.mu.Lock()
 	hook := o.onSend
 	o.mu.Unlock()
@@ -437,6 +440,10 @@ type tapOutlet struct {
 }
 
 func (o *tapOutlet) Send(ctx context.Context, b *change.Batch) error {
+	if err := b.Decode(); err != nil {
+		b.Release()
+		return err
+	}
 	for i := range b.Changes {
 		o.see(&b.Changes[i])
 	}

@@ -1,4 +1,7 @@
-// The stream: transactions in the order of their commits, cut into batches.
+// The stream: transactions in the order of their commits, cut into batches. One
+// goroutine frames: it follows begin and commit, drops what was delivered
+// before, counts changes, and puts the octets of rows into batches, which are
+// decoded where they go (pgoutput.Framer).
 
 package postgres
 
@@ -10,7 +13,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/jackc/pglogrepl"
 
 	"github.com/tallywire/tallywire/change"
@@ -18,10 +20,10 @@ import (
 	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
-// stream decodes what a slot sends.
+// stream frames what a slot sends.
 type stream struct {
 	*session
-	cur *pgoutput.Cursor
+	fr *pgoutput.Framer
 
 	at   position // the last commit boundary; Tx is unused here
 	idle lsn      // the server has nothing for us before it
@@ -32,8 +34,7 @@ type stream struct {
 	skip  bool    // the transaction was delivered before
 	part  *txPart // what was delivered of the transaction that comes first
 	left  uint64  // of it, still to be passed over
-	sum   *xxhash.Digest
-	split lsn // final LSN of the transaction that was resumed inside
+	split lsn     // final LSN of the transaction that was resumed inside
 
 	sent     []byte // the last Resume sent and not known to be durable
 	lastIdle time.Time
@@ -41,8 +42,8 @@ type stream struct {
 
 func newStream(se *session, p position) *stream {
 	st := &stream{
-		session: se, at: p, part: p.Tx, sum: xxhash.New(), lastIdle: time.Now(),
-		cur: pgoutput.NewCursor(),
+		session: se, at: p, part: p.Tx, lastIdle: time.Now(),
+		fr: pgoutput.NewFramer(malformed),
 	}
 	st.at.Tx, st.at.State, st.at.Attempt = nil, "", 0
 	if p.Tx != nil {
@@ -87,15 +88,20 @@ func (st *stream) run(ctx context.Context) error {
 	}
 }
 
-// explain turns what the cursor says into a problem.
+// explain turns what the framer says into a problem.
 func (st *stream) explain(err error) error {
-	if problem.Has(err, pgoutput.ErrText) && st.split != 0 && st.cur.Pos.LSN == uint64(st.split) {
+	if problem.Has(err, pgoutput.ErrText) && st.split != 0 && st.fr.Pos.LSN == uint64(st.split) {
 		return ErrSplit.New("the transaction at %s was delivered in part in binary and cannot be read on in it: %w", st.split, err)
 	}
 	if problem.Of(err) != nil || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return ErrProtocol.New("reading the transaction at %s: %w", lsn(st.cur.Pos.LSN), err)
+	return malformed(st.fr.Pos, err)
+}
+
+// malformed is for a row that cannot be read, wherever that is found.
+func malformed(at change.Pos, err error) error {
+	return ErrProtocol.New("reading the transaction at %s: %w", lsn(at.LSN), err)
 }
 
 func (st *stream) frame(ctx context.Context, kind byte, body []byte) error {
@@ -133,7 +139,7 @@ func (st *stream) message(ctx context.Context, m []byte) error {
 	case 'B':
 		return st.begin(m)
 	case 'C':
-		return st.commit(m)
+		return st.commit(ctx, m)
 	case 'R':
 		return st.describe(ctx, m)
 	case 'Y', 'O', 'M': // types are looked up in the catalog; messages are not asked for
@@ -149,10 +155,8 @@ func (st *stream) begin(m []byte) error {
 	}
 	final := lsn(binary.BigEndian.Uint64(m[1:]))
 	st.inTx = true
-	st.cur.Time = int64(binary.BigEndian.Uint64(m[9:])) + pgoutput.EpochUS
-	st.cur.XID = binary.BigEndian.Uint32(m[17:])
-	st.cur.Pos = change.Pos{System: uint64(st.sys.id), Timeline: uint32(st.sys.timeline), LSN: uint64(final), Kind: change.PosCommit}
-	st.sum.Reset()
+	pos := change.Pos{System: uint64(st.sys.id), Timeline: uint32(st.sys.timeline), LSN: uint64(final), Kind: change.PosCommit}
+	st.fr.Begin(st.b, pos, binary.BigEndian.Uint32(m[17:]), int64(binary.BigEndian.Uint64(m[9:]))+pgoutput.EpochUS)
 	// A transaction is told by where its commit record begins (invariant 2).
 	if st.skip = final < st.at.LSN; st.skip {
 		return nil
@@ -167,12 +171,12 @@ func (st *stream) begin(m []byte) error {
 }
 
 // commit: flags, LSN of the commit record, its end, time.
-func (st *stream) commit(m []byte) error {
+func (st *stream) commit(ctx context.Context, m []byte) error {
 	if len(m) != 26 || !st.inTx {
 		return ErrProtocol.New("a Commit of %d octets (inside a transaction: %v)", len(m), st.inTx)
 	}
-	if at := binary.BigEndian.Uint64(m[2:]); at != st.cur.Pos.LSN {
-		return ErrProtocol.New("a transaction that begins as %s ends as %s", lsn(st.cur.Pos.LSN), lsn(at))
+	if at := binary.BigEndian.Uint64(m[2:]); at != st.fr.Pos.LSN {
+		return ErrProtocol.New("a transaction that begins as %s ends as %s", lsn(st.fr.Pos.LSN), lsn(at))
 	}
 	st.inTx = false
 	if st.skip {
@@ -194,18 +198,17 @@ func (st *stream) row(ctx context.Context, m []byte) error {
 	if st.skip {
 		return nil
 	}
-	_, _ = st.sum.Write(m) // never fails
 	if st.left > 0 {
 		return st.pass(m)
 	}
 	if st.b == nil {
 		st.b = change.Get()
 	}
-	if err := st.cur.Append(st.b, m); err != nil {
+	if err := st.fr.Append(st.b, m); err != nil {
 		return err
 	}
 	st.size += len(m)
-	if st.b.Len() >= st.batchChanges || st.size >= batchBytes {
+	if st.fr.Len() >= st.batchChanges || st.size >= batchBytes {
 		return st.flush(ctx)
 	}
 	return nil
@@ -220,8 +223,8 @@ func (st *stream) pass(m []byte) error {
 	if n > st.left {
 		return ErrSplit.New("of the transaction at %s %d changes were delivered, now the boundary is inside a message", st.part.Final, st.part.Delivered)
 	}
-	st.cur.Pos.Ordinal += n
-	if st.left -= n; st.left == 0 && hash(st.sum.Sum64()) != st.part.Hash {
+	st.fr.Pass(st.b, m, n)
+	if st.left -= n; st.left == 0 && hash(st.fr.Hash(st.b)) != st.part.Hash {
 		return ErrSplit.New("the first %d changes of the transaction at %s are not those that were delivered", st.part.Delivered, st.part.Final)
 	}
 	return nil
@@ -230,13 +233,14 @@ func (st *stream) pass(m []byte) error {
 // flush sends the batch with the position after it.
 func (st *stream) flush(ctx context.Context) error {
 	b := st.b
-	if b == nil || b.Len() == 0 {
+	if b == nil || st.fr.Len() == 0 {
 		return nil
 	}
 	p := st.at
 	if st.inTx {
-		p.Tx = &txPart{Final: lsn(st.cur.Pos.LSN), Delivered: st.cur.Pos.Ordinal, Hash: hash(st.sum.Sum64()), Binary: st.binary}
+		p.Tx = &txPart{Final: lsn(st.fr.Pos.LSN), Delivered: st.fr.Pos.Ordinal, Hash: hash(st.fr.Hash(b)), Binary: st.binary}
 	}
+	st.fr.Finish(b)
 	b.Resume = p.resume()
 	st.sent = slices.Clone(b.Resume)
 	st.b, st.size = nil, 0
@@ -277,13 +281,13 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 		return ErrProtocol.New("a Relation message that is a %T", parsed)
 	}
 	id := rm.RelationID
-	was := st.cur.Relation(id)
+	was := st.fr.Relation(id)
 	selected, named := st.cfg.selects(rm.Namespace, rm.RelationName)
 	if !selected {
 		if was != nil && !was.Skip {
 			st.comp.Log.Warn("a table was renamed to what `tables` does not match: it is not captured any more", "was", was.Table.Topic, "table", rm.Namespace+"."+rm.RelationName)
 		}
-		st.cur.Define(id, &pgoutput.Relation{Skip: true})
+		st.fr.Define(id, &pgoutput.Relation{Skip: true})
 		return nil
 	}
 	t, err := tableByID(ctx, st.q, id)
@@ -318,7 +322,7 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 			return noKeyError([]*tableInfo{t})
 		}
 		st.comp.Log.Warn("a table without a key is not captured", "code", ErrNoKey.ID, "table", t.String())
-		st.cur.Define(id, &pgoutput.Relation{Skip: true})
+		st.fr.Define(id, &pgoutput.Relation{Skip: true})
 		return nil
 	}
 	_, notNull, err := columnsOf(ctx, st.q, id)
@@ -332,6 +336,6 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 	if was != nil && reflect.DeepEqual(was, r) {
 		return nil // the same shape keeps its Table
 	}
-	st.cur.Define(id, r)
+	st.fr.Define(id, r)
 	return nil
 }

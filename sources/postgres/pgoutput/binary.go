@@ -67,8 +67,9 @@ const epochDays = 10957 // 2000-01-01 in days since 1970-01-01
 const EpochUS = epochDays * 86_400_000_000
 
 // DecodeBinary reads a cell in binary form that is not null, into memory of b.
-// It panics when Binary is false.
-func (c *Coder) DecodeBinary(b *change.Batch, p []byte) (change.Value, error) {
+// The cell is what b.Raw has from at on; its Value may be a span of it. It
+// panics when Binary is false.
+func (c *Coder) DecodeBinary(b *change.Batch, p []byte, at int) (change.Value, error) {
 	switch c.code {
 	case asInt4:
 		if len(p) == 4 {
@@ -79,7 +80,7 @@ func (c *Coder) DecodeBinary(b *change.Batch, p []byte) (change.Value, error) {
 			return change.IntValue(int64(binary.BigEndian.Uint64(p))), nil
 		}
 	case asString:
-		return b.Span(change.String, p), nil
+		return span(b, change.String, p, at), nil
 	case asNumeric:
 		return numericBinary(b, p)
 	case asTimestampTZ:
@@ -123,10 +124,10 @@ func (c *Coder) DecodeBinary(b *change.Batch, p []byte) (change.Value, error) {
 			return charValue(b, p[0]), nil
 		}
 	case asBytes:
-		return b.Span(change.Bytes, p), nil
+		return span(b, change.Bytes, p, at), nil
 	case asUUID:
 		if len(p) == 16 {
-			return b.Span(change.UUID, p), nil
+			return span(b, change.UUID, p, at), nil
 		}
 	case asDate:
 		if len(p) == 4 {
@@ -152,19 +153,28 @@ func (c *Coder) DecodeBinary(b *change.Batch, p []byte) (change.Value, error) {
 			return b.Interval(int32(binary.BigEndian.Uint32(p[12:])), int32(binary.BigEndian.Uint32(p[8:])), int64(binary.BigEndian.Uint64(p))), nil
 		}
 	case asJSON:
-		return b.Span(change.JSON, p), nil
+		return span(b, change.JSON, p, at), nil
 	case asJSONB:
 		if len(p) > 0 && p[0] == 1 {
-			return b.Span(change.JSON, p[1:]), nil
+			return span(b, change.JSON, p[1:], at+1), nil
 		}
 	case asEnum:
-		return b.Span(change.Enum, p), nil
+		return span(b, change.Enum, p, at), nil
 	case asArray:
-		return c.arrayBinary(b, p)
+		return c.arrayBinary(b, p, at)
 	case asText:
 		panic("BUG: a cell without a binary decoder")
 	}
 	return change.Value{}, errCell
+}
+
+// span is a value of the octets p, which lie at at in b's arena; below 0: they
+// do not, and are copied.
+func span(b *change.Batch, k change.Kind, p []byte, at int) change.Value {
+	if at < 0 {
+		return b.Span(k, p)
+	}
+	return b.SpanAt(k, at, len(p))
 }
 
 // timestamp turns microseconds since 2000 into those since 1970. Postgres
@@ -283,7 +293,8 @@ func numericBinary(b *change.Batch, p []byte) (change.Value, error) {
 
 // arrayBinary reads array_send: dimensions, a flag, the element type, then
 // length and lower bound of each dimension, then the elements.
-func (c *Coder) arrayBinary(b *change.Batch, p []byte) (change.Value, error) {
+func (c *Coder) arrayBinary(b *change.Batch, p []byte, at int) (change.Value, error) {
+	end := at + len(p)
 	if len(p) < 12 {
 		return change.Value{}, errCell
 	}
@@ -321,7 +332,7 @@ func (c *Coder) arrayBinary(b *change.Batch, p []byte) (change.Value, error) {
 		if int(size) > len(p) {
 			return change.Value{}, errCell
 		}
-		v, err := c.elem.DecodeBinary(b, p[:size])
+		v, err := c.elem.DecodeBinary(b, p[:size], end-len(p))
 		if err != nil {
 			return change.Value{}, err
 		}

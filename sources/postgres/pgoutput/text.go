@@ -14,22 +14,24 @@ import (
 	"github.com/tallywire/tallywire/change"
 )
 
-// DecodeText reads a cell in text form that is not null, into memory of b.
-func (c *Coder) DecodeText(b *change.Batch, p []byte) (change.Value, error) {
+// DecodeText reads a cell in text form that is not null, into memory of b. The
+// cell is what b.Raw has from at on, and its Value may be a span of it; at is
+// below 0 for a cell that lies elsewhere.
+func (c *Coder) DecodeText(b *change.Batch, p []byte, at int) (change.Value, error) {
 	switch c.code {
 	case asText:
-		return b.Span(change.Text, p), nil
+		return span(b, change.Text, p, at), nil
 	case asString:
-		return b.Span(change.String, p), nil
+		return span(b, change.String, p, at), nil
 	case asChar:
 		if len(p) == 1 {
 			return charValue(b, p[0]), nil // 15 sends a high octet as it is
 		}
-		return b.Span(change.String, p), nil
+		return span(b, change.String, p, at), nil
 	case asJSON, asJSONB:
-		return b.Span(change.JSON, p), nil
+		return span(b, change.JSON, p, at), nil
 	case asEnum:
-		return b.Span(change.Enum, p), nil
+		return span(b, change.Enum, p, at), nil
 	case asBool:
 		if len(p) == 1 && (p[0] == 't' || p[0] == 'f') {
 			return change.BoolValue(p[0] == 't'), nil
@@ -72,9 +74,9 @@ func (c *Coder) DecodeText(b *change.Batch, p []byte) (change.Value, error) {
 		}
 		return change.TimeTZValue(us, east), nil
 	case asTimestamp:
-		return timestampText(b, p, false)
+		return timestampText(b, p, at, false)
 	case asTimestampTZ:
-		return timestampText(b, p, true)
+		return timestampText(b, p, at, true)
 	case asInterval:
 		return intervalText(b, p)
 	case asArray:
@@ -260,7 +262,7 @@ func zone(p []byte) (east int32, rest []byte, ok bool) {
 	return int32(sum), p, true
 }
 
-func timestampText(b *change.Batch, p []byte, zoned bool) (change.Value, error) {
+func timestampText(b *change.Batch, p []byte, at int, zoned bool) (change.Value, error) {
 	value := change.TimestampValue
 	if zoned {
 		value = change.TimestampTZValue
@@ -294,7 +296,7 @@ func timestampText(b *change.Batch, p []byte, zoned bool) (change.Value, error) 
 	}
 	days := change.Days(y, int(m), int(d))
 	if days > math.MaxInt64/86_400_000_000-1 {
-		return b.Span(change.Text, p), nil // beyond our epoch, see beyond
+		return span(b, change.Text, p, at), nil // beyond our epoch, see beyond
 	}
 	return value(days*86_400_000_000 + us - int64(east)*1e6), nil
 }
@@ -499,7 +501,7 @@ func (a *arrayReader) elem(p []byte) ([]byte, error) {
 		a.elems = append(a.elems, change.NullValue())
 		return p, nil
 	}
-	v, err := a.c.DecodeText(a.b, a.text)
+	v, err := a.c.DecodeText(a.b, a.text, -1)
 	a.elems = append(a.elems, v)
 	return p, err
 }
