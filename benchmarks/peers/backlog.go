@@ -35,7 +35,7 @@ create table time_entry (id bigint primary key, employee_id int, project_id int,
 create publication peers for table time_entry;
 
 create function phrases() returns text[] language sql as $$
-  select array_agg(rpad(left(p, 20 + n % 20), 20, '.') order by n)
+  select array_agg(left(p, 20 + n % 20) order by n)
   from (select n, (select string_agg((array['review','with','customer','draft','of','the','interim','report','call','about','scope','travel','to','site','workshop','on',
     'migration','testing','invoice','preparation','status','meeting','and','analysis','for','design','second','round','notes','team','open','points'])
     [1 + (hashint8(n * 100 + w) & 31)], ' ' order by w) from generate_series(1, 8) w) p

@@ -15,7 +15,7 @@ import (
 // contender is one that is measured.
 type contender struct {
 	name string
-	run  map[string]func(ctx context.Context, w *world, name string) (figure, error) // by section
+	run  map[string]runFunc // by section
 }
 
 type runFunc = func(ctx context.Context, w *world, name string) (figure, error)
@@ -23,6 +23,12 @@ type runFunc = func(ctx context.Context, w *world, name string) (figure, error)
 func drainBy(t tallywire, base string, partitions int32) runFunc {
 	return func(ctx context.Context, w *world, name string) (figure, error) {
 		return t.drain(ctx, w, name, base, partitions)
+	}
+}
+
+func debeziumFrom(base string, partitions int32) runFunc {
+	return func(ctx context.Context, w *world, name string) (figure, error) {
+		return debezium(ctx, w, name, base, partitions)
 	}
 }
 
@@ -35,6 +41,7 @@ var contenders = []contender{
 	{"tallywire", map[string]runFunc{
 		"a": drainBy(tallywire{}, "base_a", 1), "b": drainBy(tallywire{}, "base_b", 1), "a8": drainBy(tallywire{}, "base_a", 8),
 	}},
+	{"debezium", map[string]runFunc{"a": debeziumFrom("base_a", 1), "b": debeziumFrom("base_b", 1), "a8": debeziumFrom("base_a", 8)}},
 	{"pg_recvlogical", map[string]runFunc{"a": receiveFrom("base_a"), "b": receiveFrom("base_b")}},
 }
 

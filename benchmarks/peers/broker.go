@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,43 @@ func (w *world) startBroker(ctx context.Context, settings map[string]string) (*b
 		return nil, err
 	}
 	w.onClose(func() error { cl.Close(); return nil })
-	return &broker{Kafka: k, admin: kadm.NewClient(cl)}, nil
+	b := &broker{Kafka: k, admin: kadm.NewClient(cl)}
+	return b, b.warm(ctx)
+}
+
+// warm lets the broker's JVM compile what all contenders use, so that the first
+// of them does not pay for it: a million records in transactions.
+func (b *broker) warm(ctx context.Context) error {
+	const topic, txns, each = "warm", 100, 10_000
+	if err := b.create(ctx, topic, 1, nil); err != nil {
+		return err
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(b.Addr()), kgo.DefaultProduceTopic(topic), kgo.TransactionalID("warm"), kgo.ProducerLinger(5*time.Millisecond))
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	value := bytes.Repeat([]byte("what is written is of no interest "), 6)
+	for range txns {
+		if err := cl.BeginTransaction(); err != nil {
+			return fmt.Errorf("warming the broker: %w", err)
+		}
+		failed := kgo.AbortingFirstErrPromise(cl)
+		for range each {
+			cl.Produce(ctx, &kgo.Record{Value: value}, failed.Promise())
+		}
+		if err := failed.Err(); err != nil {
+			return fmt.Errorf("warming the broker: %w", err)
+		}
+		if err := cl.EndTransaction(ctx, kgo.TryCommit); err != nil {
+			return fmt.Errorf("warming the broker: %w", err)
+		}
+	}
+	n, err := b.count(ctx, topic)
+	if err == nil && n != txns*each {
+		err = fmt.Errorf("warming the broker: it holds %d records of %d", n, txns*each)
+	}
+	return errors.Join(err, b.drop(ctx, topic))
 }
 
 // fresh deletes topics, and makes one anew.

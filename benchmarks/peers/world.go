@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -111,7 +112,8 @@ func (w *world) folders() (err error) {
 	}
 	w.state = filepath.Join(w.tmp, "state")
 	if w.o.state != "" {
-		w.state = filepath.Join(w.o.state, fmt.Sprintf("rows-%d", w.o.rows))
+		// Another size, or other rows, are another backlog.
+		w.state = filepath.Join(w.o.state, fmt.Sprintf("%d-%08x", w.o.rows, crc32.ChecksumIEEE([]byte(schema))))
 	}
 	if err := os.MkdirAll(w.state, 0o755); err != nil {
 		return err

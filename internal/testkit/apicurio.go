@@ -35,8 +35,13 @@ type Apicurio struct {
 }
 
 // URL is the address of its Confluent-compatible API, for registry.url.
-func (a *Apicurio) URL() string {
-	return "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(a.Port)) + "/apis/ccompat/v7"
+func (a *Apicurio) URL() string { return a.base() + "/apis/ccompat/v7" }
+
+// CoreURL is the address of its own API, for its own converters.
+func (a *Apicurio) CoreURL() string { return a.base() + "/apis/registry/v2" }
+
+func (a *Apicurio) base() string {
+	return "http://" + net.JoinHostPort("127.0.0.1", strconv.Itoa(a.Port))
 }
 
 // StartApicurio starts a registry on a free port of 127.0.0.1 and returns when
