@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"time"
 )
 
 // contender is one that is measured.
@@ -40,9 +39,32 @@ func receiveFrom(base string) runFunc {
 var contenders = []contender{
 	{"tallywire", map[string]runFunc{
 		"a": drainBy(tallywire{}, "base_a", 1), "b": drainBy(tallywire{}, "base_b", 1), "a8": drainBy(tallywire{}, "base_a", 8),
+		"snapshot": tallywire{}.load, "start": tallywire{}.first, "latency": latencyBy(tallywire{}),
 	}},
-	{"debezium", map[string]runFunc{"a": debeziumFrom("base_a", 1), "b": debeziumFrom("base_b", 1), "a8": debeziumFrom("base_a", 8)}},
+	{"tallywire-1ms", map[string]runFunc{"latency": func(ctx context.Context, w *world, name string) (figure, error) {
+		b, err := w.quickBroker(ctx)
+		if err != nil {
+			return figure{}, err
+		}
+		return tallywire{}.latencyOn(ctx, w, b, name)
+	}}},
+	{"tallywire-alo", map[string]runFunc{
+		"a": drainBy(atLeastOnce, "base_a", 1), "b": drainBy(atLeastOnce, "base_b", 1), "latency": latencyBy(atLeastOnce),
+	}},
+	{"debezium", map[string]runFunc{
+		"a": debeziumFrom("base_a", 1), "b": debeziumFrom("base_b", 1), "a8": debeziumFrom("base_a", 8),
+		"snapshot": loadDebezium, "start": firstOfDebezium, "latency": latencyDebezium,
+	}},
+	{"debezium-eo", map[string]runFunc{"latency": latencyDebeziumEO}},
 	{"pg_recvlogical", map[string]runFunc{"a": receiveFrom("base_a"), "b": receiveFrom("base_b")}},
+}
+
+var atLeastOnce = tallywire{delivery: "at-least-once"}
+
+func latencyBy(t tallywire) runFunc {
+	return func(ctx context.Context, w *world, name string) (figure, error) {
+		return t.latencyOn(ctx, w, w.kafka, name)
+	}
 }
 
 func names() []string {
@@ -62,7 +84,8 @@ type results map[string]map[string][]figure
 // run measures everything asked for, and says how many ratios were missed.
 func (o *options) run(ctx context.Context) (missed int, err error) {
 	load := loadAverage()
-	w, err := newWorld(ctx, o)
+	var w *world
+	err = o.locked(func() error { w, err = newWorld(ctx, o); return err })
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err != nil {
 		return 0, err
@@ -71,7 +94,7 @@ func (o *options) run(ctx context.Context) (missed int, err error) {
 	for _, section := range o.only {
 		res[section] = map[string][]figure{}
 		for round := range o.runs {
-			if err := w.round(ctx, section, round, res[section]); err != nil {
+			if err := o.locked(func() error { return w.round(ctx, section, round, res[section]) }); err != nil {
 				return 0, fmt.Errorf("section %s, round %d: %w", section, round+1, err)
 			}
 		}
@@ -79,16 +102,21 @@ func (o *options) run(ctx context.Context) (missed int, err error) {
 	return w.report(ctx, res, load)
 }
 
+// locked does what loads the machine while the lock file of -lock is held.
+func (o *options) locked(f func() error) error {
+	if o.lock == "" {
+		return f()
+	}
+	unlock, err := lock(o.lock, func() { fmt.Println("         waiting for", o.lock) })
+	if err != nil {
+		return err
+	}
+	return errors.Join(f(), unlock())
+}
+
 // round lets each contender run once; each round begins with another, so that
 // nobody always follows the same one.
 func (w *world) round(ctx context.Context, section string, round int, res map[string][]figure) error {
-	if w.o.lock != "" {
-		unlock, err := lock(w.o.lock, func() { w.say("waiting for %s", w.o.lock) })
-		if err != nil {
-			return err
-		}
-		defer unlock() // it only closes a file
-	}
 	var part []contender
 	for _, c := range contenders {
 		if w.takesPart(c.name) && c.run[section] != nil {
@@ -113,15 +141,4 @@ func loadAverage() string {
 		return "unknown"
 	}
 	return strings.Fields(string(b))[0]
-}
-
-// settle lets a machine come to rest between two runs: deleted topics and
-// ended processes leave work behind.
-func settle(ctx context.Context) error {
-	select {
-	case <-time.After(2 * time.Second):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/tallywire/tallywire/internal/testkit"
 )
@@ -156,11 +155,9 @@ func warmDebezium(ctx context.Context, w *world) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.stop()) }()
-	if err := w.firstRecord(ctx, c, w.kafka, dbzTopic, every); err != nil {
+	if _, err := w.firstRecord(ctx, c, w.kafka, dbzTopic, every); err != nil {
 		return err
 	}
 	w.warm["debezium"] = true
 	return nil
 }
-
-var _ = time.Second

@@ -55,7 +55,6 @@ type options struct {
 	state      string
 	lock       string
 	out        string
-	profile    string
 	binary     string
 	keep       bool
 	command    string
@@ -74,7 +73,6 @@ func main() {
 	flag.StringVar(&o.lock, "lock", "", "`file` that is locked while measuring, so that those who share a machine take turns")
 	flag.StringVar(&o.out, "out", "", "`file` for the report, between its markers; default benchmarks/RESULTS.md when all was measured")
 	flag.StringVar(&o.binary, "binary", "", "the tallywire to measure; none: it is built from here")
-	flag.StringVar(&o.profile, "cpuprofile", "", "`prefix` of CPU profiles of tallywire (PREFIX-<section>-<contender>-<round>.prof)")
 	flag.BoolVar(&o.keep, "logs", false, "keep the logs of what was started, and say where")
 	flag.StringVar(&o.command, "command", "go run ./benchmarks/peers "+strings.Join(os.Args[1:], " "), "what the report says it was made with")
 	flag.Usage = func() {

@@ -92,15 +92,17 @@ func (t tallywire) warm(ctx context.Context, w *world) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.stop()) }()
-	if err := w.firstRecord(ctx, c, w.kafka, twTopic, every); err != nil {
+	if _, err := w.firstRecord(ctx, c, w.kafka, twTopic, every); err != nil {
 		return err
 	}
 	w.warm["tallywire"] = true
 	return nil
 }
 
-// firstRecord waits until a topic has a committed record.
-func (w *world) firstRecord(ctx context.Context, c *child, b *broker, topic string, interval time.Duration) error {
+// firstRecord waits until a topic has a committed record, and gives the time
+// since the contender was started.
+func (w *world) firstRecord(ctx context.Context, c *child, b *broker, topic string, interval time.Duration) (time.Duration, error) {
 	x := &watcher{w: w, self: c, broker: b, progress: func(ctx context.Context) (int64, error) { return b.ends(ctx, topic) }}
-	return x.until(ctx, interval, time.Minute, func() (bool, error) { return x.last().n > 0, nil })
+	err := x.until(ctx, interval, time.Minute, func() (bool, error) { return x.last().n > 0, nil })
+	return time.Since(c.began), err
 }

@@ -30,6 +30,7 @@ type world struct {
 	pg       *testkit.Postgres
 	sql      *pgx.Conn // to the database postgres; for one goroutine at a time
 	kafka    *broker   // at its defaults
+	quick    *broker   // with a short retry of early transactions; nil until needed
 	registry *testkit.Apicurio
 	logs     map[string]*backlog
 	warm     map[string]bool // contenders whose schemas are registered
