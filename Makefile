@@ -7,8 +7,9 @@ KAFKA ?= embedded
 REDIS ?= embedded
 ARGS ?=
 BENCH_RUNS ?= 5
+PEERS_ARGS ?=
 
-.PHONY: help build demo test lint bench mutants fuzz chaos docs needs clean
+.PHONY: help build demo test race lint bench bench-peers mutants fuzz chaos docs needs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +40,10 @@ bench: ## the hot path beside its oracle, then the drain to the warehouse (BENCH
 	@mkdir -p bin
 	set -o pipefail; $(GO) test -run '^$$' -bench . ./benchmarks | tee bin/hotpath.txt
 	$(GO) run ./benchmarks/drain -runs $(BENCH_RUNS) -hotpath bin/hotpath.txt -out benchmarks/RESULTS.md -command "make bench"
+
+bench-peers: ## capture beside Debezium and pg_recvlogical, the same backlogs in one run (PEERS_ARGS="-help" tells more)
+	@deploy/needs.sh peers
+	$(GO) run ./benchmarks/peers -command "make bench-peers" $(PEERS_ARGS)
 
 mutants: needs ## apply each patch of testdata/mutants and require its test to go red
 	deploy/mutants.sh

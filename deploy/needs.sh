@@ -6,6 +6,7 @@ what=${1:-test}; shift || true
 want=()
 case "$what" in
 test) want=(redis-server:redis-server java:default-jre-headless mvn:maven python3:python3) ;;
+peers) want=(java:default-jre-headless mvn:maven pg_recvlogical:postgresql-client) ;;
 demo)
   for kv in "$@"; do
     case "$kv" in

@@ -66,20 +66,47 @@ func (w *world) liveDatabase(ctx context.Context) error {
 }
 
 // generate writes until ctx ends, each transaction at its time; what it cannot
-// keep up with it makes good. It gives the number of transactions.
-func (w *world) generate(ctx context.Context) (int64, error) {
+// keep up with it makes good. Until running is closed it writes ten a second
+// only, so that nobody has to catch up with his own start. It gives the number
+// of transactions.
+func (w *world) generate(ctx context.Context, running <-chan struct{}) (n int64, err error) {
 	var wg sync.WaitGroup
 	errs, done := make([]error, writers), make([]int64, writers)
+	if n, err = w.trickle(ctx, running); err != nil {
+		return n, err
+	}
 	begin := time.Now()
 	for i := range writers {
 		wg.Go(func() { done[i], errs[i] = w.write(ctx, begin.Add(time.Duration(i)*time.Second/txPerSec)) })
 	}
 	wg.Wait()
-	var n int64
 	for _, d := range done {
 		n += d
 	}
 	return n, errors.Join(errs...)
+}
+
+func (w *world) trickle(ctx context.Context, running <-chan struct{}) (n int64, err error) {
+	q, err := pgx.Connect(ctx, w.pg.DSN(live))
+	if err != nil {
+		return 0, err
+	}
+	defer q.Close(context.WithoutCancel(ctx))
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := q.Exec(context.WithoutCancel(ctx), liveInsert, clockMark, rowsPerTx); err != nil {
+			return n, fmt.Errorf("writing: %w", err)
+		}
+		n++
+		select {
+		case <-ctx.Done():
+			return n, nil
+		case <-running:
+			return n, nil
+		case <-tick.C:
+		}
+	}
 }
 
 func (w *world) write(ctx context.Context, next time.Time) (n int64, err error) {
@@ -174,7 +201,7 @@ func (w *world) latency(ctx context.Context, c *child, b *broker, topic string, 
 	wrote := make(chan struct{})
 	go func() { // ends with enough
 		defer close(wrote)
-		n, err := w.generate(writing)
+		n, err := w.generate(writing, running)
 		written = n * rowsPerTx
 		if err != nil {
 			failed <- err

@@ -13,15 +13,16 @@ import (
 	"time"
 )
 
-// pgRecvlogical finds the program.
+// pgRecvlogical finds the program: Debian's own path first, since the one in
+// /usr/bin is a script around it.
 func (w *world) pgRecvlogical() (string, error) {
-	if p, err := exec.LookPath("pg_recvlogical"); err == nil {
-		return p, nil
-	}
 	found, err := filepath.Glob("/usr/lib/postgresql/*/bin/pg_recvlogical")
 	if err == nil && len(found) > 0 {
 		slices.Sort(found)
 		return found[len(found)-1], nil
+	}
+	if p, err := exec.LookPath("pg_recvlogical"); err == nil {
+		return p, nil
 	}
 	return "", errors.New("the program pg_recvlogical is missing: install postgresql-client, or leave this contender out with -contenders")
 }

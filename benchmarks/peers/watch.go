@@ -163,6 +163,9 @@ func (f figure) String() string {
 	if f.p50 > 0 {
 		return fmt.Sprintf("p50 %.1f, p95 %.1f, p99 %.1f ms, %.0f %% of a core", f.p50, f.p95, f.p99, f.core*100)
 	}
+	if f.total == 0 {
+		return fmt.Sprintf("first record after %.2f s", f.first.Seconds())
+	}
 	return fmt.Sprintf("%s rows/s steady, %s whole; CPU s per million: %.2f (whole %.2f), walsender %.2f, broker %.2f; peak RSS %.0f MiB; first record after %.2f s",
 		thousands(f.steady), thousands(f.whole), f.self, f.total, f.sender, f.broker, f.rss/(1<<20), f.first.Seconds())
 }
