@@ -86,15 +86,17 @@ func TestEncodeDoesNotAllocate(t *testing.T) {
 	defer b.Release()
 	entries(b, tab, 1000)
 	buf := make([]byte, 0, 1<<20)
+	var memo avro.Memo
 	n := testing.AllocsPerRun(20, func() {
 		dst := buf[:0]
+		memo.Reset()
 		var err error
 		for i := range b.Changes {
 			c := &b.Changes[i]
 			if dst, err = e.AppendKey(dst, b, c); err != nil {
 				t.Fatal(err)
 			}
-			if dst, err = e.AppendValue(dst, b, c); err != nil {
+			if dst, err = e.AppendValueWith(&memo, dst, b, c); err != nil {
 				t.Fatal(err)
 			}
 			dst = e.AppendUnchanged(dst, c)

@@ -184,11 +184,17 @@ func (e *Encoder) AppendKeyOf(dst []byte, b *change.Batch, row []change.Value) (
 // error, a Reject that names the field and never its value, dst is returned as
 // it came.
 func (e *Encoder) AppendValue(dst []byte, b *change.Batch, c *change.Change) ([]byte, error) {
+	var m Memo
+	return e.AppendValueWith(&m, dst, b, c)
+}
+
+// AppendValueWith is AppendValue for one of many changes.
+func (e *Encoder) AppendValueWith(m *Memo, dst []byte, b *change.Batch, c *change.Change) ([]byte, error) {
 	from := len(dst)
 	dst = append(dst, e.head[:]...)
 	var err error
 	if e.raw {
-		dst, err = e.appendEnvelope(dst, b, c)
+		dst, err = e.appendEnvelope(m, dst, b, c)
 	} else {
 		if c.New == nil {
 			panic("BUG: a canonical record without a new row has no value")
@@ -224,7 +230,7 @@ func (e *Encoder) AppendUnchanged(dst []byte, c *change.Change) []byte {
 	return dst
 }
 
-func (e *Encoder) appendEnvelope(dst []byte, b *change.Batch, c *change.Change) ([]byte, error) {
+func (e *Encoder) appendEnvelope(m *Memo, dst []byte, b *change.Batch, c *change.Change) ([]byte, error) {
 	var err error
 	for i, row := range [2][]change.Value{c.Old, c.New} {
 		if row == nil {
@@ -236,44 +242,18 @@ func (e *Encoder) appendEnvelope(dst []byte, b *change.Batch, c *change.Change) 
 			return dst, err
 		}
 	}
-	dst = append(dst, e.source...)
-	dst = binary.AppendVarint(dst, floorDiv(c.Time, 1000))
-	dst = append(dst, 0)
-	if c.Op == change.Read {
-		dst = append(dst, "\x08true"...)
-	} else {
-		dst = append(dst, "\x0afalse"...)
+	if !m.holds(e, c) {
+		m.fill(e, c)
 	}
-	dst = append(dst, e.db...)
-	if c.Pos.IsZero() {
-		dst = append(dst, 0)
-	} else { // the transaction's LSN and the ordinal in it: rises strictly within a source
-		dst = append(dst, 2)
-		at := len(dst)
-		dst = append(dst, 0)
-		dst = append(dst, `["`...)
-		dst = strconv.AppendUint(dst, c.Pos.LSN, 10)
-		dst = append(dst, `","`...)
-		dst = strconv.AppendUint(dst, c.Pos.Ordinal, 10)
-		dst = fixLength(append(dst, `"]`...), at)
+	dst = append(dst, m.head...)
+	if m.placed {
+		at := len(dst) - len(sequenceHead) - m.digits - 1
+		dst = append(strconv.AppendUint(dst, c.Pos.Ordinal, 10), `"]`...)
+		dst[at] = byte(len(dst)-at-1) << 1 // two numbers of 20 digits at most: below 64 octets
 	}
-	dst = appendMicrosNanos(dst, c.Time)
-	dst = append(dst, e.identity...)
-	if c.XID == 0 {
-		dst = append(dst, 0)
-	} else {
-		dst = binary.AppendVarint(append(dst, 2), int64(c.XID))
-	}
-	if c.Pos.IsZero() {
-		dst = append(dst, 0)
-	} else {
-		dst = binary.AppendVarint(append(dst, 2), int64(c.Pos.LSN))
-	}
-	dst = append(dst, 0, 0) // xmin, transaction
-	dst = append(dst, 2, byte(c.Op))
-	now := e.now().UnixMicro()
-	dst = binary.AppendVarint(append(dst, 2), floorDiv(now, 1000))
-	return appendMicrosNanos(dst, now), nil
+	dst = append(dst, m.tail...)
+	dst = append(dst, byte(c.Op))
+	return append(dst, m.now...), nil
 }
 
 // appendMicrosNanos writes two nullable longs; nanoseconds that int64 cannot
@@ -294,11 +274,32 @@ func floorDiv(a, b int64) int64 {
 	return q
 }
 
+// appendRow has the forms of most cells without a call, which is a third less
+// time for a row.
 func (e *Encoder) appendRow(dst []byte, b *change.Batch, row []change.Value, old bool) ([]byte, error) {
 	var err error
 	for i := range e.cols {
 		c := &e.cols[i]
-		if dst, err = e.appendField(dst, b, c, row[c.at], old); err != nil {
+		v := row[c.at]
+		switch k := v.Kind(); c.form {
+		case fString:
+			if k == c.kind {
+				if c.null >= 0 {
+					dst = append(dst, byte(1-c.null)<<1)
+				}
+				dst = appendBytes(dst, b.Bytes(v))
+				continue
+			}
+		case fInt:
+			if n := v.Int(); k == change.Int && n == int64(int32(n)) && c.width != 2 {
+				if c.null >= 0 {
+					dst = append(dst, byte(1-c.null)<<1)
+				}
+				dst = appendLong(dst, n)
+				continue
+			}
+		}
+		if dst, err = e.appendField(dst, b, c, v, old); err != nil {
 			return dst, err
 		}
 	}

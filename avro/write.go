@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math"
 	"math/big"
+	"math/bits"
 	"strconv"
 	"sync"
 
@@ -51,7 +52,7 @@ func (c *codec) appendValue(dst []byte, b *change.Batch, v change.Value) ([]byte
 		if c.width <= 4 && n != int64(int32(n)) || c.width == 2 && n != int64(int16(n)) {
 			return dst, errRange
 		}
-		return binary.AppendVarint(dst, n), nil
+		return appendLong(dst, n), nil
 	case fFloat:
 		return binary.LittleEndian.AppendUint32(dst, math.Float32bits(float32(v.Float64()))), nil
 	case fDouble:
@@ -100,7 +101,7 @@ func (c *codec) appendDate(dst []byte, days int64) ([]byte, error) {
 	case days >= dateInfinity || days <= dateNegInfinity:
 		return dst, errRange
 	}
-	return binary.AppendVarint(dst, days), nil
+	return appendLong(dst, days), nil
 }
 
 func (c *codec) appendArray(dst []byte, b *change.Batch, v change.Value) ([]byte, error) {
@@ -204,23 +205,34 @@ func (c *codec) appendBigDecimal(dst []byte, b *change.Batch, v change.Value, up
 
 // appendUnscaled writes the shortest two's complement of u as Avro bytes.
 func appendUnscaled(dst []byte, u int64) []byte {
-	n := 8
-	for n > 1 && (u>>(8*n-9) == 0 || u>>(8*n-9) == -1) {
-		n--
-	}
+	n := bits.Len64(uint64(u^u>>63))/8 + 1
 	dst = append(dst, byte(n<<1))
-	for n--; n >= 0; n-- {
-		dst = append(dst, byte(u>>(8*n)))
+	at := len(dst)
+	return binary.BigEndian.AppendUint64(dst, uint64(u)<<(64-8*n))[:at+n]
+}
+
+// appendLong is binary.AppendVarint with its short forms first: most numbers of
+// a business are below a million.
+func appendLong(dst []byte, n int64) []byte {
+	switch u := uint64(n)<<1 ^ uint64(n>>63); {
+	case u < 1<<7:
+		return append(dst, byte(u))
+	case u < 1<<14:
+		return append(dst, byte(u)|0x80, byte(u>>7))
+	case u < 1<<21:
+		return append(dst, byte(u)|0x80, byte(u>>7)|0x80, byte(u>>14))
+	case u < 1<<28:
+		return append(dst, byte(u)|0x80, byte(u>>7)|0x80, byte(u>>14)|0x80, byte(u>>21))
 	}
-	return dst
+	return binary.AppendVarint(dst, n)
 }
 
 func appendString(dst []byte, s string) []byte {
-	return append(binary.AppendVarint(dst, int64(len(s))), s...)
+	return append(appendLong(dst, int64(len(s))), s...)
 }
 
 func appendBytes(dst, p []byte) []byte {
-	return append(binary.AppendVarint(dst, int64(len(p))), p...)
+	return append(appendLong(dst, int64(len(p))), p...)
 }
 
 // fixLength puts the length of dst[at+1:] at dst[at], where one octet was kept

@@ -310,10 +310,16 @@ func (b *Batch) Unscaled(x *big.Int, v Value) *big.Int {
 // Bytes are the octets of a spanned value, in the arena: borrowed, valid until
 // Release, not to be written. For a large decimal: two's complement.
 func (b *Batch) Bytes(v Value) []byte {
+	if spannedKinds>>v.kind&1 == 0 {
+		v.mustSpan()
+	}
+	return b.arena[v.num : v.num+uint64(v.n) : v.num+uint64(v.n)]
+}
+
+func (v Value) mustSpan() {
 	if !v.spanned() {
 		panic(fmt.Sprintf("BUG: %s value has no octets", v.kind))
 	}
-	return b.span(v)
 }
 
 func (b *Batch) span(v Value) []byte {

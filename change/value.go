@@ -134,15 +134,11 @@ func (v Value) Small() (unscaled int64, ok bool) {
 	return int64(v.num), v.kind == Decimal && v.form == Finite
 }
 
+const spannedKinds = 1<<String | 1<<Bytes | 1<<UUID | 1<<Interval | 1<<JSON | 1<<Enum | 1<<Text
+
 // spanned reports whether the payload lies in the arena.
 func (v Value) spanned() bool {
-	switch v.kind {
-	case String, Bytes, UUID, Interval, JSON, Enum, Text:
-		return true
-	case Decimal:
-		return v.form == finiteBig
-	}
-	return false
+	return spannedKinds>>v.kind&1 != 0 || v.kind == Decimal && v.form == finiteBig
 }
 
 // appendTwosComplement appends the shortest big-endian two's complement of x.

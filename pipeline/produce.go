@@ -178,6 +178,7 @@ type Records struct {
 	hdrs  []kgo.RecordHeader
 	key   []byte // scratch
 	old   []byte // scratch
+	memo  avro.Memo
 }
 
 type recordSpan struct {
@@ -210,6 +211,7 @@ func (rs *Records) Reset() {
 // Refused whole, and the others go on. Other errors (a Table that Ensure has
 // not seen) fail all. The batch is not used afterwards.
 func (o *Outputs) Encode(rs *Records, b *change.Batch, from, to int) error {
+	rs.memo.Reset()
 	var table *change.Table
 	var out *Output
 	for i := from; i < to; i++ {
@@ -316,7 +318,7 @@ func (rs *Records) one(out *Output, b *change.Batch, c *change.Change, at int, k
 	s.keyEnd = len(rs.buf)
 	if value {
 		s.value = len(rs.buf)
-		if rs.buf, err = out.enc.AppendValue(rs.buf, b, c); err != nil {
+		if rs.buf, err = out.enc.AppendValueWith(&rs.memo, rs.buf, b, c); err != nil {
 			return err
 		}
 		s.valEnd = len(rs.buf)
@@ -400,6 +402,8 @@ func (rs *Records) finish() {
 	for _, h := range rs.heads[len(rs.hdrs):] {
 		rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: h.name, Value: rs.buf[h.from:h.to:h.to]})
 	}
+	var micros int64 // most records of a batch are of one time
+	var at time.Time
 	for i := len(rs.Records); i < len(rs.spans); i++ {
 		s := &rs.spans[i]
 		r := kgo.Record{Topic: s.out.Topic.Name, Partition: s.partition, Headers: rs.hdrs[s.head:s.headEnd:s.headEnd]}
@@ -410,7 +414,10 @@ func (rs *Records) finish() {
 			r.Value = rs.buf[s.value:s.valEnd:s.valEnd]
 		}
 		if s.time != 0 {
-			r.Timestamp = time.UnixMicro(s.time).Truncate(time.Millisecond)
+			if s.time != micros {
+				micros, at = s.time, time.UnixMicro(s.time).Truncate(time.Millisecond)
+			}
+			r.Timestamp = at
 		}
 		rs.Bytes += len(r.Key) + len(r.Value)
 		rs.Records = append(rs.Records, r)

@@ -173,27 +173,43 @@ func (t *tuples) tuple(from []change.Value, keyOnly bool) ([]change.Value, error
 		}
 		cell := raw[at : at+size]
 		c := &cells[i]
-		if kind == 'b' { // what most cells are, without a call: a quarter less time for a row
-			switch {
-			case c.code == asString:
+		var err error
+		if kind == 'b' { // what most cells are, without a call: a third less time for a row
+			switch c.code {
+			case asString:
 				row[i] = b.SpanAt(change.String, at, size)
 				at += size
 				continue
-			case c.code == asInt8 && size == 8:
-				row[i] = change.IntValue(int64(binary.BigEndian.Uint64(cell)))
-				at += size
-				continue
-			case c.code == asInt4 && size == 4:
-				row[i] = change.IntValue(int64(int32(binary.BigEndian.Uint32(cell))))
-				at += size
-				continue
+			case asInt8:
+				if size == 8 {
+					row[i] = change.IntValue(int64(binary.BigEndian.Uint64(cell)))
+					at += 8
+					continue
+				}
+			case asInt4:
+				if size == 4 {
+					row[i] = change.IntValue(int64(int32(binary.BigEndian.Uint32(cell))))
+					at += 4
+					continue
+				}
+			case asBool:
+				if size == 1 {
+					row[i] = change.BoolValue(cell[0] != 0)
+					at++
+					continue
+				}
+			case asTimestampTZ:
+				if size == 8 {
+					if us, ok := timestamp(int64(binary.BigEndian.Uint64(cell))); ok {
+						row[i] = change.TimestampTZValue(us)
+						at += 8
+						continue
+					}
+				}
 			}
-		}
-		var err error
-		if kind == 't' {
-			row[i], err = c.DecodeText(b, cell, at)
-		} else {
 			row[i], err = c.DecodeBinary(b, cell, at)
+		} else {
+			row[i], err = c.DecodeText(b, cell, at)
 		}
 		if err != nil {
 			return nil, r.cellError(i, size)

@@ -3,21 +3,24 @@
 // buffers are kept, and only goavro's native form is made anew for each change,
 // since goavro takes no other.
 
-package benchmarks
+package main
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/big"
-	"testing"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pglogrepl"
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/linkedin/goavro/v2"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
 )
 
 type oracle struct {
@@ -26,49 +29,116 @@ type oracle struct {
 	valueHead  []byte
 	types      *pgtype.Map
 	out        []byte
-	ordinal    int
+	spans      []span
+	natives    []native
+	recs       []kgo.Record
 }
 
-func newOracle(tb testing.TB, h *hot) *oracle {
+// native is a change in the form that goavro takes.
+type native struct {
+	key, value map[string]any
+	delete     bool
+}
+
+// span is where a record's octets lie in out.
+type span struct{ from, value, end int }
+
+// newOracle writes with the schema ids that our encoder got.
+func newOracle(h *hot) (*oracle, error) {
 	key, value, err := avro.EnvelopeSchemas(h.enc.Table())
 	if err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
 	o := &oracle{types: pgtype.NewMap()}
 	if o.key, err = goavro.NewCodec(key); err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
 	if o.value, err = goavro.NewCodec(value); err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
-	// The schema ids are those that our encoder got.
-	if err := h.run(messages('I')[:1]); err != nil {
-		tb.Fatal(err)
+	if err := errors.Join(h.decode(messages('I')[:1]), h.encode()); err != nil {
+		return nil, err
 	}
 	o.keyHead = append([]byte(nil), h.out[:5]...)
 	_, rest, err := o.key.NativeFromBinary(h.out[5:])
 	if err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
 	o.valueHead = append([]byte(nil), rest[:5]...)
-	return o
+	return o, nil
 }
 
-func (o *oracle) run(msgs [][]byte) error {
-	o.out, o.ordinal = o.out[:0], 0
+// parse is pglogrepl alone: cells are not decoded.
+func (o *oracle) parse(msgs [][]byte) error {
 	for _, m := range msgs {
-		if err := o.one(m); err != nil {
+		if _, err := pglogrepl.ParseV2(m, false); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (o *oracle) one(m []byte) error {
-	o.ordinal++
+// decode makes the native form of all messages.
+func (o *oracle) decode(msgs [][]byte) error {
+	o.natives = o.natives[:0]
+	for i, m := range msgs {
+		n, err := o.native(m, i+1)
+		if err != nil {
+			return err
+		}
+		o.natives = append(o.natives, n)
+	}
+	return nil
+}
+
+// encode writes key and value of the natives.
+func (o *oracle) encode() error {
+	o.out, o.spans = o.out[:0], o.spans[:0]
+	for i := range o.natives {
+		if err := o.write(&o.natives[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// whole makes records of messages.
+func (o *oracle) whole(msgs [][]byte) error {
+	o.out, o.spans, o.recs = o.out[:0], o.spans[:0], o.recs[:0]
+	at := position
+	for i, m := range msgs {
+		n, err := o.native(m, i+1)
+		if err != nil {
+			return err
+		}
+		if err := o.write(&n); err != nil {
+			return err
+		}
+		id, ok := n.key["id"].(int64)
+		if !ok {
+			return errForm
+		}
+		at.Ordinal = uint64(i + 1)
+		s := o.spans[i]
+		r := kgo.Record{
+			Topic: topic, Key: o.out[s.from:s.value], Value: o.out[s.value:s.end], Timestamp: time.UnixMilli(commitTime / 1000),
+			Partition: kafka.Partition(strconv.AppendInt(nil, id, 10), partitions),
+			Headers:   []kgo.RecordHeader{{Key: kafka.HeaderPos, Value: change.AppendPos(nil, at)}},
+		}
+		o.recs = append(o.recs, r)
+		if n.delete {
+			r.Value = nil
+			o.recs = append(o.recs, r)
+		}
+	}
+	return nil
+}
+
+// native decodes one message.
+func (o *oracle) native(m []byte, ordinal int) (n native, err error) {
 	msg, err := pglogrepl.ParseV2(m, false)
 	if err != nil {
-		return err
+		return n, err
 	}
 	var before, after map[string]any
 	op := ""
@@ -88,32 +158,45 @@ func (o *oracle) one(m []byte) error {
 		err = fmt.Errorf("a message of type %T", msg)
 	}
 	if err != nil {
-		return err
+		return n, err
 	}
 	row := after
 	if row == nil {
 		row = before
 	}
-	if o.out, err = o.key.BinaryFromNative(append(o.out, o.keyHead...), map[string]any{"id": row["id"]}); err != nil {
-		return err
-	}
 	now := time.Now().UnixMicro()
 	long := func(n int64) any { return goavro.Union("long", n) }
-	o.out, err = o.value.BinaryFromNative(append(o.out, o.valueHead...), map[string]any{
+	n.key, n.delete = map[string]any{"id": row["id"]}, op == "d"
+	n.value = map[string]any{
 		"before": optional(before),
 		"after":  optional(after),
 		"source": map[string]any{
 			"version": avro.Version, "connector": "postgresql", "name": "psa", "ts_ms": commitTime / 1000,
 			"snapshot": goavro.Union("string", "false"), "db": "psa",
-			"sequence": goavro.Union("string", fmt.Sprintf(`["%d","%d"]`, position.LSN, o.ordinal)),
+			"sequence": goavro.Union("string", fmt.Sprintf(`["%d","%d"]`, position.LSN, ordinal)),
 			"ts_us":    long(commitTime), "ts_ns": long(commitTime * 1000),
 			"schema": "public", "table": "time_entry", "txId": long(int64(xid)), "lsn": long(int64(position.LSN)), "xmin": nil,
 		},
 		"transaction": nil,
 		"op":          op,
 		"ts_ms":       long(now / 1000), "ts_us": long(now), "ts_ns": long(now * 1000),
-	})
-	return err
+	}
+	return n, nil
+}
+
+func (o *oracle) write(n *native) error {
+	s := span{from: len(o.out)}
+	var err error
+	if o.out, err = o.key.BinaryFromNative(append(o.out, o.keyHead...), n.key); err != nil {
+		return err
+	}
+	s.value = len(o.out)
+	if o.out, err = o.value.BinaryFromNative(append(o.out, o.valueHead...), n.value); err != nil {
+		return err
+	}
+	s.end = len(o.out)
+	o.spans = append(o.spans, s)
+	return nil
 }
 
 func optional(row map[string]any) any {
@@ -179,37 +262,4 @@ func (o *oracle) cell(oid uint32, p []byte) (v any, union string, err error) {
 		return r, "bytes.decimal", nil
 	}
 	return nil, "", fmt.Errorf("type %d", oid)
-}
-
-// split cuts octets into records of key and value, without the time at which
-// each was written.
-func (o *oracle) split(tb testing.TB, p []byte) [][]byte {
-	tb.Helper()
-	var out [][]byte
-	for len(p) > 0 {
-		_, rest, err := o.key.NativeFromBinary(p[5:])
-		if err != nil {
-			tb.Fatal(err)
-		}
-		native, rest, err := o.value.NativeFromBinary(rest[5:])
-		if err != nil {
-			tb.Fatal(err)
-		}
-		record := p[:len(p)-len(rest)]
-		size := 0
-		for _, f := range []string{"ts_ms", "ts_us", "ts_ns"} {
-			branch, ok := native.(map[string]any)[f].(map[string]any)
-			if !ok {
-				tb.Fatalf("%s is not there", f)
-			}
-			n, ok := branch["long"].(int64)
-			if !ok || n <= 0 {
-				tb.Fatalf("%s is %v", f, branch)
-			}
-			size += 1 + len(binary.AppendVarint(nil, n))
-		}
-		out = append(out, record[:len(record)-size])
-		p = rest
-	}
-	return out
 }

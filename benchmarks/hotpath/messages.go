@@ -1,11 +1,50 @@
 // Messages: the octets of pgoutput with `binary`, as Postgres sends them.
 
-package benchmarks
+package main
 
 import (
 	"encoding/binary"
 	"fmt"
 )
+
+// batchRows is the number of changes of one batch.
+const batchRows = 1000
+
+const (
+	relationID = 16402
+	topic      = "psa.public.time_entry"
+)
+
+// column is one of the table that is measured: a time entry, rows of about 165
+// octets.
+type column struct {
+	name string
+	oid  uint32
+	mod  int32
+}
+
+func numericMod(precision, scale int32) int32 { return precision<<16 | scale + 4 }
+
+var columns = []column{
+	{"id", 20, -1},
+	{"employee_id", 23, -1},
+	{"project_id", 23, -1},
+	{"task_id", 23, -1},
+	{"work_date", 1082, -1},
+	{"minutes", 23, -1},
+	{"bill_rate", 1700, numericMod(12, 4)},
+	{"cost_rate", 1700, numericMod(12, 4)},
+	{"billable", 16, -1},
+	{"status", 25, -1},
+	{"note", 25, -1},
+	{"created_at", 1184, -1},
+	{"updated_at", 1184, -1},
+}
+
+var operations = []struct {
+	name string
+	op   byte
+}{{"insert", 'I'}, {"update", 'U'}, {"delete", 'D'}}
 
 func appendCell(p, data []byte) []byte {
 	return append(binary.BigEndian.AppendUint32(append(p, 'b'), uint32(len(data))), data...)

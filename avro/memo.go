@@ -1,0 +1,82 @@
+// Memo: what the envelopes of one transaction, and of one batch, have in
+// common.
+
+package avro
+
+import (
+	"encoding/binary"
+	"strconv"
+
+	"github.com/tallywire/tallywire/change"
+)
+
+// Memo holds parts of the envelope that were written before: those that depend
+// on the transaction, and the time of writing. Who encodes many changes hands
+// the same one to AppendValueWith; the octets are the same but for the time of
+// writing, which is then that of the first envelope after Reset. Of an envelope
+// of 13 columns it saves a third of the time. The zero Memo is ready for use.
+// Not safe for concurrent use.
+type Memo struct {
+	of     *Encoder
+	time   int64
+	lsn    uint64
+	xid    uint32
+	read   bool
+	placed bool // the changes have a position
+
+	head   []byte // of the source, to the ordinal
+	digits int    // of the LSN in it
+	tail   []byte // from there to the op
+	now    []byte // after it; empty: not known yet
+}
+
+// sequenceHead is what of source.sequence stands around the LSN.
+const sequenceHead = `["","`
+
+// Reset forgets the time of writing.
+func (m *Memo) Reset() { m.of, m.now = nil, m.now[:0] }
+
+func (m *Memo) holds(e *Encoder, c *change.Change) bool {
+	return m.of == e && m.lsn == c.Pos.LSN && m.time == c.Time && m.xid == c.XID && m.read == (c.Op == change.Read) && m.placed == !c.Pos.IsZero()
+}
+
+func (m *Memo) fill(e *Encoder, c *change.Change) {
+	m.of, m.time, m.lsn, m.xid, m.read, m.placed = e, c.Time, c.Pos.LSN, c.XID, c.Op == change.Read, !c.Pos.IsZero()
+	p := append(m.head[:0], e.source...)
+	p = binary.AppendVarint(p, floorDiv(c.Time, 1000))
+	p = append(p, 0)
+	if m.read {
+		p = append(p, "\x08true"...)
+	} else {
+		p = append(p, "\x0afalse"...)
+	}
+	p = append(p, e.db...)
+	if m.placed { // the transaction's LSN and the ordinal in it: rises strictly within a source
+		p = append(p, 2, 0) // its length comes with the ordinal
+		p = append(p, sequenceHead[:2]...)
+		n := len(p)
+		p = strconv.AppendUint(p, c.Pos.LSN, 10)
+		m.digits = len(p) - n
+		p = append(p, sequenceHead[2:]...)
+	} else {
+		p = append(p, 0)
+	}
+	m.head = p
+	p = appendMicrosNanos(m.tail[:0], c.Time)
+	p = append(p, e.identity...)
+	if c.XID == 0 {
+		p = append(p, 0)
+	} else {
+		p = binary.AppendVarint(append(p, 2), int64(c.XID))
+	}
+	if m.placed {
+		p = binary.AppendVarint(append(p, 2), int64(c.Pos.LSN))
+	} else {
+		p = append(p, 0)
+	}
+	m.tail = append(p, 0, 0, 2) // xmin, transaction; the length of the op
+	if len(m.now) == 0 {
+		now := e.now().UnixMicro()
+		m.now = appendMicrosNanos(binary.AppendVarint(append(m.now, 2), floorDiv(now, 1000)), now)
+	}
+}

@@ -1,0 +1,200 @@
+// Command hotpath measures what lies between the socket and the Kafka client
+// beside what one would write with the usual libraries: decoding against
+// pglogrepl.ParseV2, encoding against goavro, and the whole path, from
+// pgoutput's octets to records for Kafka, against both chained. It needs no
+// server and takes seconds. Both sides run in turns on the same octets and
+// write the same records, so that their ratio can be compared between machines
+// and days, which nanoseconds cannot.
+//
+// It fails when the path allocates, when the whole path is less than ten times
+// as fast as the oracle, and when a ratio fell more than a quarter below the
+// recorded one. main.go is the command line; measure.go the clock; path.go the
+// path; oracle.go the other one; messages.go what both read.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/pprof"
+	"strings"
+	"time"
+
+	"github.com/tallywire/tallywire/benchmarks/internal/report"
+)
+
+const (
+	leastTimes = 10   // the whole path, times the oracle's speed
+	leastKept  = 0.75 // of a recorded ratio
+)
+
+type options struct {
+	record  bool
+	ratios  string
+	out     string
+	turns   int
+	profile string
+	seconds int
+	op      string
+}
+
+func main() {
+	var o options
+	flag.BoolVar(&o.record, "record", false, "record the ratios, and write the report's section; default: compare with what is recorded")
+	flag.StringVar(&o.ratios, "ratios", "benchmarks/hotpath.json", "`file` of recorded ratios")
+	flag.StringVar(&o.out, "out", "benchmarks/RESULTS.md", "`file` of the report")
+	flag.IntVar(&o.turns, "turns", 25, "`times` that each side runs")
+	flag.StringVar(&o.profile, "cpuprofile", "", "`file` for a CPU profile of the whole path alone; nothing is compared then")
+	flag.IntVar(&o.seconds, "seconds", 5, "`seconds` of the profile")
+	flag.StringVar(&o.op, "op", "insert", "`operation` of the profile: insert, update or delete")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := o.run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "hotpath:", err)
+		os.Exit(1)
+	}
+}
+
+func (o *options) run(ctx context.Context) error {
+	h, err := newHot(ctx)
+	defer h.close()
+	if err != nil {
+		return err
+	}
+	if o.profile != "" {
+		return o.profiled(ctx, h)
+	}
+	or, err := newOracle(h)
+	if err != nil {
+		return err
+	}
+	rows, err := measure(ctx, h, or, o.turns)
+	if err != nil {
+		return err
+	}
+	have, err := o.recorded()
+	if err != nil {
+		return err
+	}
+	fmt.Print(table(rows, have))
+	bad := judge(rows, have, o.record)
+	if len(bad) > 0 || !o.record {
+		return errors.Join(bad...)
+	}
+	return o.keep(rows)
+}
+
+// recorded gives the ratios of the file by name; nothing when it is not there.
+func (o *options) recorded() (map[string]float64, error) {
+	b, err := os.ReadFile(o.ratios)
+	if errors.Is(err, os.ErrNotExist) && o.record {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the recorded ratios (-record makes them): %w", err)
+	}
+	var m map[string]float64
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", o.ratios, err)
+	}
+	return m, nil
+}
+
+// judge gives what is wrong with the figures.
+func judge(rows []figure, have map[string]float64, record bool) (bad []error) {
+	for _, r := range rows {
+		if r.allocs > 0 {
+			bad = append(bad, fmt.Errorf("%s: %.3g allocations per change, want 0", r.name(), r.allocs))
+		}
+		if r.stage == "whole" && r.times() < leastTimes {
+			bad = append(bad, fmt.Errorf("%s: %.1f times the oracle's speed, want %d at least", r.name(), r.times(), leastTimes))
+		}
+		was, ok := have[r.name()]
+		switch {
+		case record:
+		case !ok:
+			bad = append(bad, fmt.Errorf("%s: no ratio is recorded", r.name()))
+		case r.times() < leastKept*was:
+			bad = append(bad, fmt.Errorf("%s: %.1f times the oracle's speed, %.1f was recorded: a loss of %.0f %%, allowed are %.0f %%", r.name(), r.times(), was, 100*(1-r.times()/was), 100*(1-leastKept)))
+		}
+	}
+	return bad
+}
+
+// keep writes the ratios and the report's section.
+func (o *options) keep(rows []figure) error {
+	m := map[string]float64{}
+	for _, r := range rows {
+		m[r.name()] = float64(int(10*r.times()+0.5)) / 10
+	}
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(o.ratios, append(b, '\n'), 0o644); err != nil {
+		return err
+	}
+	var s strings.Builder
+	fmt.Fprintf(&s, "## The hot path\n\nMade by `make bench RECORD=1` on %s, %s, %s/%s. ", time.Now().UTC().Format("2006-01-02"), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	fmt.Fprintf(&s, "A time entry of 13 columns, binary, updates and deletes with the full old row, %d changes in a batch, one goroutine; nanoseconds of one change, medians. ", batchRows)
+	s.WriteString("Decode: pgoutput's octets → change.Batch, beside `pglogrepl.ParseV2`, which leaves the cells as octets. Encode: change.Batch → key and value in Debezium's envelope, beside goavro from its own native form. Whole: pgoutput's octets → records for the Kafka client, with headers, partition and timestamp, beside both chained. Both sides make the same records, in turns.\n\n")
+	s.WriteString("| path | operation | tallywire ns | allocations | oracle ns | allocations | times |\n|---|---|---|---|---|---|---|\n")
+	for _, r := range rows {
+		fmt.Fprintf(&s, "| %s | %s | %.0f | %.0f | %.0f | %.0f | %.1f |\n", r.stage, r.op, r.ours, r.allocs, r.theirs, r.theirAllocs, r.times())
+	}
+	return report.Replace(o.out, "hotpath", s.String())
+}
+
+func table(rows []figure, have map[string]float64) string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "%-16s %12s %8s %12s %8s %7s %9s\n", "ns/change", "tallywire", "allocs", "oracle", "allocs", "times", "recorded")
+	for _, r := range rows {
+		was := "-"
+		if w, ok := have[r.name()]; ok {
+			was = fmt.Sprintf("%.1f", w)
+		}
+		fmt.Fprintf(&s, "%-16s %12.0f %8.0f %12.0f %8.0f %7.1f %9s\n", r.name(), r.ours, r.allocs, r.theirs, r.theirAllocs, r.times(), was)
+	}
+	return s.String()
+}
+
+// profiled runs our path alone.
+func (o *options) profiled(ctx context.Context, h *hot) (err error) {
+	var msgs [][]byte
+	for _, op := range operations {
+		if op.name == o.op {
+			msgs = messages(op.op)
+		}
+	}
+	if msgs == nil {
+		return fmt.Errorf("-op: %q is no operation", o.op)
+	}
+	f, err := os.Create(o.profile)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := h.whole(msgs); err != nil {
+		return err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return err
+	}
+	defer pprof.StopCPUProfile()
+	began, n := time.Now(), 0
+	for ctx.Err() == nil && time.Since(began) < time.Duration(o.seconds)*time.Second {
+		if err := h.whole(msgs); err != nil {
+			return err
+		}
+		n += len(msgs)
+	}
+	fmt.Printf("%s: %.0f ns per change\n", o.op, float64(time.Since(began).Nanoseconds())/float64(n))
+	return ctx.Err()
+}
