@@ -204,7 +204,7 @@ func (w *world) dropSlot(ctx context.Context, name string) error {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		_, err := w.sql.Exec(ctx, `select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1`, name)
+		err := w.pg.Exec(ctx, "postgres", fmt.Sprintf(`select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '%s'`, name))
 		if err == nil {
 			return nil
 		}

@@ -85,7 +85,7 @@ type results map[string]map[string][]figure
 func (o *options) run(ctx context.Context) (missed int, err error) {
 	load := loadAverage()
 	var w *world
-	err = o.locked(func() error { w, err = newWorld(ctx, o); return err })
+	err = o.locked(ctx, func() error { w, err = newWorld(ctx, o); return err })
 	defer func() { err = errors.Join(err, w.close()) }()
 	if err != nil {
 		return 0, err
@@ -94,7 +94,7 @@ func (o *options) run(ctx context.Context) (missed int, err error) {
 	for _, section := range o.only {
 		res[section] = map[string][]figure{}
 		for round := range o.runs {
-			if err := o.locked(func() error { return w.round(ctx, section, round, res[section]) }); err != nil {
+			if err := o.locked(ctx, func() error { return w.round(ctx, section, round, res[section]) }); err != nil {
 				return 0, fmt.Errorf("section %s, round %d: %w", section, round+1, err)
 			}
 		}
@@ -103,11 +103,11 @@ func (o *options) run(ctx context.Context) (missed int, err error) {
 }
 
 // locked does what loads the machine while the lock file of -lock is held.
-func (o *options) locked(f func() error) error {
+func (o *options) locked(ctx context.Context, f func() error) error {
 	if o.lock == "" {
 		return f()
 	}
-	unlock, err := lock(o.lock, func() { fmt.Println("         waiting for", o.lock) })
+	unlock, err := lock(ctx, o.lock, func() { fmt.Println("         waiting for", o.lock) })
 	if err != nil {
 		return err
 	}

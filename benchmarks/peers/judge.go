@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"strings"
 )
 
@@ -31,6 +32,9 @@ type judging struct {
 	lines []line
 }
 
+// times prints a ratio rounded down: what is printed was reached.
+func times(r float64) string { return fmt.Sprintf("%.2f×", math.Floor(r*100)/100) }
+
 // of gives a median; ok is false when it was not measured.
 func (j *judging) of(section, name string, by func(figure) float64) (v float64, ok bool) {
 	fs := j.res[section][name]
@@ -55,7 +59,7 @@ func (j *judging) add(ok bool, what, measured, target string) {
 
 func (j *judging) atLeast(what, section, mine, other string, target float64) {
 	if r, ok := ratio(j.res, section, mine, other, steady); ok {
-		j.add(r >= target, what, fmt.Sprintf("%.2f×", r), fmt.Sprintf("at least %g×", target))
+		j.add(r >= target, what, times(r), fmt.Sprintf("at least %g×", target))
 	}
 }
 
@@ -117,9 +121,9 @@ func judge(res results) []line {
 
 // oneLine is the last line: what a reader of a log looks for.
 func oneLine(res results) string {
-	times := func(section, other string, by func(figure) float64) string {
+	compare := func(section, other string, by func(figure) float64) string {
 		if r, ok := ratio(res, section, "tallywire", other, by); ok {
-			return fmt.Sprintf("%.2f×", r)
+			return times(r)
 		}
 		return "–"
 	}
@@ -137,6 +141,6 @@ func oneLine(res results) string {
 		size = mib(v) + " MiB"
 	}
 	return fmt.Sprintf("A %s debezium %s pg_recvlogical, B %s debezium %s pg_recvlogical, A8 %s debezium, cpu %s debezium, rss %s, snapshot %s debezium, latency p50/p99 ms %s",
-		times("a", "debezium", steady), times("a", "pg_recvlogical", steady), times("b", "debezium", steady), times("b", "pg_recvlogical", steady), times("a8", "debezium", steady),
-		times("a", "debezium", self), size, times("snapshot", "debezium", steady), strings.Join(latency, ", "))
+		compare("a", "debezium", steady), compare("a", "pg_recvlogical", steady), compare("b", "debezium", steady), compare("b", "pg_recvlogical", steady), compare("a8", "debezium", steady),
+		compare("a", "debezium", self), size, compare("snapshot", "debezium", steady), strings.Join(latency, ", "))
 }

@@ -262,7 +262,7 @@ func (w *world) latency(ctx context.Context, c *child, b *broker, topic string, 
 	mu.Lock()
 	defer mu.Unlock()
 	if want := 0.9 * txPerSec * rowsPerTx * measured.Seconds(); float64(len(ages)) < want {
-		return f, fmt.Errorf("%d rows seen in %s, wanted are %.0f at least: the generator or %s does not keep up", len(ages), measured, want, c.name)
+		return f, fmt.Errorf("%d rows seen in %s, wanted are %.0f at least (%d were written in all): the generator or %s does not keep up", len(ages), measured, want, written, c.name)
 	}
 	slices.Sort(ages)
 	at := func(q float64) float64 { return ages[int(q*float64(len(ages)-1))] }

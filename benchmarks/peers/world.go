@@ -61,7 +61,7 @@ func newWorld(ctx context.Context, o *options) (*world, error) {
 }
 
 func (w *world) start(ctx context.Context) (err error) {
-	if err := w.folders(); err != nil {
+	if err := w.folders(ctx); err != nil {
 		return err
 	}
 	if err := w.build(ctx); err != nil {
@@ -102,7 +102,7 @@ func (w *world) start(ctx context.Context) (err error) {
 }
 
 // folders makes them, and takes the state folder for this process alone.
-func (w *world) folders() (err error) {
+func (w *world) folders(ctx context.Context) (err error) {
 	if w.tmp, err = os.MkdirTemp("", "tallywire-peers-"); err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (w *world) folders() (err error) {
 	if err := os.MkdirAll(w.state, 0o755); err != nil {
 		return err
 	}
-	unlock, err := lock(filepath.Join(w.state, "lock"), func() { w.say("waiting for another run that uses %s", w.state) })
+	unlock, err := lock(ctx, filepath.Join(w.state, "lock"), func() { w.say("waiting for another run that uses %s", w.state) })
 	if err != nil {
 		return err
 	}
@@ -127,19 +127,33 @@ func (w *world) folders() (err error) {
 	return nil
 }
 
-// lock takes a lock file; wait is called when another holds it.
-func lock(name string, wait func()) (unlock func() error, err error) {
+// lock takes a lock file; wait is called once when another holds it. It looks
+// again and again, since a wait in the kernel would not end with ctx.
+func lock(ctx context.Context, name string, wait func()) (unlock func() error, err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("locking: %w", err)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		wait()
-		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return f.Close, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
 			return nil, errors.Join(fmt.Errorf("locking %s: %w", name, err), f.Close())
 		}
+		if wait != nil {
+			wait()
+			wait = nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), f.Close())
+		case <-tick.C:
+		}
 	}
-	return f.Close, nil
 }
 
 // build makes the binary that is measured.
