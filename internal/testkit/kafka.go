@@ -345,7 +345,13 @@ func (k *Kafka) java(ctx context.Context, class string, args ...string) (string,
 	return string(out), err
 }
 
+// kafkaUUID is a cluster's id. One in 64 would begin with a dash, which Kafka's
+// tool takes for an option.
 func kafkaUUID() string {
-	id := uuid.New()
-	return base64URL(id[:])
+	for {
+		id := uuid.New()
+		if s := base64URL(id[:]); s[0] != '-' {
+			return s
+		}
+	}
 }
