@@ -9,7 +9,7 @@ ARGS ?=
 BENCH_RUNS ?= 5
 PEERS_ARGS ?=
 
-.PHONY: help build demo test race lint bench bench-peers mutants fuzz chaos docs needs clean
+.PHONY: help build demo test race lint bench bench-drain bench-peers profile mutants fuzz chaos docs needs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,11 +35,12 @@ race: ## the unit tests under the race detector
 lint: ## gofumpt, go vet, golangci-lint
 	deploy/lint.sh
 
-bench: ## the hot path beside its oracle, then the drain to the warehouse (BENCH_RUNS=5); writes benchmarks/RESULTS.md
+bench: ## the hot path beside its oracle, in seconds, without servers; compares with the recorded ratios (RECORD=1 records)
+	$(GO) run ./benchmarks/hotpath $(if $(RECORD),-record)
+
+bench-drain: ## the drain of a backlog to the warehouse (BENCH_RUNS=5); writes its section of benchmarks/RESULTS.md
 	@deploy/needs.sh demo KAFKA=real REDIS=real
-	@mkdir -p bin
-	set -o pipefail; $(GO) test -run '^$$' -bench . ./benchmarks | tee bin/hotpath.txt
-	$(GO) run ./benchmarks/drain -runs $(BENCH_RUNS) -hotpath bin/hotpath.txt -out benchmarks/RESULTS.md -command "make bench"
+	$(GO) run ./benchmarks/drain -runs $(BENCH_RUNS) -out benchmarks/RESULTS.md -command "make bench-drain"
 
 bench-peers: ## capture beside Debezium and pg_recvlogical, the same backlogs in one run (PEERS_ARGS="-help" tells more)
 	@deploy/needs.sh peers

@@ -18,6 +18,7 @@ import (
 	"runtime/pprof"
 	"strings"
 
+	sections "github.com/tallywire/tallywire/benchmarks/internal/report"
 	// What the configuration names.
 	_ "github.com/tallywire/tallywire/sinks/warehouse"
 	_ "github.com/tallywire/tallywire/sources/postgres"
@@ -29,7 +30,6 @@ type options struct {
 	runs    int
 	changes int64
 	parts   string
-	hotpath string
 	out     string
 	profile string
 	log     string
@@ -41,8 +41,7 @@ func main() {
 	flag.IntVar(&o.runs, "runs", 5, "`times` that the backlog is drained, on each kind of parts")
 	flag.Int64Var(&o.changes, "changes", 200_000, "changes of a backlog")
 	flag.StringVar(&o.parts, "parts", "embedded,real", "kinds of parts to run on")
-	flag.StringVar(&o.hotpath, "hotpath", "", "`file` with the output of the hot path's benchmark, for the report")
-	flag.StringVar(&o.out, "out", "", "`file` for the report; none: only the terminal")
+	flag.StringVar(&o.out, "out", "", "`file` whose section \"drain\" the report becomes; none: only the terminal")
 	flag.StringVar(&o.profile, "cpuprofile", "", "`file` for a CPU profile of the drains")
 	flag.StringVar(&o.log, "log", "", "`file` for tallywire's log")
 	flag.StringVar(&o.command, "command", "go run ./benchmarks/drain", "what the report says it was made with")
@@ -80,15 +79,12 @@ func (o *options) run(ctx context.Context) (err error) {
 		}
 		rep.results = append(rep.results, res)
 	}
-	text, err := rep.text()
-	if err != nil {
-		return err
-	}
+	text := rep.text()
 	fmt.Print("\n" + text)
-	if o.out != "" {
-		return os.WriteFile(o.out, []byte(text), 0o644)
+	if o.out == "" {
+		return nil
 	}
-	return nil
+	return sections.Replace(o.out, "drain", text)
 }
 
 // measure drains on one kind of parts.
