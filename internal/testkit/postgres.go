@@ -35,6 +35,13 @@ type PostgresOptions struct {
 	// Params are server settings beyond (or instead of) ours: wal_level is
 	// logical, with room for 20 slots and walsenders.
 	Params map[string]string
+	// Unix lets the server listen on a Unix socket too; UnixDSN names it.
+	Unix bool
+	// TLS makes a certificate and lets the server speak TLS; TLSDSN asks for it.
+	TLS bool
+	// Listen are addresses beside 127.0.0.1 that the server listens on; it trusts
+	// whoever comes from their networks.
+	Listen []string
 	// Adopt takes over a server that runs on Dir already, left behind by a run
 	// that was killed. Without it such a server is an error.
 	Adopt bool
@@ -48,9 +55,10 @@ type Postgres struct {
 	Dir     string
 	Adopted bool // it was running already
 
-	bin    string
-	params map[string]string
-	temp   bool
+	bin     string
+	params  map[string]string
+	temp    bool
+	sockets string // folder of the Unix socket; empty: none
 
 	mu   sync.Mutex
 	pid  int           // of the postmaster; 0: not running
@@ -107,6 +115,9 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 		}
 	}
 	if err := p.init(ctx); err != nil {
+		return fail(err)
+	}
+	if err := p.listen(&o); err != nil {
 		return fail(err)
 	}
 	if err := p.Start(ctx); err != nil {
@@ -385,6 +396,9 @@ func (p *Postgres) Down(ctx context.Context) error {
 // Stop is Down, and removes a temporary folder.
 func (p *Postgres) Stop() error {
 	err := p.Down(context.Background())
+	if p.sockets != "" && err == nil {
+		err = os.RemoveAll(p.sockets)
+	}
 	if p.temp && err == nil {
 		err = os.RemoveAll(p.Dir)
 	}

@@ -18,6 +18,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"github.com/tallywire/tallywire/sources/postgres/wire"
 )
 
 // Every session prints text in one and the same way, so that a cell of the load
@@ -48,10 +50,11 @@ func (c *Config) connect(ctx context.Context) (*pgx.Conn, error) {
 }
 
 // replication is a connection that speaks the replication protocol. in is what
-// its messages are read from.
+// its messages are read from, under what lies below that and below TLS.
 type replication struct {
 	*pgconn.PgConn
-	in io.Reader
+	in    io.Reader
+	under *wire.Conn
 }
 
 func (c *Config) connectReplication(ctx context.Context) (*replication, error) {
@@ -65,6 +68,7 @@ func (c *Config) connectReplication(ctx context.Context) (*replication, error) {
 	cfg.RuntimeParams["replication"] = "database"
 	cfg.ConnectTimeout = connectTimeout
 	r := &replication{}
+	dialInto(cfg, &r.under)
 	cfg.BuildFrontend = func(in io.Reader, out io.Writer) *pgproto3.Frontend {
 		r.in = in
 		return pgproto3.NewFrontend(in, out)

@@ -360,7 +360,7 @@ func (se *session) start(ctx context.Context, r *replication, senderTimeout time
 	if err != nil {
 		return classify("taking over the replication connection", err)
 	}
-	if se.sock, err = newSocket(h, r.in); err != nil {
+	if se.sock, err = newSocket(h, r); err != nil {
 		return errors.Join(classify("reading the replication connection", err), h.Conn.Close())
 	}
 	// A quarter of the server's patience: it ends a walsender that hears nothing.

@@ -1,0 +1,44 @@
+package wire
+
+import "time"
+
+// How long to let octets gather, from how fast they came.
+const (
+	// memory is over what time the flow is judged.
+	memory = 4 * time.Millisecond
+	// Below flowing octets in memory (0.5 MB/s) every read waits for the first
+	// octet and is woken by it: no latency is added.
+	flowing = 2 << 10
+	// From bulk octets in memory on (about 30 MB/s) it is a backlog that is read.
+	bulk = 128 << 10
+	// gatherFlow bounds what gathering adds to the latency of a flow that is
+	// followed live; gatherBulk is for a backlog.
+	gatherFlow = time.Millisecond
+)
+
+// pace decides between reads. It keeps a sum of the octets that came, which
+// fades with time.
+type pace struct {
+	bulk time.Duration // to gather while a backlog is read
+	sum  float64
+	last time.Time
+	full bool // the last read took all that it had room for: there is more
+}
+
+// took notes a read of n octets.
+func (p *pace) took(n int, full bool, now time.Time) {
+	dt := now.Sub(p.last)
+	p.last, p.full = now, full
+	p.sum = p.sum*float64(memory)/float64(memory+dt) + float64(n)
+}
+
+// pause is how long to wait before the next read. 0: until there is an octet.
+func (p *pace) pause() time.Duration {
+	switch {
+	case p.full || p.sum < flowing:
+		return 0
+	case p.sum < bulk:
+		return gatherFlow
+	}
+	return p.bulk
+}
