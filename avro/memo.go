@@ -28,7 +28,13 @@ type Memo struct {
 	digits int    // of the LSN in it
 	tail   []byte // from there to the op
 	now    []byte // after it; empty: not known yet
+
+	missing bool
 }
+
+// Missing reports whether the last row after the change that was written had
+// values that the source did not send: AppendUnchanged names them.
+func (m *Memo) Missing() bool { return m.missing }
 
 // sequenceHead is what of source.sequence stands around the LSN.
 const sequenceHead = `["","`

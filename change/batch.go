@@ -91,8 +91,8 @@ func Get() *Batch {
 
 var poison atomic.Bool
 
-// PoisonOnRelease makes Release overwrite the batch's memory, so that a test
-// sees a value that was kept too long. For tests: it costs time.
+// PoisonOnRelease makes Release and Reset overwrite the batch's memory, so that
+// a test sees a value that was kept too long. For tests: it costs time.
 func PoisonOnRelease(on bool) { poison.Store(on) }
 
 // Release gives the batch's memory back. Releasing twice panics.
@@ -100,44 +100,51 @@ func (b *Batch) Release() {
 	if b.free.Swap(true) {
 		panic("BUG: change.Batch released twice")
 	}
-	if poison.Load() {
-		a := b.arena[:cap(b.arena)]
-		for i := range a {
-			a[i] = 0xDB
-		}
-		for _, s := range b.slabs {
-			s = s[:cap(s)]
-			for i := range s {
-				s[i] = Value{kind: Text, num: 1 << 60, n: 0xDBDBDBDB}
-			}
-		}
-		cs := b.Changes[:cap(b.Changes)]
-		for i := range cs {
-			cs[i] = Change{Op: 0xDB}
-		}
-	}
-	const keep = 8 << 20 // a batch blown up by one huge row is not kept
-	if cap(b.arena) > keep || len(b.slabs) > 64 {
-		return
-	}
 	b.Reset()
-	pool.Put(b)
+	const keep = 8 << 20 // a batch blown up by one huge row is not kept
+	if cap(b.arena) <= keep {
+		pool.Put(b)
+	}
 }
 
 // Reset empties the batch and keeps its memory.
 func (b *Batch) Reset() {
+	if poison.Load() {
+		b.poison()
+	}
 	clear(b.Changes)
 	b.Changes = b.Changes[:0]
 	b.Ranges = b.Ranges[:0]
 	b.Resume = nil
 	b.arena = b.arena[:0]
-	for i := range b.slabs {
-		b.slabs[i] = b.slabs[i][:0]
+	kept := b.slabs[:0]
+	for _, s := range b.slabs {
+		if cap(s) <= 16*slabSize && len(kept) < 64 {
+			kept = append(kept, s[:0])
+		}
 	}
-	b.slab = 0
+	clear(b.slabs[len(kept):])
+	b.slabs, b.slab = kept, 0
 	b.arrays = b.arrays[:0]
 	clear(b.want.tables)
 	b.rows, b.want = nil, expected{tables: b.want.tables[:0]}
+}
+
+func (b *Batch) poison() {
+	a := b.arena[:cap(b.arena)]
+	for i := range a {
+		a[i] = 0xDB
+	}
+	for _, s := range b.slabs {
+		s = s[:cap(s)]
+		for i := range s {
+			s[i] = Value{kind: Text, num: 1 << 60, n: 0xDBDBDBDB}
+		}
+	}
+	cs := b.Changes[:cap(b.Changes)]
+	for i := range cs {
+		cs[i] = Change{Op: 0xDB}
+	}
 }
 
 // Size is the memory in use, in bytes; with what Decode will take.
@@ -160,6 +167,24 @@ func (b *Batch) Carry(rows Rows, changes, values int, tables []*Table) {
 	}
 	b.rows = rows
 	b.want = expected{changes, values, append(b.want.tables[:0], tables...)}
+}
+
+// Take takes over the rows that from carries, with the arena that they lie in;
+// b must be empty, and from is empty afterwards. A worker decodes all that it
+// gets in one batch of its own: rows then come into memory that is in its cache,
+// and the batches on their way to it need no more than their arena. It reports
+// false, and does nothing, when from carries no rows.
+func (b *Batch) Take(from *Batch) bool {
+	if from.rows == nil {
+		return false
+	}
+	if b.Len() > 0 || b.rows != nil || len(b.arena) > 0 {
+		panic("BUG: a change.Batch that is not empty takes the rows of another")
+	}
+	b.arena, from.arena = from.arena, b.arena
+	b.rows, from.rows = from.rows, nil
+	b.want, from.want = from.want, b.want
+	return true
 }
 
 // Expected are the Tables of the changes that are to be decoded. Borrowed,

@@ -72,7 +72,7 @@ type piece struct {
 	left    atomic.Int64 // records without their promise, and one for the sequencer
 }
 
-var recordsPool = sync.Pool{New: func() any { return new(Records) }}
+var recordsPool recordsList
 
 func newSession(ctx context.Context, in *ingest) *session {
 	s := &session{
@@ -347,17 +347,28 @@ func (s *session) enqueue(ctx context.Context, p *piece) error {
 
 // encode is a worker.
 func (s *session) encode() {
+	own := change.Get()
+	defer own.Release()
 	for p := range s.work {
+		b := p.batch
+		p.batch = nil
+		if own.Take(b) {
+			b.Release()
+			b = own
+		}
 		if s.ctx.Err() == nil {
-			p.recs = recordsPool.Get().(*Records)
-			if p.err = p.batch.Decode(); p.err == nil {
-				p.err = s.outs.Encode(p.recs, p.batch, 0, p.batch.Len())
+			p.recs = recordsPool.Get()
+			if p.err = b.Decode(); p.err == nil {
+				p.err = s.outs.Encode(p.recs, b, 0, b.Len())
 			}
 		} else {
 			p.err = s.failure()
 		}
-		p.batch.Release()
-		p.batch = nil
+		if b == own {
+			own.Reset()
+		} else {
+			b.Release()
+		}
 		close(p.encoded)
 	}
 }

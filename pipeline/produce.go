@@ -18,6 +18,7 @@ import (
 	"slices"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -166,44 +167,93 @@ type Refused struct {
 // Records are encoded changes and the memory they live in. The records must
 // not be touched between Produce and their promises; then Reset frees all of
 // it for the next changes. Not safe for concurrent use.
+//
+// A record is built where kgo takes it from, and its key, value and headers are
+// slices of two buffers. A buffer that grows moves; the slices made before stay
+// with the former one, whose octets do not change any more.
 type Records struct {
 	Records []kgo.Record
 	Of      []int // for each record, the index of its change
 	Refused []Refused
 	Bytes   int // keys and values
 
-	buf   []byte
-	spans []recordSpan
-	heads []headSpan
-	hdrs  []kgo.RecordHeader
-	key   []byte // scratch
-	old   []byte // scratch
-	memo  avro.Memo
+	buf  []byte
+	hdrs []kgo.RecordHeader
+	key  []byte // scratch
+	old  []byte // scratch
+	memo avro.Memo
+
+	micros int64 // the time of the last record
+	stamp  time.Time
 }
 
-type recordSpan struct {
-	out           *Output
-	partition     int32
-	at            int // index of the change
-	time          int64
-	key, keyEnd   int
-	value, valEnd int // value -1: tombstone
-	head, headEnd int // in heads
+// fill is how far Records were filled.
+type fill struct{ records, bytes, buf, hdrs int }
+
+func (rs *Records) filled() fill {
+	return fill{len(rs.Records), rs.Bytes, len(rs.buf), len(rs.hdrs)}
 }
 
-type headSpan struct {
-	name     string
-	from, to int
+// back drops what came after it was filled so far.
+func (rs *Records) back(m fill) {
+	rs.Records, rs.Of, rs.Bytes = rs.Records[:m.records], rs.Of[:m.records], m.bytes
+	rs.buf, rs.hdrs = rs.buf[:m.buf], rs.hdrs[:m.hdrs]
 }
 
-// Reset empties rs and keeps its memory.
+// Reset empties rs and keeps its memory. What the records of before refer to is
+// the memory that is kept: it is overwritten, not cleared, which would cost as
+// much as a tenth of the encoding.
 func (rs *Records) Reset() {
-	clear(rs.Records)
-	clear(rs.hdrs)
-	clear(rs.spans)
 	clear(rs.Refused)
 	rs.Records, rs.Of, rs.Refused, rs.Bytes = rs.Records[:0], rs.Of[:0], rs.Refused[:0], 0
-	rs.buf, rs.spans, rs.heads, rs.hdrs = rs.buf[:0], rs.spans[:0], rs.heads[:0], rs.hdrs[:0]
+	rs.buf, rs.hdrs = rs.buf[:0], rs.hdrs[:0]
+}
+
+// size is the memory that rs keeps, in bytes.
+func (rs *Records) size() int {
+	return cap(rs.buf) + cap(rs.Records)*int(unsafe.Sizeof(kgo.Record{})) + cap(rs.hdrs)*int(unsafe.Sizeof(kgo.RecordHeader{})) + cap(rs.Of)*int(unsafe.Sizeof(0))
+}
+
+// recordsList keeps Records for the next batches, the last used first. A
+// sync.Pool would forget them at each garbage collection, and a busy source
+// would at once make tens of MB anew, which brings the next collection.
+type recordsList struct {
+	mu   sync.Mutex
+	free []*Records
+	held int // bytes
+}
+
+// Beyond these, Records are left to the collector: one that a huge row blew up,
+// and more than are in flight at once.
+const (
+	keepRecords    = 4 << 20
+	keepAllRecords = 48 << 20
+)
+
+// Get gives empty Records.
+func (l *recordsList) Get() *Records {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := len(l.free) - 1
+	if n < 0 {
+		return new(Records)
+	}
+	rs := l.free[n]
+	l.free[n], l.free = nil, l.free[:n]
+	l.held -= rs.size()
+	return rs
+}
+
+// Put takes Records that nobody uses any more.
+func (l *recordsList) Put(rs *Records) {
+	rs.Reset()
+	n := rs.size()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n <= keepRecords && l.held+n <= keepAllRecords {
+		l.free = append(l.free, rs)
+		l.held += n
+	}
 }
 
 // Encode appends the records of b.Changes[from:to] in their order, partition
@@ -222,14 +272,14 @@ func (o *Outputs) Encode(rs *Records, b *change.Batch, from, to int) error {
 				return ErrUnclassified.New("BUG: table %q of topic %q was not ensured", table.Name, table.Topic)
 			}
 		}
-		buf, spans, heads := len(rs.buf), len(rs.spans), len(rs.heads)
+		from := rs.filled()
 		err := rs.change(out, b, c, i)
 		if err == nil {
-			err = rs.tooLarge(out, spans)
+			err = rs.tooLarge(out, from.records)
 		}
 		if err != nil && hasCode(err, ErrRecordTooLarge) {
-			rs.buf, rs.spans, rs.heads = rs.buf[:buf], rs.spans[:spans], rs.heads[:heads]
-			if lean := leanOld(b, c); lean != nil && rs.change(out, b, lean, i) == nil && rs.tooLarge(out, spans) == nil {
+			rs.back(from)
+			if lean := leanOld(b, c); lean != nil && rs.change(out, b, lean, i) == nil && rs.tooLarge(out, from.records) == nil {
 				err = nil
 			}
 		}
@@ -239,18 +289,17 @@ func (o *Outputs) Encode(rs *Records, b *change.Batch, from, to int) error {
 		if Classify(err) != problem.Reject {
 			return err
 		}
-		rs.buf, rs.spans, rs.heads = rs.buf[:buf], rs.spans[:spans], rs.heads[:heads]
+		rs.back(from)
 		r := Refused{Index: i, Topic: out.Topic.Name, Key: string(change.AppendKey(nil, b, c)), RecordKey: []byte{}, Pos: c.Pos, Time: c.Time, Err: err}
 		if k, err := out.enc.AppendKey(nil, b, c); err == nil && k != nil {
 			r.RecordKey = k
 		}
 		rs.Refused = append(rs.Refused, r)
 	}
-	rs.finish()
 	return nil
 }
 
-// change appends the spans of all records of one change.
+// change appends all records of one change.
 func (rs *Records) change(out *Output, b *change.Batch, c *change.Change, at int) error {
 	raw := c.Table.Source != ""
 	switch {
@@ -307,56 +356,68 @@ func (rs *Records) keyChange(out *Output, b *change.Batch, c *change.Change, at 
 	return rs.one(out, b, &born, at, c.New, newP, true, headerOldKey, c.Old)
 }
 
-// one appends the spans of one record: its key is that of keyRow, its value
-// that of c or null; otherKey of otherRow becomes a header.
+// one appends one record: its key is that of keyRow, its value that of c or
+// null; otherKey of otherRow becomes a header.
 func (rs *Records) one(out *Output, b *change.Batch, c *change.Change, at int, keyRow []change.Value, p int32, value bool, otherKey string, otherRow []change.Value) error {
-	s := recordSpan{out: out, partition: p, at: at, time: c.Time, key: len(rs.buf), value: -1, valEnd: -1, head: len(rs.heads)}
-	var err error
-	if rs.buf, err = out.enc.AppendKeyOf(rs.buf, b, keyRow); err != nil {
+	from, hdrs := len(rs.buf), len(rs.hdrs)
+	buf, err := out.enc.AppendKeyOf(rs.buf, b, keyRow)
+	if err != nil {
 		return err
 	}
-	s.keyEnd = len(rs.buf)
+	n := len(buf)
+	key := buf[from:n:n]
+	var val []byte
+	missing := false
 	if value {
-		s.value = len(rs.buf)
-		if rs.buf, err = out.enc.AppendValueWith(&rs.memo, rs.buf, b, c); err != nil {
+		if buf, err = out.enc.AppendValueWith(&rs.memo, buf, b, c); err != nil {
 			return err
 		}
-		s.valEnd = len(rs.buf)
+		val = buf[n:len(buf):len(buf)]
+		n = len(buf)
+		missing = rs.memo.Missing()
 	}
 	if !c.Pos.IsZero() {
-		n := len(rs.buf)
-		rs.buf = change.AppendPos(rs.buf, c.Pos)
-		rs.heads = append(rs.heads, headSpan{kafka.HeaderPos, n, len(rs.buf)})
+		buf = change.AppendPos(buf, c.Pos)
+		rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: kafka.HeaderPos, Value: buf[n:len(buf):len(buf)]})
+		n = len(buf)
 	}
-	if value {
-		n := len(rs.buf)
-		rs.buf = out.enc.AppendUnchanged(rs.buf, c)
-		if len(rs.buf) > n {
-			rs.heads = append(rs.heads, headSpan{kafka.HeaderUnchanged, n, len(rs.buf)})
+	if missing {
+		buf = out.enc.AppendUnchanged(buf, c)
+		if len(buf) > n {
+			rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: kafka.HeaderUnchanged, Value: buf[n:len(buf):len(buf)]})
+			n = len(buf)
 		}
 	}
 	if otherKey != "" {
-		n := len(rs.buf)
-		if rs.buf, err = out.enc.AppendKeyOf(rs.buf, b, otherRow); err != nil {
+		if buf, err = out.enc.AppendKeyOf(buf, b, otherRow); err != nil {
 			return err
 		}
-		rs.heads = append(rs.heads, headSpan{otherKey, n, len(rs.buf)})
+		rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: otherKey, Value: buf[n:len(buf):len(buf)]})
 	}
-	s.headEnd = len(rs.heads)
-	rs.spans = append(rs.spans, s)
+	rs.buf = buf
+	r := kgo.Record{Value: val, Headers: rs.hdrs[hdrs:len(rs.hdrs):len(rs.hdrs)], Topic: out.Topic.Name, Partition: p}
+	if len(key) > 0 {
+		r.Key = key
+	}
+	if c.Time != 0 {
+		if c.Time != rs.micros { // most of a batch are of one time
+			rs.micros, rs.stamp = c.Time, time.UnixMicro(c.Time).Truncate(time.Millisecond)
+		}
+		r.Timestamp = rs.stamp
+	}
+	rs.Records = append(rs.Records, r)
+	rs.Of = append(rs.Of, at)
+	rs.Bytes += len(key) + len(val)
 	return nil
 }
 
 // tooLarge looks at the records of one change.
 func (rs *Records) tooLarge(out *Output, from int) error {
-	for i := from; i < len(rs.spans); i++ {
-		s := &rs.spans[i]
-		n := recordOverhead + s.keyEnd - s.key
-		if s.value >= 0 {
-			n += s.valEnd - s.value
-		}
-		for _, h := range rs.heads[s.head:s.headEnd] {
-			n += len(h.name) + h.to - h.from + 10
+	for i := from; i < len(rs.Records); i++ {
+		r := &rs.Records[i]
+		n := recordOverhead + len(r.Key) + len(r.Value)
+		for _, h := range r.Headers {
+			n += len(h.Key) + len(h.Value) + 10
 		}
 		if n > out.MaxBytes {
 			return ErrRecordTooLarge.New("a record of %d octets for topic %q, which takes %d", n, out.Topic.Name, out.MaxBytes)
@@ -395,34 +456,6 @@ func leanOld(b *change.Batch, c *change.Change) *change.Change {
 		lean.Old[i] = change.UnchangedValue()
 	}
 	return lean
-}
-
-// finish makes the records, now that the buffer stays where it is.
-func (rs *Records) finish() {
-	for _, h := range rs.heads[len(rs.hdrs):] {
-		rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: h.name, Value: rs.buf[h.from:h.to:h.to]})
-	}
-	var micros int64 // most records of a batch are of one time
-	var at time.Time
-	for i := len(rs.Records); i < len(rs.spans); i++ {
-		s := &rs.spans[i]
-		r := kgo.Record{Topic: s.out.Topic.Name, Partition: s.partition, Headers: rs.hdrs[s.head:s.headEnd:s.headEnd]}
-		if s.keyEnd > s.key {
-			r.Key = rs.buf[s.key:s.keyEnd:s.keyEnd]
-		}
-		if s.value >= 0 {
-			r.Value = rs.buf[s.value:s.valEnd:s.valEnd]
-		}
-		if s.time != 0 {
-			if s.time != micros {
-				micros, at = s.time, time.UnixMicro(s.time).Truncate(time.Millisecond)
-			}
-			r.Timestamp = at
-		}
-		rs.Bytes += len(r.Key) + len(r.Value)
-		rs.Records = append(rs.Records, r)
-		rs.Of = append(rs.Of, s.at)
-	}
 }
 
 // keyKnown reports whether a row holds all values of the key.
