@@ -126,7 +126,7 @@ func debezium(ctx context.Context, w *world, name, base string, partitions int32
 	if err != nil {
 		return f, err
 	}
-	defer func() { err = errors.Join(err, c.stop()) }()
+	defer func() { err = errors.Join(err, c.kill()) }()
 	x := &watcher{w: w, slot: slot, self: c, broker: w.kafka}
 	if err := x.delivered(ctx, dbzTopic, log.Records); err != nil {
 		return f, err
@@ -154,7 +154,7 @@ func warmDebezium(ctx context.Context, w *world) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.stop()) }()
+	defer func() { err = errors.Join(err, c.kill()) }()
 	if _, err := w.firstRecord(ctx, c, w.kafka, dbzTopic, every); err != nil {
 		return err
 	}

@@ -320,7 +320,7 @@ func latencyDebezium(ctx context.Context, w *world, name string) (f figure, err 
 	if err != nil {
 		return f, err
 	}
-	defer func() { err = errors.Join(err, c.stop()) }()
+	defer func() { err = errors.Join(err, c.kill()) }()
 	return w.latency(ctx, c, w.kafka, dbzTopic, warmUpJVM)
 }
 
@@ -343,7 +343,7 @@ func latencyDebeziumEO(ctx context.Context, w *world, name string) (f figure, er
 		return f, err
 	}
 	defer func() {
-		err = errors.Join(err, c.stop(), w.kafka.drop(context.WithoutCancel(ctx), internalTopics(name)...))
+		err = errors.Join(err, c.kill(), w.kafka.drop(context.WithoutCancel(ctx), internalTopics(name)...))
 	}()
 	return w.latency(ctx, c, w.kafka, dbzTopic, warmUpJVM)
 }

@@ -126,9 +126,14 @@ func (c *child) tail() string {
 	return string(b[max(0, len(b)-4000):])
 }
 
-// stop ends it: SIGTERM, and after ten seconds SIGKILL.
-func (c *child) stop() error {
-	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+// stop ends it as an operator would: SIGTERM, and after ten seconds SIGKILL.
+func (c *child) stop() error { return c.end(syscall.SIGTERM, syscall.SIGKILL) }
+
+// kill ends it at once: there is nothing to save.
+func (c *child) kill() error { return c.end(syscall.SIGKILL) }
+
+func (c *child) end(signals ...syscall.Signal) error {
+	for _, s := range signals {
 		if err := c.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			return fmt.Errorf("stopping %s: %w", c.name, err)
 		}

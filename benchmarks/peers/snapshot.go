@@ -46,7 +46,7 @@ func loadDebezium(ctx context.Context, w *world, name string) (f figure, err err
 	if err != nil {
 		return f, err
 	}
-	defer func() { err = errors.Join(err, c.stop()) }()
+	defer func() { err = errors.Join(err, c.kill()) }()
 	x := &watcher{w: w, self: c, broker: w.kafka}
 	if err := x.delivered(ctx, dbzTopic, log.Changes); err != nil {
 		return f, err
@@ -101,7 +101,7 @@ func firstOfDebezium(ctx context.Context, w *world, name string) (f figure, err 
 	if err != nil {
 		return f, err
 	}
-	defer func() { err = errors.Join(err, c.stop()) }()
+	defer func() { err = errors.Join(err, c.kill()) }()
 	f.first, err = w.firstRecord(ctx, c, w.kafka, dbzTopic, fine)
 	return f, err
 }

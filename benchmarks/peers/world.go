@@ -127,32 +127,36 @@ func (w *world) folders(ctx context.Context) (err error) {
 	return nil
 }
 
-// lock takes a lock file; wait is called once when another holds it. It looks
-// again and again, since a wait in the kernel would not end with ctx.
+// lock takes a lock file; wait is called when another holds it. Waiting in the
+// kernel is first come, first served, but does not end with ctx: the goroutine
+// that waits is then left to the process's end, which is near.
 func lock(ctx context.Context, name string, wait func()) (unlock func() error, err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("locking: %w", err)
 	}
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return f.Close, nil
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err == nil {
+		return f.Close, nil
+	}
+	wait()
+	taken := make(chan error, 1)
+	go func() {
+		for {
+			err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+			if !errors.Is(err, syscall.EINTR) {
+				taken <- err
+				return
+			}
 		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
+	}()
+	select {
+	case err := <-taken:
+		if err != nil {
 			return nil, errors.Join(fmt.Errorf("locking %s: %w", name, err), f.Close())
 		}
-		if wait != nil {
-			wait()
-			wait = nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), f.Close())
-		case <-tick.C:
-		}
+		return f.Close, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
 }
 
