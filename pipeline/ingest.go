@@ -15,10 +15,6 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 )
 
-// IngestTransactionalID is the transactional id of a source. It depends on
-// nothing but the name: whichever process runs the source fences all others.
-func IngestTransactionalID(source string) string { return "tallywire.ingest." + source }
-
 // RunIngest runs a source until ctx ends (nil) or it must halt (the error). It
 // runs it again after outages and aborted transactions.
 func RunIngest(ctx context.Context, env *Env, spec IngestSpec) error {

@@ -202,8 +202,9 @@ type feed struct {
 	runs      int
 	active    bool
 
-	// before is called ahead of sending transaction n.
+	// before is called ahead of sending transaction n; out is the run's.
 	before func(n int)
+	out    SourceOutlet
 	// cut splits transactions: only the last batch of each is a boundary.
 	cut bool
 	all chan struct{} // closed when everything is confirmed
@@ -234,6 +235,7 @@ func (f *feed) Run(ctx context.Context, out SourceOutlet) error {
 		f.mu.Unlock()
 	}()
 
+	f.out = out
 	resume, err := out.Resume(ctx)
 	if err != nil {
 		return err
@@ -250,6 +252,9 @@ func (f *feed) Run(ctx context.Context, out SourceOutlet) error {
 	}
 	next := max(at.LSN, f.confirmed) + 1
 	f.mu.Unlock()
+	if resume != nil { // it is committed, or it would not have been read
+		f.confirm(resume)
+	}
 	for {
 		var sent chan struct{}
 		if next <= len(f.txs) {
@@ -341,6 +346,12 @@ func (f *feed) confirm(r Resume) {
 			close(f.all)
 		}
 	}
+}
+
+func (f *feed) confirmedTo() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.confirmed
 }
 
 func inserts(txs, rows int) [][]row {

@@ -39,7 +39,9 @@ type session struct {
 	ctx  context.Context // ends when the session fails, never with a shutdown
 	fail context.CancelCauseFunc
 
-	client    *kgo.Client // nil until Resume
+	resumed   bool        // Resume was called
+	turns     []*turn     // transactional ids in turn; all of them from Resume on
+	plain     *kgo.Client // at-least-once: what records go out through; else nil
 	positions *change.Topic
 	parked    *parkedSet
 	position  position // the last committed one, and then what the next will say
@@ -55,7 +57,12 @@ type session struct {
 
 	open atomic.Bool // a transaction is open
 
-	txn ingestTxn // the sequencer's own
+	// The sequencer's own.
+	txn    *ingestTxn      // being filled; nil: none
+	ending *ingestTxn      // the one before, while its end is under way
+	ended  chan *ingestTxn // gives ending back
+	next   int             // of turns
+	pace   pace
 }
 
 // piece is a batch, or a checkpoint.
@@ -70,6 +77,7 @@ type piece struct {
 	recs    *Records
 	err     error
 	left    atomic.Int64 // records without their promise, and one for the sequencer
+	txn     *ingestTxn   // that holds its records
 }
 
 var recordsPool recordsList
@@ -81,6 +89,7 @@ func newSession(ctx context.Context, in *ingest) *session {
 		order:   make(chan *piece, queuedPieces),
 		work:    make(chan *piece, queuedPieces),
 		durable: make(chan Resume, 1),
+		ended:   make(chan *ingestTxn, 1),
 	}
 	s.ctx, s.fail = context.WithCancelCause(context.WithoutCancel(ctx))
 	return s
@@ -97,9 +106,10 @@ func (s *session) failure() error {
 // Resume implements SourceOutlet. Its order is binding (A4): the source holds
 // its lock; then predecessors are fenced; then the position is read.
 func (s *session) Resume(ctx context.Context) (Resume, error) {
-	if s.client != nil {
+	if s.resumed {
 		panic("BUG: Resume called twice in one run of a source")
 	}
+	s.resumed = true
 	ctx, cancel := context.WithTimeout(ctx, fenceTimeout)
 	defer cancel()
 	env, name := s.in.env, s.in.spec.Name
@@ -114,14 +124,10 @@ func (s *session) Resume(ctx context.Context) (Resume, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := s.newClient()
-	if err != nil {
+	if err := s.takeTurns(ctx); err != nil {
 		return nil, err
 	}
-	s.client = client
-	if err := fence(ctx, client); err != nil {
-		return nil, kafka.Wrap(err, "fencing predecessors of source %q (transactional id %q)", name, IngestTransactionalID(name))
-	}
+	client := s.turns[0].client
 	last, err := readPosition(ctx, client, env.Kafka, s.positions)
 	if err != nil {
 		return nil, err
@@ -151,29 +157,6 @@ func (s *session) Resume(ctx context.Context) (Resume, error) {
 	return resume, nil
 }
 
-// fence makes Kafka refuse every client that used our transactional id before,
-// and abort what they left open: setting up a client does neither, only
-// InitProducerID does (A4). Within a session kgo repeats it with the id and
-// epoch that it holds, which Kafka refuses to one who was fenced.
-func fence(ctx context.Context, client *kgo.Client) error {
-	_, _, err := client.ProducerID(ctx)
-	return err
-}
-
-func (s *session) newClient() (*kgo.Client, error) {
-	limits := s.in.limits
-	return s.in.env.Kafka.Client(
-		kgo.TransactionalID(IngestTransactionalID(s.in.spec.Name)),
-		kgo.TransactionTimeout(limits.TxnTimeout),
-		kgo.ConcurrentTransactionsBackoff(time.Millisecond), // 20 ms, the default, is seen in every latency
-		kgo.RecordPartitioner(kgo.ManualPartitioner()),
-		kgo.ProducerLinger(0),
-		kgo.ProducerBatchMaxBytesFn(s.outs.BatchBytes),
-		kgo.MaxBufferedRecords(1<<20), // memory is bounded by the budget
-		kgo.UnknownTopicRetries(-1),   // topics are made beforehand: unknown means a broker that starts
-	)
-}
-
 func (s *session) start() {
 	s.wg.Go(s.sequence)
 	for range s.in.limits.Workers {
@@ -183,7 +166,7 @@ func (s *session) start() {
 
 // Send implements Outlet.
 func (s *session) Send(ctx context.Context, b *change.Batch) error {
-	if s.client == nil {
+	if !s.resumed {
 		panic("BUG: Send before Resume")
 	}
 	if err := s.ensure(ctx, b); err != nil {
@@ -206,7 +189,7 @@ func (s *session) Send(ctx context.Context, b *change.Batch) error {
 
 // Checkpoint implements SourceOutlet.
 func (s *session) Checkpoint(ctx context.Context, r Resume) error {
-	if s.client == nil {
+	if !s.resumed {
 		panic("BUG: Checkpoint before Resume")
 	}
 	if r == nil {
@@ -286,7 +269,7 @@ func (s *session) ensureTable(ctx context.Context, t *change.Table) error {
 
 // Prepare implements SourceOutlet.
 func (s *session) Prepare(ctx context.Context, tables []*change.Table) error {
-	if s.client == nil {
+	if !s.resumed {
 		panic("BUG: Prepare before Resume")
 	}
 	for _, t := range tables {
@@ -379,10 +362,8 @@ func (s *session) finish() error {
 	close(s.order)
 	close(s.work)
 	s.wg.Wait()
-	if s.client != nil {
-		s.client.Close()
-	}
 	err := s.failure()
-	s.fail(nil) // frees the context
+	s.closeClients() // fails what was sent behind the last boundary and is not answered: it comes again
+	s.fail(nil)      // frees the context
 	return err
 }

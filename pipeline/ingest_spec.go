@@ -13,16 +13,32 @@ type IngestSpec struct {
 	IngestLimits
 }
 
+// Delivery says what a consumer of a source's raw topics may meet after a
+// crash.
+type Delivery string
+
+const (
+	// ExactlyOnce: a read-committed consumer sees each change once.
+	ExactlyOnce Delivery = "exactly-once"
+	// AtLeastOnce: records go out outside of transactions, so that they are
+	// seen as soon as they are written. After a crash, or an outage that ended
+	// the session, all since the last position come again: a fraction of a
+	// second of them.
+	AtLeastOnce Delivery = "at-least-once"
+)
+
 // IngestLimits bound what is in flight; zero values give the defaults.
 type IngestLimits struct {
+	// Delivery: ExactlyOnce by default.
+	Delivery Delivery
 	// MaxBytes is how much memory of batches may be in flight, in bytes
 	// (change.Batch.Size); Send blocks above it. Default 64 MiB. A single
 	// batch larger than that passes alone.
 	MaxBytes int64
 	// TxnTimeout is Kafka's transaction timeout: how long a dead process's
 	// open transaction may hold up readers. 3 s to 30 s; default 30 s. A
-	// transaction is committed, or aborted, within it; a full one after a
-	// third of it at the latest.
+	// transaction is committed, or aborted, within it. A third of it is how
+	// long one may fill while the end of the one before is not confirmed.
 	TxnTimeout time.Duration
 	// TxnBytes is how much a transaction takes before it is committed though
 	// there is more to send, in octets of keys and values. Default 32 MiB.

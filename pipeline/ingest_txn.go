@@ -1,13 +1,16 @@
-// The sequencer: the one goroutine of a session that touches its Kafka
-// transaction. It commits when there is nothing more to send or when the
-// transaction is full, and only at a boundary: a transaction holds whole
-// stretches between two resume tokens, with the last token as its last record.
+// The sequencer: the one goroutine of a session that fills Kafka transactions,
+// in order. A transaction holds whole stretches between two resume tokens, with
+// the last token as its last record. It is committed when there is nothing more
+// to send, as soon as the pace allows it, or when it is full; how it ends is in
+// ingest_end.go.
+//
+// At-least-once, the same stretches go out outside of transactions, and the
+// transaction that follows each holds the position alone.
 
 package pipeline
 
 import (
-	"context"
-	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -23,9 +26,16 @@ var ErrNoBoundary = problem.Define("TW-NO-BOUNDARY", problem.Retry,
 	"A source marked no position to resume from for so long that the Kafka transaction had to be aborted.",
 	"If it happens again, the source is slower than the transaction timeout: look at its own log.")
 
-// ingestTxn is the transaction that is open, if one is.
+// busyTxn is how long a transaction fills while there always is more to send:
+// long enough for the flush at its end not to count, short enough for readers.
+const busyTxn = 100 * time.Millisecond
+
+// ingestTxn is one stretch of a source and the transaction that it goes with.
 type ingestTxn struct {
+	turn     *turn
+	client   *kgo.Client // that its records go out through
 	began    time.Time
+	opened   time.Time // when Kafka may have begun to count its timeout
 	bytes    int64
 	boundary Resume          // of the last piece; nil: it is not a boundary
 	waiting  []chan struct{} // of checkpoints
@@ -33,6 +43,22 @@ type ingestTxn struct {
 	parked   []control.Parked
 	released []release
 	touched  map[string]bool // parked keys, as this transaction leaves them
+
+	// Exactly-once: the first piece with records, when it was produced, and
+	// how long Kafka took to confirm it, in ns. At-least-once: how long after
+	// began the last piece was confirmed.
+	first   *piece
+	sentAt  time.Time
+	settled atomic.Int64
+
+	// At-least-once: pieces and single records that are not confirmed, and
+	// one for the sequencer; settledAll is closed when there is none left.
+	left       atomic.Int64
+	settledAll chan struct{}
+
+	position []byte // its last record
+	err      error  // of its end
+	endedAt  time.Time
 }
 
 type ingestTopic struct {
@@ -46,36 +72,33 @@ func (s *session) sequence() {
 	err := s.loop()
 	if err != nil {
 		s.fail(err) // the first failure stays: a promise may have been before
-		err = s.failure()
 	}
-	if s.open.Load() && !problem.Has(err, ErrTxnUnknown) && !problem.Has(err, ErrFenced) {
-		s.abort()
+	// An end that is under way is waited for, whatever failed since: it may
+	// succeed, and what it holds is then durable.
+	if e := s.awaitEnd(); e != nil {
+		s.fail(e)
+	}
+	// What is still open is aborted, so that readers need not wait for its
+	// timeout. A successor that fenced us has done it.
+	if s.txn != nil && !problem.Has(s.failure(), ErrFenced) {
+		s.abort(s.txn)
 	}
 }
 
 func (s *session) loop() error {
 	for {
-		var p *piece
-		var more bool
-		select {
-		case p, more = <-s.order:
-		default:
-			if s.txn.boundary != nil { // nothing more to send
+		p, more, err := s.nextPiece()
+		switch {
+		case err != nil:
+			return err
+		case !more:
+			// What lies behind the last boundary comes again.
+			if s.txn != nil && s.txn.boundary != nil {
 				if err := s.commit(); err != nil {
 					return err
 				}
-				continue
 			}
-			var err error
-			if p, more, err = s.next(); err != nil {
-				return err
-			}
-		}
-		if !more {
-			if s.txn.boundary != nil {
-				return s.commit()
-			}
-			return nil // what lies behind the last boundary is aborted and comes again
+			return s.awaitEnd()
 		}
 		<-p.encoded // the workers live longer than we do
 		if p.err != nil {
@@ -84,63 +107,146 @@ func (s *session) loop() error {
 		if err := s.produce(p); err != nil {
 			return err
 		}
-		full := s.txn.bytes >= s.in.limits.TxnBytes || time.Since(s.txn.began) >= s.in.limits.TxnTimeout/3
-		switch {
-		case s.txn.boundary != nil && full:
+		if s.full() {
 			if err := s.commit(); err != nil {
 				return err
 			}
-		case s.open.Load() && time.Until(s.deadline()) <= 0:
-			return s.tooLong()
 		}
 	}
 }
 
-// next waits for a piece, as long as the open transaction may wait.
-func (s *session) next() (p *piece, more bool, err error) {
-	var late <-chan time.Time
-	if s.open.Load() {
-		t := time.NewTimer(time.Until(s.deadline()))
-		defer t.Stop()
-		late = t.C
-	}
-	select {
-	case p, more = <-s.order:
-		return p, more, nil
-	case <-s.ctx.Done():
-		return nil, false, s.failure()
-	case <-late:
-		return nil, false, s.tooLong()
+// nextPiece waits for a piece; while there is none it commits what is due, and
+// takes note of ends.
+func (s *session) nextPiece() (p *piece, more bool, err error) {
+	for {
+		select {
+		case t := <-s.ended:
+			if err := s.collect(t); err != nil {
+				return nil, false, err
+			}
+		default:
+		}
+		select {
+		case p, more = <-s.order:
+			return p, more, nil
+		default:
+		}
+		var wake <-chan time.Time
+		if due, ok := s.due(); ok {
+			wait := time.Until(due)
+			if wait <= 0 {
+				if err := s.atDue(); err != nil {
+					return nil, false, err
+				}
+				continue
+			}
+			wake = time.After(wait)
+		}
+		select {
+		case p, more = <-s.order:
+			return p, more, nil
+		case t := <-s.ended:
+			if err := s.collect(t); err != nil {
+				return nil, false, err
+			}
+		case <-s.ctx.Done():
+			return nil, false, s.failure()
+		case <-wake:
+		}
 	}
 }
 
+// due is when the open transaction is to be committed, or given up, if nothing
+// more comes.
+func (s *session) due() (time.Time, bool) {
+	t := s.txn
+	switch {
+	case t == nil:
+		return time.Time{}, false
+	case t.boundary == nil:
+		return s.deadline(t), !s.plainly()
+	case s.ending != nil: // its end wakes us
+		return s.deadline(t), !s.plainly()
+	case s.plainly():
+		if len(t.waiting) > 0 {
+			return time.Time{}, true
+		}
+		return s.pace.position(), true
+	}
+	return s.pace.commit(s.turns[s.next]), true
+}
+
+func (s *session) atDue() error {
+	if s.txn.boundary == nil {
+		return s.tooLong()
+	}
+	return s.commit()
+}
+
+// full reports whether the open transaction is to be committed though there is
+// more to send.
+func (s *session) full() bool {
+	t := s.txn
+	if t == nil {
+		return false
+	}
+	age := time.Since(t.began)
+	if t.boundary == nil {
+		return !s.plainly() && age >= s.deadline(t).Sub(t.began) // commit says that it is too late
+	}
+	if s.ending != nil { // there is no hurry: what would be gained waits for it
+		return !s.plainly() && (t.bytes >= s.in.limits.TxnBytes || age >= s.in.limits.TxnTimeout/3)
+	}
+	return age >= busyTxn || !s.plainly() && t.bytes >= s.in.limits.TxnBytes
+}
+
+// plainly: records go out outside of transactions.
+func (s *session) plainly() bool { return s.plain != nil }
+
 // deadline is until when records may be produced: what is left of the
 // transaction's timeout is for its end.
-func (s *session) deadline() time.Time { return s.txn.began.Add(s.in.limits.TxnTimeout * 2 / 3) }
+func (s *session) deadline(t *ingestTxn) time.Time {
+	return t.began.Add(s.in.limits.TxnTimeout * 2 / 3)
+}
 
 func (s *session) tooLong() error {
 	return ErrNoBoundary.New("source %q: no boundary for %v", s.in.spec.Name, time.Since(s.txn.began).Round(time.Millisecond))
 }
 
-// begin opens a transaction unless one is open.
+// begin opens a transaction on the next id unless one is open. The one before
+// may still be ending, but its records are all in Kafka (commit flushes), so
+// that those of this one come to lie behind them (invariant 4).
 func (s *session) begin() error {
-	if s.open.Load() {
+	if s.txn != nil {
 		return nil
 	}
-	if err := s.client.BeginTransaction(); err != nil {
-		return s.classify(err, "beginning a transaction")
+	turn := s.turns[s.next]
+	t := &ingestTxn{turn: turn, client: turn.client, began: time.Now(), topics: map[string]*ingestTopic{}, touched: map[string]bool{}}
+	if s.plainly() {
+		t.client = s.plain
+		t.settledAll = make(chan struct{})
+		t.left.Store(1)
+	} else {
+		t.opened = t.began
+		if err := turn.client.BeginTransaction(); err != nil {
+			return s.classify(t, err, "beginning a transaction")
+		}
+		s.next = (s.next + 1) % len(s.turns)
+		s.open.Store(true)
 	}
-	s.open.Store(true)
-	s.txn = ingestTxn{began: time.Now(), topics: map[string]*ingestTopic{}, touched: map[string]bool{}}
+	s.txn = t
 	return nil
 }
 
-// produce hands the records of a piece to kgo, in order.
+// produce hands the records of a piece to kgo, in order. It is the one loop
+// over all records that no second core shares: it looks up nothing per record
+// and allocates nothing.
 func (s *session) produce(p *piece) error {
 	if err := s.begin(); err != nil {
 		return err
 	}
-	t := &s.txn
+	t := s.txn
+	p.txn = t
 	t.boundary = p.resume
 	if p.done != nil {
 		t.waiting = append(t.waiting, p.done)
@@ -154,30 +260,49 @@ func (s *session) produce(p *piece) error {
 	}
 	rs := p.recs
 	refused := rs.Refused
-	p.left.Store(int64(len(rs.Records)) + 1)
+	n := len(rs.Records)
+	p.left.Store(int64(n) + 1)
+	if s.plainly() {
+		t.left.Add(1) // settle takes it off with the piece's last record
+	} else if t.first == nil && n > 0 {
+		t.first, t.sentAt = p, time.Now()
+	}
 	promise := func(r *kgo.Record, err error) {
-		s.promised(r, err)
+		if err != nil {
+			s.refused(t, r, err)
+		}
 		s.settle(p)
 	}
 	t.bytes += int64(rs.Bytes)
+	var (
+		topic    string // of the run of records that tt counts
+		tt       = new(ingestTopic)
+		releases = s.mayRelease()
+		ctx      = s.ctx
+		client   = t.client
+	)
 	for i := range rs.Records {
 		r := &rs.Records[i]
-		for len(refused) > 0 && refused[0].Index < rs.Of[i] {
-			s.park(&refused[0])
-			refused = refused[1:]
+		if len(refused) > 0 {
+			for len(refused) > 0 && refused[0].Index < rs.Of[i] {
+				s.park(&refused[0])
+				refused = refused[1:]
+			}
+			releases = true
 		}
-		if len(s.parked.byPart[0]) > 0 || len(t.touched) > 0 {
+		if releases {
 			s.release(r)
 		}
-		tt := t.topics[r.Topic]
-		if tt == nil {
-			tt = new(ingestTopic)
-			t.topics[r.Topic] = tt
+		if r.Topic != topic {
+			topic = r.Topic
+			tt = t.topic(topic)
 		}
 		tt.records++
 		tt.bytes += len(r.Key) + len(r.Value)
-		tt.last = r.Timestamp
-		s.client.Produce(s.ctx, r, promise)
+		if i == n-1 || rs.Records[i+1].Topic != topic {
+			tt.last = r.Timestamp
+		}
+		client.Produce(ctx, r, promise)
 	}
 	for i := range refused {
 		s.park(&refused[i])
@@ -186,13 +311,35 @@ func (s *session) produce(p *piece) error {
 	return s.failure()
 }
 
-// promised is called for every record that was produced. One failure fails the
+func (t *ingestTxn) topic(name string) *ingestTopic {
+	tt := t.topics[name]
+	if tt == nil {
+		tt = new(ingestTopic)
+		t.topics[name] = tt
+	}
+	return tt
+}
+
+// produceOne produces a record that is not of a piece.
+func (s *session) produceOne(t *ingestTxn, cl *kgo.Client, r *kgo.Record) {
+	if s.plainly() {
+		t.left.Add(1)
+	}
+	cl.Produce(s.ctx, r, func(r *kgo.Record, err error) {
+		if err != nil {
+			s.refused(t, r, err)
+		}
+		if s.plainly() {
+			t.settle()
+		}
+	})
+}
+
+// refused is called for every record that Kafka did not take. One fails the
 // session, and with it the transaction: flush and commit would succeed without
 // the record (A3).
-func (s *session) promised(r *kgo.Record, err error) {
-	if err != nil {
-		s.fail(s.classify(err, "producing to topic %q", r.Topic))
-	}
+func (s *session) refused(t *ingestTxn, r *kgo.Record, err error) {
+	s.fail(s.classify(t, err, "producing to topic %q", r.Topic))
 }
 
 // settle counts a record of a piece off; with the last one its memory is free.
@@ -201,12 +348,27 @@ func (s *session) settle(p *piece) {
 		return
 	}
 	s.budget.Release(p.cost)
+	t := p.txn
 	const keep = 4 << 20
 	if rs := p.recs; cap(rs.buf) <= keep {
 		rs.Reset()
 		recordsPool.Put(rs)
 	}
 	p.recs = nil
+	switch {
+	case s.plainly():
+		t.settled.Store(int64(time.Since(t.began)))
+		t.settle()
+	case t.first == p:
+		t.settled.Store(int64(time.Since(t.sentAt)))
+	}
+}
+
+// settle counts a piece, a single record or the sequencer off (at-least-once).
+func (t *ingestTxn) settle() {
+	if t.left.Add(-1) == 0 {
+		close(t.settledAll)
+	}
 }
 
 // park writes a refused change to the parked topic, in the transaction that
@@ -225,7 +387,12 @@ func (s *session) park(r *Refused) {
 	s.txn.touched[string(key)] = true
 	s.txn.parked = append(s.txn.parked, p)
 	// The limit of one octet leaves the payload out: there is none.
-	s.client.Produce(s.ctx, &kgo.Record{Topic: s.parked.topic.Name, Key: key, Value: appendParked(nil, &p, 1)}, s.promised)
+	s.produceOne(s.txn, s.txn.client, &kgo.Record{Topic: s.parked.topic.Name, Key: key, Value: appendParked(nil, &p, 1)})
+}
+
+// mayRelease reports whether anything is parked at all.
+func (s *session) mayRelease() bool {
+	return len(s.parked.byPart[0]) > 0 || len(s.txn.touched) > 0 || s.ending != nil && len(s.ending.touched) > 0
 }
 
 // release takes a key out of the parked topic when a later record of it goes
@@ -233,6 +400,9 @@ func (s *session) park(r *Refused) {
 func (s *session) release(r *kgo.Record) {
 	key := appendParkedKey(nil, r.Topic, r.Key)
 	parked, known := s.txn.touched[string(key)]
+	if !known && s.ending != nil { // what it parked is in the set with its end
+		parked, known = s.ending.touched[string(key)]
+	}
 	if !known {
 		_, parked = s.parked.byPart[0][string(key)]
 	}
@@ -241,119 +411,5 @@ func (s *session) release(r *kgo.Record) {
 	}
 	s.txn.touched[string(key)] = false
 	s.txn.released = append(s.txn.released, release{Ref: control.Ref{Topic: r.Topic, RecordKey: append([]byte{}, r.Key...)}})
-	s.client.Produce(s.ctx, &kgo.Record{Topic: s.parked.topic.Name, Key: key}, s.promised)
-}
-
-// commit ends the transaction with the position as its last record, and then
-// tells the source that it is durable (invariant 1).
-func (s *session) commit() error {
-	t := &s.txn
-	s.mu.Lock()
-	s.position.setResume(t.boundary)
-	s.position.WrittenAt = time.Now().UTC()
-	value := s.position.encode()
-	s.mu.Unlock()
-	s.client.Produce(s.ctx, &kgo.Record{Topic: s.positions.Name, Key: []byte(s.in.spec.Name), Value: value}, s.promised)
-
-	// kgo tries again as long as it may: an outage of Kafka shorter than the
-	// transaction's timeout does not reach the source.
-	ctx, cancel := context.WithDeadline(s.ctx, s.deadline())
-	err := s.client.Flush(ctx)
-	cancel()
-	if f := s.failure(); f != nil { // of a promise; Flush itself does not tell
-		return f
-	}
-	if err != nil {
-		return kafka.ErrUnavailable.New("source %q: Kafka did not take all records of a transaction within %v; it is aborted: %w", s.in.spec.Name, time.Since(t.began).Round(time.Millisecond), err)
-	}
-
-	// The end is never cancelled. An error of it says nothing about whether
-	// it happened, so nothing is tried again here: the next session reads the
-	// truth from Kafka (A1, invariant 14).
-	ctx, cancel = context.WithTimeout(context.WithoutCancel(s.ctx), s.in.limits.TxnTimeout)
-	err = s.client.EndTransaction(ctx, kgo.TryCommit)
-	cancel()
-	if err != nil {
-		return s.unknown(err)
-	}
-	s.committed()
-	return nil
-}
-
-// committed makes the end of a transaction known.
-func (s *session) committed() {
-	t := s.txn
-	s.open.Store(false)
-	s.txn = ingestTxn{}
-	select { // an older token that nobody took is replaced
-	case <-s.durable:
-	default:
-	}
-	s.durable <- t.boundary
-	for _, w := range t.waiting {
-		close(w)
-	}
-	comp, now := s.in.comp, time.Now()
-	comp.Txn(now.Sub(t.began))
-	for topic, n := range t.topics {
-		comp.Out(topic, n.records, n.bytes)
-		if !n.last.IsZero() {
-			comp.Latency(topic, now.Sub(n.last))
-		}
-	}
-	// Of a key that was parked and released the later one counts.
-	parked, released := t.parked[:0], t.released[:0]
-	for _, p := range t.parked {
-		if t.touched[string(appendParkedKey(nil, p.Topic, p.RecordKey))] {
-			parked = append(parked, p)
-		}
-	}
-	for _, r := range t.released {
-		if !t.touched[string(appendParkedKey(nil, r.Topic, r.RecordKey))] {
-			released = append(released, r)
-		}
-	}
-	s.parked.applied(s.ctx, parked, released)
-}
-
-// abort ends a transaction that must not be committed, so that readers need
-// not wait for its timeout. It may fail: the next session's fencing aborts too.
-func (s *session) abort() {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), 5*time.Second)
-	defer cancel()
-	err := s.client.AbortBufferedRecords(ctx)
-	if err == nil {
-		err = s.client.EndTransaction(ctx, kgo.TryAbort)
-	}
-	if err != nil {
-		s.in.comp.Log.Warn("aborting a transaction failed; readers wait until it times out or the source runs again", "err", err)
-		return
-	}
-	s.in.comp.Log.Info("aborted a transaction")
-}
-
-// unknown is for an error of the end of a transaction.
-func (s *session) unknown(err error) error {
-	if err := s.classify(err, "ending a transaction"); problem.Has(err, ErrFenced) {
-		return err
-	}
-	return ErrTxnUnknown.New("source %q: ending a transaction: %w", s.in.spec.Name, err)
-}
-
-// classify tells being fenced from an outage. After a timeout of the
-// transaction Kafka gives the same answer as after fencing; then the source's
-// own lock decides who goes on.
-func (s *session) classify(err error, format string, args ...any) error {
-	if fenced(err) {
-		if s.txn.began.IsZero() || time.Since(s.txn.began) < s.in.limits.TxnTimeout {
-			return ErrFenced.New("source %q (transactional id %q): %w", s.in.spec.Name, IngestTransactionalID(s.in.spec.Name), err)
-		}
-		return ErrTxnUnknown.New("source %q: a transaction of %v timed out: %w", s.in.spec.Name, time.Since(s.txn.began).Round(time.Second), err)
-	}
-	if errors.Is(err, context.Canceled) {
-		if f := s.failure(); f != nil {
-			return f
-		}
-	}
-	return kafka.Wrap(err, format, args...)
+	s.produceOne(s.txn, s.txn.client, &kgo.Record{Topic: s.parked.topic.Name, Key: key})
 }

@@ -1,10 +1,11 @@
-// A proxy before a broker that loses chosen requests or replies, and cuts all
-// connections: outages that a test can place exactly. It understands only the
-// frames of Kafka's protocol, not what is in them.
+// A proxy before a broker that loses or holds chosen requests or replies, and
+// cuts all connections: outages that a test can place exactly. It understands
+// only the frames of Kafka's protocol, not what is in them.
 
 package testkit
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -31,18 +32,53 @@ type KafkaProxy struct {
 	ln     net.Listener
 	wg     sync.WaitGroup
 
-	mu    sync.Mutex
-	down  bool
-	conns map[net.Conn]bool
-	rules []*lossRule
+	mu     sync.Mutex
+	down   bool
+	closed bool
+	conns  map[net.Conn]bool
+	rules  []*lossRule
+	holds  []*KafkaHold
 }
 
 type lossRule struct {
-	key  int16
-	loss KafkaLoss
-	left int
-	hit  chan struct{}
+	match func(KafkaRequest) bool
+	loss  KafkaLoss
+	left  int
+	hit   chan struct{}
 }
+
+// KafkaRequest is a request on its way to the broker: a frame without its
+// length.
+type KafkaRequest []byte
+
+// Key is the API key (0 is Produce, 26 is EndTxn).
+func (r KafkaRequest) Key() int16 { return int16(binary.BigEndian.Uint16(r)) }
+
+// Names reports whether the request holds a string, such as a transactional
+// id, as a whole: with its length before it, in either of Kafka's forms. A
+// string of 126 octets at most.
+func (r KafkaRequest) Names(s string) bool {
+	if len(s) > 126 {
+		panic("BUG: a string longer than 126 octets")
+	}
+	n := byte(len(s))
+	return bytes.Contains(r, append([]byte{n}, s...)) || bytes.Contains(r, append([]byte{n + 1}, s...))
+}
+
+// KafkaHold holds one request up, and all behind it on its connection.
+type KafkaHold struct {
+	match    func(KafkaRequest) bool
+	held     chan struct{}
+	released chan struct{}
+	once     sync.Once
+	took     bool
+}
+
+// Held is closed when a request is held.
+func (h *KafkaHold) Held() <-chan struct{} { return h.held }
+
+// Release lets the request go on; what Lose says of it then holds.
+func (h *KafkaHold) Release() { h.once.Do(func() { close(h.released) }) }
 
 // NewKafkaProxy starts a proxy on a free port; Close it.
 func NewKafkaProxy(target string) (*KafkaProxy, error) {
@@ -68,11 +104,25 @@ func (p *KafkaProxy) Dial(ctx context.Context, network, _ string) (net.Conn, err
 // replies, and breaks the connection each time. The channel gets one element
 // for each.
 func (p *KafkaProxy) Lose(key int16, loss KafkaLoss, n int) <-chan struct{} {
-	r := &lossRule{key: key, loss: loss, left: n, hit: make(chan struct{}, n)}
+	return p.LoseIf(func(r KafkaRequest) bool { return r.Key() == key }, loss, n)
+}
+
+// LoseIf is Lose of the requests that match says; it must not block.
+func (p *KafkaProxy) LoseIf(match func(KafkaRequest) bool, loss KafkaLoss, n int) <-chan struct{} {
+	r := &lossRule{match: match, loss: loss, left: n, hit: make(chan struct{}, n)}
 	p.mu.Lock()
 	p.rules = append(p.rules, r)
 	p.mu.Unlock()
 	return r.hit
+}
+
+// Hold holds the next request that match says, until Release, or Close.
+func (p *KafkaProxy) Hold(match func(KafkaRequest) bool) *KafkaHold {
+	h := &KafkaHold{match: match, held: make(chan struct{}), released: make(chan struct{})}
+	p.mu.Lock()
+	p.holds = append(p.holds, h)
+	p.mu.Unlock()
+	return h
 }
 
 // Cut breaks all connections and refuses new ones until Mend.
@@ -96,6 +146,12 @@ func (p *KafkaProxy) Mend() {
 func (p *KafkaProxy) Close() error {
 	err := p.ln.Close()
 	p.Cut()
+	p.mu.Lock()
+	p.closed = true
+	for _, h := range p.holds {
+		h.Release()
+	}
+	p.mu.Unlock()
 	p.wg.Wait()
 	return err
 }
@@ -158,11 +214,15 @@ func (p *KafkaProxy) request(f []byte, lost *lostReplies) bool {
 	if len(f) < 8 {
 		return false
 	}
-	key, id := int16(binary.BigEndian.Uint16(f)), binary.BigEndian.Uint32(f[4:])
+	id := binary.BigEndian.Uint32(f[4:])
+	if h := p.holdOf(f); h != nil {
+		close(h.held)
+		<-h.released
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, r := range p.rules {
-		if r.key != key || r.left == 0 {
+		if r.left == 0 || !r.match(f) {
 			continue
 		}
 		r.left--
@@ -174,6 +234,19 @@ func (p *KafkaProxy) request(f []byte, lost *lostReplies) bool {
 		return true
 	}
 	return true
+}
+
+// holdOf gives the hold that a request is for, or nil.
+func (p *KafkaProxy) holdOf(f KafkaRequest) *KafkaHold {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, h := range p.holds {
+		if !h.took && !p.closed && h.match(f) {
+			h.took = true
+			return h
+		}
+	}
+	return nil
 }
 
 type lostReplies struct {

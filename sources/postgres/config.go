@@ -33,6 +33,7 @@ type Config struct {
 	Publication  string        `yaml:"publication" doc:"Publication. When there is none it is made, listing the tables. Default: tallywire_<name of the source>." example:"tallywire_psa"`
 	Tables       []string      `yaml:"tables" doc:"Tables to capture, as schema.table with * for any run of characters; a leading ! leaves out. A table without a key is left out with a warning, unless it is named without *: then the source does not start." example:"[public.*, \"!public.audit_*\"]"`
 	Load         string        `yaml:"load" doc:"initial: a source without a position first loads all rows of its tables; never: it starts with the changes that its slot holds, and rows that were there before are not captured until they change."`
+	Delivery     string        `yaml:"delivery" doc:"exactly-once: a read-committed consumer sees each change once. at-least-once: records go out outside of Kafka transactions, so that they are seen some milliseconds earlier; after a crash, or an outage that ends the session, those since the last position (some tenths of a second, more when Kafka was away) come again."`
 	IdleInterval time.Duration `yaml:"idle_interval" doc:"How often, at most, the slot is moved on while none of the captured tables changes, so that it does not hold WAL of others. 100ms to 1h."`
 }
 
@@ -48,7 +49,7 @@ func Default(name string) Config {
 		}
 		return '_'
 	}, name)
-	return Config{Type: Kind, Slot: id, Publication: id, Tables: []string{"public.*"}, Load: LoadInitial, IdleInterval: 5 * time.Second}
+	return Config{Type: Kind, Slot: id, Publication: id, Tables: []string{"public.*"}, Load: LoadInitial, Delivery: string(pipeline.ExactlyOnce), IdleInterval: 5 * time.Second}
 }
 
 var errConfig = problem.Define("TW-PG-CONFIG", problem.Halt,
@@ -70,6 +71,8 @@ func (c *Config) Validate() error {
 		return errConfig.New("tables: nothing is to be captured")
 	case c.Load != LoadInitial && c.Load != LoadNever:
 		return errConfig.New("load: %q is neither %s nor %s", c.Load, LoadInitial, LoadNever)
+	case c.Delivery != string(pipeline.ExactlyOnce) && c.Delivery != string(pipeline.AtLeastOnce):
+		return errConfig.New("delivery: %q is neither %s nor %s", c.Delivery, pipeline.ExactlyOnce, pipeline.AtLeastOnce)
 	case c.IdleInterval < 100*time.Millisecond || c.IdleInterval > time.Hour:
 		return errConfig.New("idle_interval: %s is not between 100ms and 1h", c.IdleInterval)
 	}
@@ -128,7 +131,9 @@ func init() {
 		if err != nil {
 			return pipeline.IngestSpec{}, fmt.Errorf("sources.%s: %w", name, err)
 		}
-		return pipeline.IngestSpec{Name: name, Source: src}, nil
+		return pipeline.IngestSpec{
+			Name: name, Source: src, IngestLimits: pipeline.IngestLimits{Delivery: pipeline.Delivery(cfg.Delivery)},
+		}, nil
 	})
 }
 

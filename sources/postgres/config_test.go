@@ -38,3 +38,18 @@ func TestPositionJSON(t *testing.T) {
 		}
 	}
 }
+
+// If this failed, a delivery that does not exist would run as another.
+func TestDeliveryIsOneOfTwo(t *testing.T) {
+	for delivery, ok := range map[string]bool{"exactly-once": true, "at-least-once": true, "": false, "at-most-once": false} {
+		c := Default("psa")
+		if err := c.DSN.UnmarshalText([]byte("host=127.0.0.1")); err != nil {
+			t.Fatal(err)
+		}
+		c.Delivery = delivery
+		err := c.Validate()
+		if ok != (err == nil) || !ok && !strings.Contains(err.Error(), "delivery: ") {
+			t.Errorf("delivery %q: %v", delivery, err)
+		}
+	}
+}

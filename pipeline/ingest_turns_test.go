@@ -1,0 +1,399 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/testkit"
+)
+
+const produce = 0
+
+// requestOf matches requests of one kind that name one of the source's
+// transactional ids, and remembers which was the first: all later ones must
+// name the same.
+type requestOf struct {
+	key int16
+	ids []string
+
+	mu sync.Mutex
+	id string
+}
+
+func (b *bed) requestOf(key int16) *requestOf {
+	return &requestOf{key: key, ids: IngestTransactionalIDs(b.source)}
+}
+
+func (m *requestOf) match(r testkit.KafkaRequest) bool {
+	if r.Key() != m.key {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.id == "" {
+		for _, id := range m.ids {
+			if r.Names(id) {
+				m.id = id
+			}
+		}
+	}
+	return m.id != "" && r.Names(m.id)
+}
+
+// The end of a transaction is held up while the next one is filled, and then
+// one of the things happens that can happen. If this failed, the next one
+// would be committed whatever became of the one before: a hole that its
+// position declares to be whole. (decision 21, invariants 1 and 14)
+func TestIngestEndHeldWhileTheNextFills(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		// end says what becomes of the end that is held.
+		end func(b *bed, first *requestOf)
+		// again: the session must have ended.
+		again bool
+	}{
+		{name: "arrives late", end: func(*bed, *requestOf) {}},
+		{name: "reply lost", again: true, end: func(b *bed, first *requestOf) {
+			b.proxy.LoseIf(first.match, testkit.LoseReply, 3)
+		}},
+		{name: "never arrives", again: true, end: func(b *bed, first *requestOf) {
+			b.proxy.LoseIf(first.match, testkit.LoseRequest, 3)
+		}},
+		{name: "connections cut", end: func(b *bed, _ *requestOf) {
+			b.proxy.Cut()
+			b.proxy.Mend()
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, b *bed) {
+				txs := inserts(40, 20)
+				f := newFeed(b.table(), txs)
+				var hold *testkit.KafkaHold
+				first := b.requestOf(endTxn)
+				f.before = func(n int) {
+					switch {
+					case n == 10 && hold == nil:
+						hold = b.proxy.Hold(first.match)
+					case n == 11 && f.runs == 1:
+						b.await("an end to be held", hold.Held())
+					case n == 30 && f.runs == 1:
+						// All that came behind the held transaction is in
+						// Kafka, and had time to be committed, which it may
+						// not be.
+						b.awaitHigh(29 * 20)
+						<-time.After(200 * time.Millisecond)
+						c.end(b, first)
+						hold.Release()
+					}
+				}
+				stop, _ := b.running(f, IngestLimits{TxnTimeout: 10 * time.Second})
+				b.await("all changes", f.all)
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+				b.checkOnce(txs)
+				f.check(t)
+				if c.again && f.runs < 2 {
+					t.Errorf("the source ran %d times: the error of End was not taken as unknown", f.runs)
+				}
+			})
+		})
+	}
+}
+
+// A produce request is held up. If this failed, the records of the next
+// transaction, which go out through another client, would overtake it.
+// (decision 21, invariant 4)
+func TestIngestNextTransactionDoesNotOvertake(t *testing.T) {
+	onBoth(t, func(t *testing.T, b *bed) {
+		txs := inserts(60, 20)
+		f := newFeed(b.table(), txs)
+		f.before = func(n int) {
+			if n%20 == 10 {
+				first := b.requestOf(produce)
+				hold := b.proxy.Hold(first.match)
+				// Time for others to overtake; they may not, so no signal of
+				// theirs can be waited for.
+				time.AfterFunc(300*time.Millisecond, hold.Release)
+			}
+		}
+		stop, _ := b.running(f, small)
+		b.await("all changes", f.all)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		b.checkOnce(txs)
+		f.check(t)
+		if f.runs != 1 {
+			t.Errorf("the source ran %d times", f.runs)
+		}
+	})
+}
+
+// A process that was taken for dead comes back with a transaction open on any
+// of its ids, after its successor has read the position. If this failed, it
+// would commit what the successor sends again. (A4)
+func TestIngestZombieOnEachID(t *testing.T) {
+	for n := range ingestTurns {
+		t.Run(fmt.Sprint("after ", n, " transactions"), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, b *bed) { b.zombie(n) })
+		})
+	}
+}
+
+// zombie commits n transactions and leaves the next one open; its successor
+// sends that one again, and then the zombie tries to commit it.
+func (b *bed) zombie(n int) {
+	t, table := b.t, b.table()
+	txs := inserts(n+1, 3)
+	send := func(ctx context.Context, out SourceOutlet, lsn int, boundary bool) error {
+		batch := change.Get()
+		for i, r := range txs[lsn-1] {
+			appendRow(batch, table, r, lsn, i)
+		}
+		if boundary {
+			batch.Resume = fmt.Appendf(nil, `{"lsn":%d}`, lsn)
+		}
+		if err := out.Send(ctx, batch); err != nil || !boundary {
+			return err
+		}
+		select {
+		case <-out.Durable():
+			return nil
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	resumed, over := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	successor := scripted(func(ctx context.Context, out SourceOutlet) error {
+		at, err := out.Resume(ctx)
+		if err != nil {
+			return err
+		}
+		if want := fmt.Sprintf(`{"lsn":%d}`, n); n > 0 && string(at) != want || n == 0 && at != nil {
+			t.Errorf("the successor resumes at %s after %d transactions", at, n)
+		}
+		once.Do(func() { close(resumed) })
+		select {
+		case <-over:
+		case <-ctx.Done():
+			return nil
+		}
+		return send(ctx, out, n+1, true)
+	})
+	var committed error
+	zombie := scripted(func(ctx context.Context, out SourceOutlet) error {
+		if _, err := out.Resume(ctx); err != nil {
+			return err
+		}
+		for lsn := 1; lsn <= n; lsn++ {
+			if err := send(ctx, out, lsn, true); err != nil {
+				return err
+			}
+		}
+		if err := send(ctx, out, n+1, false); err != nil {
+			return err
+		}
+		b.awaitHigh(int64(3*n + 3))
+		stop, ended := b.running(successor, IngestLimits{})
+		b.await("the successor", resumed)
+		committed = out.Checkpoint(ctx, Resume(fmt.Sprintf(`{"lsn":%d}`, n+1)))
+		close(over)
+		b.await("the successor's end", ended)
+		if err := stop(); err != nil {
+			t.Errorf("the successor: %v", err)
+		}
+		return committed
+	})
+	err := RunIngest(t.Context(), b.env, IngestSpec{Name: b.source, Source: zombie})
+	if committed == nil {
+		t.Error("the zombie committed after its successor had read the position")
+	}
+	if !problem.Has(err, ErrFenced) {
+		t.Errorf("the zombie ended with %v, want TW-FENCED", err)
+	}
+	b.checkOnce(txs)
+}
+
+// A process dies with two transactions open: the end of the first is sent and
+// not answered, or was never sent, and the second has records. If this failed,
+// the successor would lose or double them, or wait for a timeout. (A5)
+func TestIngestKilledWithTwoOpenTransactions(t *testing.T) {
+	for _, loss := range []testkit.KafkaLoss{testkit.LoseRequest, testkit.LoseReply} {
+		name := map[testkit.KafkaLoss]string{testkit.LoseRequest: "end not sent", testkit.LoseReply: "end not answered"}[loss]
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, b *bed) {
+				txs := inserts(12, 10)
+				f := newFeed(b.table(), txs)
+				first := b.requestOf(endTxn)
+				died := make(chan struct{})
+				var hold *testkit.KafkaHold
+				f.before = func(n int) {
+					if f.runs > 1 {
+						return
+					}
+					switch n {
+					case 5:
+						hold = b.proxy.Hold(first.match)
+					case 6:
+						b.await("an end to be held", hold.Held())
+					case 10: // dies when the next one is in Kafka
+						b.awaitHigh(9 * 10)
+						lost := b.proxy.LoseIf(first.match, loss, 1)
+						hold.Release()
+						b.await("the end to be lost", lost)
+						b.proxy.Cut()
+						close(died)
+					}
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				dead := make(chan struct{})
+				go func() {
+					defer close(dead)
+					if err := RunIngest(ctx, b.env, IngestSpec{Name: b.source, Source: f, IngestLimits: IngestLimits{TxnTimeout: 10 * time.Second}}); err != nil {
+						t.Errorf("the dead one: %v", err)
+					}
+				}()
+				b.await("the death", died)
+				cancel()
+				b.await("its end", dead)
+
+				next := b.beside()
+				f.before = nil
+				began := time.Now()
+				stop, _ := next.running(f, IngestLimits{})
+				b.await("all changes", f.all)
+				if took := time.Since(began); took > 8*time.Second {
+					t.Errorf("the successor needed %v: it waited for the timeout of 10 s", took)
+				}
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+				b.checkOnce(txs)
+				f.check(t)
+			})
+		})
+	}
+}
+
+// beside is the same bed without the proxy: another process, whom no fault
+// reaches.
+func (b *bed) beside() *bed {
+	env := *b.env
+	env.Kafka = b.direct
+	next := *b
+	next.env = &env
+	return &next
+}
+
+// While the markers of a commit are written, Kafka answers InitProducerID with
+// CONCURRENT_TRANSACTIONS. If this failed, a start at that moment would fail,
+// or go on before the position is there.
+func TestIngestFencingWaitsForMarkers(t *testing.T) {
+	b := newBed(t, "")
+	txs := inserts(3, 5)
+	f := newFeed(b.table(), txs)
+	var pending []*kfake.FaultHandle
+	for _, id := range IngestTransactionalIDs(b.source) {
+		pending = append(pending, b.fake.Fault(kfake.Fault{
+			Keys: []kmsg.Key{kmsg.InitProducerID}, TxnID: id, Err: kerr.ConcurrentTransactions, Count: 5,
+		}))
+	}
+	stop, _ := b.running(f, IngestLimits{})
+	b.await("all changes", f.all)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range pending {
+		if p.Hits() != 5 {
+			t.Errorf("id %d was fenced after %d attempts, want 5 that wait", i, p.Hits())
+		}
+	}
+	b.checkOnce(txs)
+	if f.runs != 1 {
+		t.Errorf("the source ran %d times", f.runs)
+	}
+}
+
+// If this failed, ids would be used without turn: each transaction would wait
+// for the markers of the one before.
+func TestIngestTakesTurns(t *testing.T) {
+	b := newBed(t, "")
+	f := newFeed(b.table(), inserts(50, 20))
+	var mu sync.Mutex
+	var ends []string
+	b.fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.EndTxn}, Observe: true, Count: -1, When: func(r kmsg.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		ends = append(ends, r.(*kmsg.EndTxnRequest).TransactionalID)
+		return true
+	}})
+	stop, _ := b.running(f, small)
+	b.await("all changes", f.all)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	ids := IngestTransactionalIDs(b.source)
+	if len(ends) < 2*len(ids) {
+		t.Fatalf("%d transactions: too few to tell", len(ends))
+	}
+	for i, id := range ends {
+		if want := ids[i%len(ids)]; id != want {
+			t.Errorf("transaction %d ended on %q, want %q", i, id, want)
+		}
+	}
+	if !slices.Equal(ids[:2], []string{"tallywire.ingest." + b.source, "tallywire.ingest." + b.source + ".1"}) {
+		t.Errorf("the ids are %v: another version would not fence these", ids)
+	}
+}
+
+// A row is parked, and its next version comes while the transaction that parked
+// it ends. If this failed, it would stay parked for ever. (G2)
+func TestIngestReleasesWhatTheEndingTransactionParked(t *testing.T) {
+	b := newBed(t, "")
+	txs := [][]row{
+		{{op: change.Create, id: 1, val: "one"}},
+		{{op: change.Create, id: 2, val: string(make([]byte, 4000))}},
+		{{op: change.Update, id: 2, val: "two"}},
+	}
+	f := newFeed(b.table(), txs)
+	first := b.requestOf(endTxn)
+	var hold *testkit.KafkaHold
+	f.before = func(n int) {
+		switch n {
+		case 2:
+			for f.confirmedTo() < 1 {
+				f.confirm(<-f.out.Durable())
+			}
+			hold = b.proxy.Hold(first.match)
+		case 3:
+			b.await("the end of what was parked", hold.Held())
+			go func() {
+				b.awaitHigh(3) // the first, its marker, and the update
+				hold.Release()
+			}()
+		}
+	}
+	stop, _ := b.running(f, IngestLimits{MaxRecordBytes: 2000})
+	b.await("all changes", f.all)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if parked := b.parked(); len(parked) != 0 {
+		t.Errorf("still parked: %+v", parked)
+	}
+}
