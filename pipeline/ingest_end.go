@@ -34,8 +34,8 @@ func (s *session) commit() error {
 	if s.plainly() {
 		t.settle() // the sequencer's own: no piece comes any more
 	} else {
-		s.produceOne(t, t.client, s.positionRecord(t))
-		if err := s.flush(t); err != nil {
+		s.producePosition(t)
+		if err := s.flush(t, s.deadline(t)); err != nil {
 			return err
 		}
 		end = s.end
@@ -50,18 +50,25 @@ func (s *session) commit() error {
 	return nil
 }
 
-func (s *session) positionRecord(t *ingestTxn) *kgo.Record {
-	return &kgo.Record{Topic: s.positions.Name, Key: []byte(s.in.spec.Name), Value: t.position}
+func (s *session) producePosition(t *ingestTxn) {
+	r := &kgo.Record{Topic: s.positions.Name, Key: []byte(s.in.spec.Name), Value: t.position}
+	t.turn.client.Produce(s.ctx, r, func(r *kgo.Record, err error) {
+		if err != nil {
+			s.refused(t, r, err)
+		}
+	})
 }
 
 // flush waits until all records of a transaction are in Kafka. It comes before
 // the first record of the next one: that goes out through another client, and
 // what is in a partition first is first (invariant 4).
-func (s *session) flush(t *ingestTxn) error {
-	// kgo tries again as long as it may: an outage of Kafka shorter than the
-	// transaction's timeout does not reach the source.
-	ctx, cancel := context.WithDeadline(s.ctx, s.deadline(t))
-	err := t.client.Flush(ctx)
+//
+// It is what bounds the wait: kgo never gives up a record that it may have
+// sent, whatever the context of its Produce. Until the deadline it tries again,
+// so that a short outage of Kafka does not reach the source.
+func (s *session) flush(t *ingestTxn, deadline time.Time) error {
+	ctx, cancel := context.WithDeadline(s.ctx, deadline)
+	err := t.turn.client.Flush(ctx)
 	cancel()
 	if f := s.failure(); f != nil { // of a promise; Flush itself does not tell
 		return f
@@ -105,10 +112,9 @@ func (s *session) writePosition(t *ingestTxn) error {
 	if err := t.turn.client.BeginTransaction(); err != nil {
 		return s.classify(t, err, "beginning a transaction")
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, s.in.limits.TxnTimeout*2/3)
-	defer cancel()
-	if err := t.turn.client.ProduceSync(ctx, s.positionRecord(t)).FirstErr(); err != nil {
-		return s.classify(t, err, "producing to topic %q", s.positions.Name)
+	s.producePosition(t)
+	if err := s.flush(t, t.opened.Add(s.in.limits.TxnTimeout*2/3)); err != nil {
+		return err
 	}
 	return s.end(t)
 }

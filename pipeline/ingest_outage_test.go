@@ -41,6 +41,39 @@ func TestIngestRidesOutAShortOutage(t *testing.T) {
 	})
 }
 
+// Kafka goes away for good, with records, positions and ends on their way. If
+// this failed, the process could not be stopped but by a kill.
+func TestIngestStopsWhileKafkaIsAway(t *testing.T) {
+	for _, delivery := range []Delivery{ExactlyOnce, AtLeastOnce} {
+		t.Run(string(delivery), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, b *bed) {
+				b.patient()
+				f := newFeed(b.table(), inserts(3000, 20))
+				// The cut meets what is under way then: the reply of one
+				// position never comes.
+				cut := make(chan struct{})
+				f.before = func(n int) {
+					if n == 2000 {
+						b.proxy.LoseIf(func(r testkit.KafkaRequest) bool { return r.Key() == produce }, testkit.LoseReply, 1)
+						b.proxy.Cut()
+						close(cut)
+					}
+				}
+				stop, _ := b.running(f, IngestLimits{Delivery: delivery, TxnTimeout: 3 * time.Second})
+				b.await("the cut", cut)
+				began := time.Now()
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(began); took > 20*time.Second {
+					t.Errorf("stopping took %v", took)
+				}
+				f.check(t)
+			})
+		})
+	}
+}
+
 // patient makes the clients' retries those of production; the bed's own are
 // few, so that an error gets through.
 func (b *bed) patient() {

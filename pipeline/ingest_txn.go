@@ -321,11 +321,11 @@ func (t *ingestTxn) topic(name string) *ingestTopic {
 }
 
 // produceOne produces a record that is not of a piece.
-func (s *session) produceOne(t *ingestTxn, cl *kgo.Client, r *kgo.Record) {
+func (s *session) produceOne(t *ingestTxn, r *kgo.Record) {
 	if s.plainly() {
 		t.left.Add(1)
 	}
-	cl.Produce(s.ctx, r, func(r *kgo.Record, err error) {
+	t.client.Produce(s.ctx, r, func(r *kgo.Record, err error) {
 		if err != nil {
 			s.refused(t, r, err)
 		}
@@ -387,7 +387,7 @@ func (s *session) park(r *Refused) {
 	s.txn.touched[string(key)] = true
 	s.txn.parked = append(s.txn.parked, p)
 	// The limit of one octet leaves the payload out: there is none.
-	s.produceOne(s.txn, s.txn.client, &kgo.Record{Topic: s.parked.topic.Name, Key: key, Value: appendParked(nil, &p, 1)})
+	s.produceOne(s.txn, &kgo.Record{Topic: s.parked.topic.Name, Key: key, Value: appendParked(nil, &p, 1)})
 }
 
 // mayRelease reports whether anything is parked at all.
@@ -411,5 +411,5 @@ func (s *session) release(r *kgo.Record) {
 	}
 	s.txn.touched[string(key)] = false
 	s.txn.released = append(s.txn.released, release{Ref: control.Ref{Topic: r.Topic, RecordKey: append([]byte{}, r.Key...)}})
-	s.produceOne(s.txn, s.txn.client, &kgo.Record{Topic: s.parked.topic.Name, Key: key})
+	s.produceOne(s.txn, &kgo.Record{Topic: s.parked.topic.Name, Key: key})
 }
