@@ -1,6 +1,9 @@
 package wire
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // How long to let octets gather, from how fast they came.
 const (
@@ -9,7 +12,7 @@ const (
 	// Below flowing octets in memory (0.5 MB/s) every read waits for the first
 	// octet and is woken by it: no latency is added.
 	flowing = 2 << 10
-	// From bulk octets in memory on (about 30 MB/s) it is a backlog that is read.
+	// From bulk octets in memory on (about 20 MB/s) it is a backlog that is read.
 	bulk = 128 << 10
 	// gatherFlow bounds what gathering adds to the latency of a flow that is
 	// followed live; gatherBulk is for a backlog.
@@ -27,9 +30,8 @@ type pace struct {
 
 // took notes a read of n octets.
 func (p *pace) took(n int, full bool, now time.Time) {
-	dt := now.Sub(p.last)
+	p.sum = p.sum*math.Exp(-float64(now.Sub(p.last))/float64(memory)) + float64(n)
 	p.last, p.full = now, full
-	p.sum = p.sum*float64(memory)/float64(memory+dt) + float64(n)
 }
 
 // pause is how long to wait before the next read. 0: until there is an octet.
