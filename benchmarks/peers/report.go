@@ -58,9 +58,14 @@ type column struct {
 }
 
 func rate(v float64) string { return thousands(v) }
-func two(v float64) string  { return strconv.FormatFloat(v, 'f', 2, 64) }
-func one(v float64) string  { return strconv.FormatFloat(v, 'f', 1, 64) }
-func mib(v float64) string  { return strconv.FormatFloat(v/(1<<20), 'f', 0, 64) }
+func two(v float64) string {
+	if v == 0 { // not measured
+		return "–"
+	}
+	return strconv.FormatFloat(v, 'f', 2, 64)
+}
+func one(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) }
+func mib(v float64) string { return strconv.FormatFloat(v/(1<<20), 'f', 0, 64) }
 
 var drained = []column{
 	{"rows/s, steady", steady, rate},
@@ -129,7 +134,7 @@ func (w *world) section(name string, res map[string][]figure) string {
 // missed.
 func (w *world) report(ctx context.Context, res results, load string) (missed int, err error) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "## Capture beside its peers\n\nMade by `%s` on %s: %s, load average %s before the start. %d rounds of each section, the contenders in turns, each round beginning with another; medians (ranges).\n",
+	fmt.Fprintf(&b, "## Capture beside its peers\n\nMade by `%s` on %s: %s, load average %s before the start. Rounds of each section: %d, the contenders in turns, each round beginning with another; medians (ranges).\n",
 		w.o.command, time.Now().UTC().Format("2006-01-02"), machine(), load, w.o.runs)
 	fmt.Fprintf(&b, "\nVersions: %s.\n", strings.Join(w.versions(ctx), ", "))
 	lines := judge(res)
