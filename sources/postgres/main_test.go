@@ -37,6 +37,7 @@ func shared(t *testing.T) *testkit.Postgres {
 	t.Helper()
 	pg17.once.Do(func() {
 		pg17.Postgres, pg17.err = testkit.StartPostgres(context.Background(), testkit.PostgresOptions{
+			Unix: true, TLS: true,
 			Params: map[string]string{"fsync": "off", "max_prepared_transactions": "5", "max_replication_slots": "100", "max_wal_senders": "40"},
 		})
 	})
