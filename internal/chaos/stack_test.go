@@ -69,7 +69,7 @@ func newStack(t *testing.T) *stack {
 	}
 	params := map[string]string{"fsync": "off", "timezone": "UTC"}
 	start := func(name string) *testkit.Postgres {
-		p, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Dir: filepath.Join(s.dir, name), Params: params})
+		p, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Dir: filepath.Join(s.dir, name), Params: params, Unix: true, TLS: true})
 		must(err)
 		t.Cleanup(func() { must(p.Stop()) })
 		return p
@@ -158,11 +158,28 @@ sinks:
   erp: {type: rest, profile: business-central, url: "%[9]s", company: %[10]s, token_url: "%[11]s", client_id: tallywire, client_secret: env:ERP_SECRET, go_live: %[12]s, rate: 5000, burst: 1000, timeout: 2s, unique_reference: true}
 `
 
+// sourceDSN is how the source reaches its database: CHAOS_TRANSPORT is tcp, which
+// is the default, unix or tls.
+func (s *stack) sourceDSN() string {
+	s.t.Helper()
+	switch over := os.Getenv("CHAOS_TRANSPORT"); over {
+	case "", "tcp":
+		return s.psa.DSN("psa")
+	case "unix":
+		return s.psa.UnixDSN("psa")
+	case "tls":
+		return s.psa.TLSDSN("psa")
+	default:
+		s.t.Fatalf("CHAOS_TRANSPORT=%s: want tcp, unix or tls", over)
+		return ""
+	}
+}
+
 // writeConfig writes the configuration that each run of the binary gets.
 func (s *stack) writeConfig(registry string) {
 	s.t.Helper()
 	text := fmt.Sprintf(configuration, s.kafka.Addr(), registry, s.redis.Addr, s.far.DSN("control"), s.http, filepath.Join(s.dir, "state"),
-		s.psa.DSN("psa"), s.far.DSN("warehouse"), s.erp.URL(), s.erp.Company(), s.erp.TokenURL(), firm.GoLive.Format("2006-01-02"))
+		s.sourceDSN(), s.far.DSN("warehouse"), s.erp.URL(), s.erp.Company(), s.erp.TokenURL(), firm.GoLive.Format("2006-01-02"))
 	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
