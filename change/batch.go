@@ -5,6 +5,7 @@ package change
 import (
 	"fmt"
 	"math/big"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -212,7 +213,14 @@ func (b *Batch) Decode() error {
 }
 
 // AppendRaw puts octets into the arena as they are, for Rows.
-func (b *Batch) AppendRaw(p []byte) { b.arena = append(b.arena, p...) }
+func (b *Batch) AppendRaw(p []byte) {
+	if cap(b.arena)-len(b.arena) < len(p) {
+		// By doubling: append would grow a large arena by quarters, and copy it
+		// three times as often on the way to the size of a batch.
+		b.arena = slices.Grow(b.arena, max(len(p), len(b.arena)))
+	}
+	b.arena = append(b.arena, p...)
+}
 
 // Raw is what the arena holds: borrowed, valid until Release, not to be
 // written. Values that are made meanwhile do not move it from under the caller.

@@ -32,7 +32,9 @@ type IngestLimits struct {
 	// Delivery: ExactlyOnce by default.
 	Delivery Delivery
 	// MaxBytes is how much memory of batches may be in flight, in bytes
-	// (change.Batch.Size); Send blocks above it. Default 64 MiB. A single
+	// (change.Batch.Size, which is about what their records take); Send
+	// blocks above it. Default 32 MiB, some 50,000 small rows: a sixth of a
+	// second at the rate of one slot, of which Kafka needs a part. A single
 	// batch larger than that passes alone.
 	MaxBytes int64
 	// TxnTimeout is Kafka's transaction timeout: how long a dead process's
@@ -57,7 +59,7 @@ const maxWorkers = 16
 
 func (l IngestLimits) withDefaults() IngestLimits {
 	if l.MaxBytes <= 0 {
-		l.MaxBytes = 64 << 20
+		l.MaxBytes = 32 << 20
 	}
 	if l.TxnTimeout <= 0 || l.TxnTimeout > 30*time.Second {
 		l.TxnTimeout = 30 * time.Second

@@ -349,11 +349,7 @@ func (s *session) settle(p *piece) {
 	}
 	s.budget.Release(p.cost)
 	t := p.txn
-	const keep = 4 << 20
-	if rs := p.recs; cap(rs.buf) <= keep {
-		rs.Reset()
-		recordsPool.Put(rs)
-	}
+	recordsPool.Put(p.recs)
 	p.recs = nil
 	switch {
 	case s.plainly():

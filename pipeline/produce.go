@@ -209,6 +209,14 @@ func (rs *Records) Reset() {
 	rs.buf, rs.hdrs = rs.buf[:0], rs.hdrs[:0]
 }
 
+// reserve makes room for records with so many octets, so that buffers need not
+// grow step by step: an envelope is less than twice as long as its row on the
+// wire. What is more grows all the same.
+func (rs *Records) reserve(records, octets int) {
+	rs.buf = slices.Grow(rs.buf, octets)
+	rs.Records, rs.Of, rs.hdrs = slices.Grow(rs.Records, records), slices.Grow(rs.Of, records), slices.Grow(rs.hdrs, records)
+}
+
 // size is the memory that rs keeps, in bytes.
 func (rs *Records) size() int {
 	return cap(rs.buf) + cap(rs.Records)*int(unsafe.Sizeof(kgo.Record{})) + cap(rs.hdrs)*int(unsafe.Sizeof(kgo.RecordHeader{})) + cap(rs.Of)*int(unsafe.Sizeof(0))
@@ -262,6 +270,7 @@ func (l *recordsList) Put(rs *Records) {
 // not seen) fail all. The batch is not used afterwards.
 func (o *Outputs) Encode(rs *Records, b *change.Batch, from, to int) error {
 	rs.memo.Reset()
+	rs.reserve(to-from, 2*len(b.Raw()))
 	var table *change.Table
 	var out *Output
 	for i := from; i < to; i++ {

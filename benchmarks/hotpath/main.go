@@ -40,6 +40,7 @@ type options struct {
 	turns   int
 	profile string
 	seconds int
+	batches int
 	op      string
 }
 
@@ -51,7 +52,8 @@ func main() {
 	flag.IntVar(&o.turns, "turns", 25, "`times` that each side runs")
 	flag.StringVar(&o.profile, "cpuprofile", "", "`file` for a CPU profile of the whole path alone; nothing is compared then")
 	flag.IntVar(&o.seconds, "seconds", 5, "`seconds` of the profile")
-	flag.StringVar(&o.op, "op", "insert", "`operation` of the profile: insert, update or delete")
+	flag.IntVar(&o.batches, "batches", 0, "run the whole path alone this many `times`, in main.(*hot).counted, for a tool that counts instructions")
+	flag.StringVar(&o.op, "op", "insert", "`operation` of -cpuprofile and -batches: insert, update or delete")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	err := o.run(ctx)
@@ -68,8 +70,8 @@ func (o *options) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if o.profile != "" {
-		return o.profiled(ctx, h)
+	if o.profile != "" || o.batches > 0 {
+		return o.alone(ctx, h)
 	}
 	or, err := newOracle(h)
 	if err != nil {
@@ -165,8 +167,8 @@ func table(rows []figure, have map[string]float64) string {
 	return s.String()
 }
 
-// profiled runs our path alone.
-func (o *options) profiled(ctx context.Context, h *hot) (err error) {
+// alone runs our path without the other.
+func (o *options) alone(ctx context.Context, h *hot) (err error) {
 	var msgs [][]byte
 	for _, op := range operations {
 		if op.name == o.op {
@@ -176,25 +178,40 @@ func (o *options) profiled(ctx context.Context, h *hot) (err error) {
 	if msgs == nil {
 		return fmt.Errorf("-op: %q is no operation", o.op)
 	}
+	if err := h.whole(msgs); err != nil { // the buffers grow
+		return err
+	}
+	if o.batches > 0 {
+		return h.counted(msgs, o.batches)
+	}
 	f, err := os.Create(o.profile)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := h.whole(msgs); err != nil {
-		return err
-	}
 	if err := pprof.StartCPUProfile(f); err != nil {
 		return err
 	}
 	defer pprof.StopCPUProfile()
 	began, n := time.Now(), 0
 	for ctx.Err() == nil && time.Since(began) < time.Duration(o.seconds)*time.Second {
-		if err := h.whole(msgs); err != nil {
+		if err := h.counted(msgs, 1); err != nil {
 			return err
 		}
 		n += len(msgs)
 	}
 	fmt.Printf("%s: %.0f ns per change\n", o.op, float64(time.Since(began).Nanoseconds())/float64(n))
 	return ctx.Err()
+}
+
+// counted is what a tool counts within.
+//
+//go:noinline
+func (h *hot) counted(msgs [][]byte, batches int) error {
+	for range batches {
+		if err := h.whole(msgs); err != nil {
+			return err
+		}
+	}
+	return nil
 }
