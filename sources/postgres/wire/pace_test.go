@@ -5,6 +5,8 @@ import (
 	"time"
 )
 
+const backlog = 4 * time.Millisecond
+
 // flow feeds a pace with octets at a rate, and gives the longest pause it asked
 // for and the reads it took.
 func flow(p *pace, from time.Time, span time.Duration, perMS int) (now time.Time, longest time.Duration, reads int) {
@@ -25,7 +27,7 @@ func flow(p *pace, from time.Time, span time.Duration, perMS int) (now time.Time
 // or rows that come in thousands are taken one by one, at a wake-up each.
 func TestPace(t *testing.T) {
 	at := time.Unix(1000, 0)
-	p := pace{bulk: gatherBulkTCP, last: at}
+	p := pace{bulk: backlog, last: at}
 	var longest time.Duration
 	var reads int
 	at, longest, reads = flow(&p, at, time.Second, 20) // 100 rows a second
@@ -37,8 +39,8 @@ func TestPace(t *testing.T) {
 		t.Errorf("1 MB/s: held back for %v at most, %d reads a second, want %v and one each ms", longest, reads, gatherFlow)
 	}
 	at, longest, reads = flow(&p, at, time.Second, 100_000) // 100 MB/s
-	if longest != gatherBulkTCP || reads > 300 {
-		t.Errorf("100 MB/s: held back for %v at most, %d reads a second, want %v and one each 4 ms", longest, reads, gatherBulkTCP)
+	if longest != backlog || reads > 300 {
+		t.Errorf("100 MB/s: held back for %v at most, %d reads a second, want %v and one each 4 ms", longest, reads, backlog)
 	}
 	// Quiet again: what comes 20 ms after a bulk is read at once.
 	p.took(200, false, at.Add(200*time.Millisecond))
@@ -50,14 +52,14 @@ func TestPace(t *testing.T) {
 // Lost if this fails: a reader sleeps although the kernel holds more than it
 // took, and the walsender waits for room.
 func TestPaceReadsOnWhileThereIsMore(t *testing.T) {
-	p := pace{bulk: gatherBulkTCP}
+	p := pace{bulk: backlog}
 	now := time.Unix(1000, 0)
 	p.took(chunkSize, true, now)
 	if d := p.pause(); d != 0 {
 		t.Errorf("waits for %v with octets at hand", d)
 	}
 	p.took(chunkSize/2, false, now)
-	if d := p.pause(); d != gatherBulkTCP {
-		t.Errorf("waits for %v when a backlog flows, want %v", d, gatherBulkTCP)
+	if d := p.pause(); d != backlog {
+		t.Errorf("waits for %v when a backlog flows, want %v", d, backlog)
 	}
 }
