@@ -9,6 +9,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"sync"
@@ -232,11 +234,12 @@ func (w *world) latency(ctx context.Context, c *child, b *broker, topic string, 
 	mu.Lock()
 	from = time.Now()
 	mu.Unlock()
-	before := cpu(c.pid)
+	before, machine := cpu(c.pid), w.others(c, b)
 	if err := wait(measured, nil); err != nil {
 		return f, err
 	}
 	used := cpu(c.pid) - before
+	foreign := w.others(c, b) - machine
 	mu.Lock()
 	to = time.Now()
 	took := to.Sub(from)
@@ -268,8 +271,19 @@ func (w *world) latency(ctx context.Context, c *child, b *broker, topic string, 
 	at := func(q float64) float64 { return ages[int(q*float64(len(ages)-1))] }
 	f.p50, f.p95, f.p99 = at(0.50), at(0.95), at(0.99)
 	f.core = used.Seconds() / took.Seconds()
+	f.others = max(0, foreign.Seconds()/took.Seconds()/float64(runtime.NumCPU()))
 	f.rss = float64(peak(c.pid))
 	return f, nil
+}
+
+// others is the CPU time so far of what has no part in a run: not the
+// contender, the broker, this process, nor Postgres.
+func (w *world) others(c *child, b *broker) time.Duration {
+	t := busy() - cpu(c.pid) - cpu(b.PID()) - cpu(os.Getpid())
+	for _, pid := range children(w.pg.PID()) {
+		t -= cpu(pid)
+	}
+	return t
 }
 
 // liveSlot makes the database ready, and a slot in it.

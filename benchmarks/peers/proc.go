@@ -38,6 +38,44 @@ func cpu(pid int) time.Duration {
 	return time.Duration(user+sys) * 10 * time.Millisecond
 }
 
+// busy is the CPU time that all processes of the machine have taken (proc(5):
+// the first line of stat: user, nice, system, idle, iowait, irq, softirq).
+func busy() time.Duration {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	f := strings.Fields(line)
+	var sum int64
+	for _, i := range []int{1, 2, 3, 6, 7} {
+		if i >= len(f) {
+			return 0
+		}
+		n, err := strconv.ParseInt(f[i], 10, 64)
+		if err != nil {
+			return 0
+		}
+		sum += n
+	}
+	return time.Duration(sum) * 10 * time.Millisecond
+}
+
+// children are the processes that a process has started.
+func children(pid int) []int {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return nil
+	}
+	var out []int
+	for _, f := range strings.Fields(string(b)) {
+		if n, err := strconv.Atoi(f); err == nil {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
 // field is a number of /proc/PID/<file>, 0 when there is none.
 func field(pid int, file, name string) int64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))

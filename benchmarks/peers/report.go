@@ -46,6 +46,7 @@ func whole(f figure) float64  { return f.whole }
 func self(f figure) float64   { return f.self }
 func rss(f figure) float64    { return f.rss }
 func first(f figure) float64  { return f.first.Seconds() }
+func others(f figure) float64 { return f.others }
 func p50(f figure) float64    { return f.p50 }
 func p95(f figure) float64    { return f.p95 }
 func p99(f figure) float64    { return f.p99 }
@@ -64,8 +65,9 @@ func two(v float64) string {
 	}
 	return strconv.FormatFloat(v, 'f', 2, 64)
 }
-func one(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) }
-func mib(v float64) string { return strconv.FormatFloat(v/(1<<20), 'f', 0, 64) }
+func one(v float64) string     { return strconv.FormatFloat(v, 'f', 1, 64) }
+func percent(v float64) string { return strconv.FormatFloat(v*100, 'f', 0, 64) }
+func mib(v float64) string     { return strconv.FormatFloat(v/(1<<20), 'f', 0, 64) }
 
 var drained = []column{
 	{"rows/s, steady", steady, rate},
@@ -75,6 +77,7 @@ var drained = []column{
 	{"walsender", func(f figure) float64 { return f.sender }, two},
 	{"broker", func(f figure) float64 { return f.broker }, two},
 	{"peak RSS, MiB", rss, mib},
+	{"others, % of the machine", others, percent},
 }
 
 var tables = map[string]struct {
@@ -90,8 +93,9 @@ var tables = map[string]struct {
 		{"p50 ms", p50, one},
 		{"p95 ms", p95, one},
 		{"p99 ms", p99, one},
-		{"% of a core", func(f figure) float64 { return f.core * 100 }, func(v float64) string { return strconv.FormatFloat(v, 'f', 0, 64) }},
+		{"% of a core", func(f figure) float64 { return f.core }, percent},
 		{"peak RSS, MiB", rss, mib},
+		{"others, % of the machine", others, percent},
 	}},
 }
 
@@ -149,6 +153,9 @@ func (w *world) report(ctx context.Context, res results, load string) (missed in
 			fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", l.what, l.measured, l.target, word)
 		}
 	}
+	for _, f := range w.failed {
+		fmt.Fprintf(&b, "\nA run failed and was done again: %s\n", f)
+	}
 	for _, s := range w.o.only {
 		b.WriteString("\n" + w.section(s, res[s]))
 	}
@@ -172,7 +179,7 @@ func (w *world) report(ctx context.Context, res results, load string) (missed in
 
 const reading = `tallywire runs with its defaults: it is exactly-once unless it says alo (at-least-once); tallywire-1ms is exactly-once on a broker with add.partitions.to.txn.retry.backoff.ms=1, all else is on a broker at its defaults. Debezium: Kafka Connect, Avro by Apicurio's converter, schemas registered beforehand, batches of 16,384, a producer with 1 MiB batches and lz4, ParallelGC in a heap of 3 GB; for latency it polls every millisecond and does not linger; debezium-eo is Connect's exactly-once support in a distributed worker. pg_recvlogical receives in binary and writes to /dev/null: no decoding, no Kafka. All run on one machine with Postgres, the broker and the registry.
 
-Steady is between 25 % and 95 % of the records, so that a JVM's warm-up does not count against it; whole is from the first record to the last. Every run must have delivered exactly the records expected, counted by a consumer of committed records (a delete is two: the change and its tombstone). Peak RSS is VmHWM.
+Steady is between 25 % and 95 % of the records, so that a JVM's warm-up does not count against it; whole is from the first record to the last. Every run must have delivered exactly the records expected, counted by a consumer of committed records (a delete is two: the change and its tombstone). Peak RSS is VmHWM. Others is the CPU time of what had no part in the run: where it is more than a little, the machine was not quiet, and the row says less.
 `
 
 // reportFile is where the report goes; a part of the measurements does not

@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"time"
 )
 
@@ -28,12 +30,16 @@ type figure struct {
 	first                time.Duration // from the start of the process to the first record
 	p50, p95, p99        float64       // latency, ms
 	core                 float64       // share of a core that the contender took while latency was measured
+	// others is the share of the machine that was taken by what has no part in
+	// the run: above some hundredths the rate says little.
+	others float64
 }
 
 type sample struct {
 	at                   time.Time
 	n                    int64
 	self, sender, broker time.Duration
+	busy                 time.Duration // the whole machine, less what has a part in the run
 }
 
 // watcher samples one run.
@@ -67,6 +73,7 @@ func (x *watcher) sample(ctx context.Context) error {
 	if x.broker != nil {
 		s.broker = cpu(x.broker.PID())
 	}
+	s.busy = busy() - s.self - s.sender - s.broker - cpu(os.Getpid())
 	x.peak = max(x.peak, peak(x.self.pid))
 	x.samples = append(x.samples, s)
 	return nil
@@ -155,19 +162,20 @@ func (x *watcher) figure(rows int64) figure {
 		f.self = (to.self - from.self).Seconds() / n * 1e6
 		f.sender = (to.sender - from.sender).Seconds() / n * 1e6
 		f.broker = (to.broker - from.broker).Seconds() / n * 1e6
+		f.others = max(0, (to.busy-from.busy).Seconds()/to.at.Sub(from.at).Seconds()/float64(runtime.NumCPU()))
 	}
 	return f
 }
 
 func (f figure) String() string {
 	if f.p50 > 0 {
-		return fmt.Sprintf("p50 %.1f, p95 %.1f, p99 %.1f ms, %.0f %% of a core", f.p50, f.p95, f.p99, f.core*100)
+		return fmt.Sprintf("p50 %.1f, p95 %.1f, p99 %.1f ms, %.0f %% of a core; others %.0f %% of the machine", f.p50, f.p95, f.p99, f.core*100, f.others*100)
 	}
 	if f.total == 0 {
 		return fmt.Sprintf("first record after %.2f s", f.first.Seconds())
 	}
-	return fmt.Sprintf("%s rows/s steady, %s whole; CPU s per million: %.2f (whole %.2f), walsender %.2f, broker %.2f; peak RSS %.0f MiB; first record after %.2f s",
-		thousands(f.steady), thousands(f.whole), f.self, f.total, f.sender, f.broker, f.rss/(1<<20), f.first.Seconds())
+	return fmt.Sprintf("%s rows/s steady, %s whole; CPU s per million: %.2f (whole %.2f), walsender %.2f, broker %.2f; peak RSS %.0f MiB; first record after %.2f s; others %.0f %% of the machine",
+		thousands(f.steady), thousands(f.whole), f.self, f.total, f.sender, f.broker, f.rss/(1<<20), f.first.Seconds(), f.others*100)
 }
 
 func thousands(v float64) string {

@@ -34,6 +34,7 @@ type world struct {
 	registry *testkit.Apicurio
 	logs     map[string]*backlog
 	warm     map[string]bool // contenders whose schemas are registered
+	failed   []string        // runs that were repeated
 	slots    int             // made so far, for their names
 }
 
