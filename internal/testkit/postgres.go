@@ -217,9 +217,13 @@ func (p *Postgres) adopt(ctx context.Context, pid, port, want int) error {
 
 // ask gives the first column of the first row.
 func (p *Postgres) ask(ctx context.Context, sql string) (string, error) {
+	return askAt(ctx, p.DSN("postgres"), sql)
+}
+
+func askAt(ctx context.Context, dsn, sql string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	c, err := pgconn.Connect(ctx, p.DSN("postgres"))
+	c, err := pgconn.Connect(ctx, dsn)
 	if err != nil {
 		return "", err
 	}

@@ -1,9 +1,14 @@
 package testkit
 
 import (
+	"bytes"
 	"context"
+	"io"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -115,4 +120,97 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
+}
+
+// Lost if this fails: what is tested over a Unix socket or TLS goes by plain TCP.
+func TestPostgresTransports(t *testing.T) {
+	p, err := StartPostgres(t.Context(), PostgresOptions{Unix: true, TLS: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	for name, c := range map[string]struct{ dsn, local, encrypted string }{
+		"tcp": {p.DSN("postgres"), "f", "f"}, "unix": {p.UnixDSN("postgres"), "t", "f"}, "tls": {p.TLSDSN("postgres"), "f", "t"},
+	} {
+		got, err := askAt(t.Context(), c.dsn, "SELECT (inet_server_addr() IS NULL)::char || (SELECT ssl::char FROM pg_stat_ssl WHERE pid = pg_backend_pid())")
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if got != c.local+c.encrypted {
+			t.Errorf("%s: local and encrypted are %s, want %s", name, got, c.local+c.encrypted)
+		}
+	}
+	// The certificate counts: another name, or another certificate, is refused.
+	other, err := StartPostgres(t.Context(), PostgresOptions{TLS: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := other.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	swapped := strings.Replace(other.TLSDSN("postgres"), other.Dir, p.Dir, 1)
+	swapped = strings.Replace(swapped, url.QueryEscape(other.Dir), url.QueryEscape(p.Dir), 1)
+	if _, err := askAt(t.Context(), swapped, "SELECT 1"); err == nil {
+		t.Error("a server with another certificate is trusted")
+	}
+}
+
+// Lost if this fails: what is measured through the forwarder is measured
+// without its delay, or without some of its octets.
+func TestDelay(t *testing.T) {
+	ln, err := listenTCP("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	const delay = 20 * time.Millisecond
+	d, err := NewDelay(ln.Addr().String(), delay)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, err := net.Dial("tcp", d.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer near.Close()
+	far, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	b := make([]byte, 1)
+	began := time.Now()
+	for _, c := range []struct{ from, to net.Conn }{{near, far}, {far, near}} {
+		if _, err := c.from.Write([]byte{7}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c.to, b); err != nil || b[0] != 7 {
+			t.Fatal(b, err)
+		}
+	}
+	if took := time.Since(began); took < 2*delay {
+		t.Errorf("there and back in %v, want %v at least", took, 2*delay)
+	}
+	// Much under way at once: it arrives whole, and not one delay after another.
+	sent := bytes.Repeat([]byte("under way "), 1<<20)
+	began = time.Now()
+	go func() {
+		far.Write(sent)
+		far.Close()
+	}()
+	got, err := io.ReadAll(near)
+	if err != nil || !bytes.Equal(got, sent) {
+		t.Errorf("%d octets of %d arrive: %v", len(got), len(sent), err)
+	}
+	if took := time.Since(began); took > 3*time.Second { // 160 reads of 64 KiB in turn take as long
+		t.Errorf("10 MB take %v", took)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
 }

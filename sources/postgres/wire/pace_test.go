@@ -28,13 +28,11 @@ func flow(p *pace, from time.Time, span time.Duration, perMS int) (now time.Time
 func TestPace(t *testing.T) {
 	at := time.Unix(1000, 0)
 	p := pace{bulk: backlog, last: at}
-	var longest time.Duration
-	var reads int
-	at, longest, reads = flow(&p, at, time.Second, 20) // 100 rows a second
+	at, longest, _ := flow(&p, at, time.Second, 20) // 100 rows a second
 	if longest != 0 {
 		t.Errorf("100 rows a second are held back for %v", longest)
 	}
-	at, longest, reads = flow(&p, at, time.Second, 1000) // 1 MB/s
+	at, longest, reads := flow(&p, at, time.Second, 1000) // 1 MB/s
 	if longest != gatherFlow || reads > 1100 {
 		t.Errorf("1 MB/s: held back for %v at most, %d reads a second, want %v and one each ms", longest, reads, gatherFlow)
 	}
