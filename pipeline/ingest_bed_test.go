@@ -39,7 +39,7 @@ type registryServer struct {
 	refused chan struct{} // one element for each request while down, if there is room
 }
 
-func newRegistryServer(t *testing.T) *registryServer {
+func newRegistryServer(t testing.TB) *registryServer {
 	r := &registryServer{ids: map[string]int{}, refused: make(chan struct{}, 1)}
 	r.Server = httptest.NewServer(r)
 	t.Cleanup(r.Close)
@@ -100,7 +100,7 @@ func (r *registryServer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 }
 
 type bed struct {
-	t        *testing.T
+	t        testing.TB
 	source   string
 	proxy    *testkit.KafkaProxy
 	fake     *kfake.Cluster // nil on Apache Kafka
@@ -122,9 +122,9 @@ func onBoth(t *testing.T, test func(t *testing.T, b *bed)) {
 }
 
 // newBed makes a bed on the broker at addr, or on kfake.
-func newBed(t *testing.T, addr string) *bed {
+func newBed(t testing.TB, addr string) *bed {
 	t.Helper()
-	b := &bed{t: t, source: "s" + strings.ToLower(strings.ReplaceAll(strings.ReplaceAll(t.Name(), "/", "-"), "Test", "")), registry: newRegistryServer(t)}
+	b := &bed{t: t, source: "s" + strings.ToLower(strings.NewReplacer("/", "-", "Test", "", "Benchmark", "").Replace(t.Name())), registry: newRegistryServer(t)}
 	if addr == "" {
 		var err error
 		if b.fake, err = kfake.NewCluster(kfake.NumBrokers(1)); err != nil {
@@ -164,7 +164,7 @@ func newBed(t *testing.T, addr string) *bed {
 	return b
 }
 
-type testLog struct{ t *testing.T }
+type testLog struct{ t testing.TB }
 
 func (l testLog) Write(p []byte) (int, error) {
 	l.t.Log(strings.TrimSpace(string(p)))

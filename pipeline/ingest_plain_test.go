@@ -59,7 +59,7 @@ func (b *bed) checkLeast(txs [][]row) (again int) {
 	return again
 }
 
-func posOf(t *testing.T, r *kgo.Record) change.Pos {
+func posOf(t testing.TB, r *kgo.Record) change.Pos {
 	t.Helper()
 	for _, h := range r.Headers {
 		if h.Key == kafka.HeaderPos {
