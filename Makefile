@@ -9,7 +9,7 @@ ARGS ?=
 BENCH_RUNS ?= 5
 PEERS_ARGS ?=
 
-.PHONY: help build demo test race lint bench bench-drain bench-peers profile mutants fuzz chaos docs needs clean
+.PHONY: help build demo test race lint bench bench-drain bench-peers profile profile-whole mutants fuzz chaos docs needs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -45,6 +45,12 @@ bench-drain: ## the drain of a backlog to the warehouse (BENCH_RUNS=5); writes i
 bench-peers: ## capture beside Debezium and pg_recvlogical, the same backlogs in one run (PEERS_ARGS="-help" tells more)
 	@deploy/needs.sh peers
 	$(GO) run ./benchmarks/peers -command "make bench-peers" $(PEERS_ARGS)
+
+profile: ## profiles of the hot path as text, in benchmarks/profiles: nanoseconds, and instructions where valgrind is
+	deploy/profile.sh
+
+profile-whole: ## the same of the whole process on backlog A (STATE=folder keeps the backlog)
+	STATE=$(STATE) deploy/profile.sh whole
 
 mutants: needs ## apply each patch of testdata/mutants and require its test to go red
 	deploy/mutants.sh

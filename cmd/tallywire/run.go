@@ -4,7 +4,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"runtime/pprof"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +18,7 @@ import (
 
 func (a *app) runCmd() *cobra.Command {
 	var without []string
+	var profile string
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run the sources, transforms and sinks of a configuration",
@@ -28,7 +32,14 @@ To scale out, start the same configuration on more machines, each with another
 instance.`,
 		Example: "  tallywire run -c tallywire.yml\n  tallywire run --without erp        # everything else, for example to replay it",
 		Args:    none,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if profile != "" {
+				stop, failed := startProfile(profile)
+				if failed != nil {
+					return failed
+				}
+				defer func() { err = errors.Join(err, stop()) }()
+			}
 			cfg, _, err := checked(a.configFile(), false)
 			if err != nil {
 				return err
@@ -51,7 +62,23 @@ instance.`,
 		},
 	}
 	c.Flags().StringSliceVar(&without, "without", nil, "leave these components out, by name")
+	c.Flags().StringVar(&profile, "cpuprofile", "", "write a CPU profile to this file, from the start to the end (go tool pprof reads it)")
 	return c
+}
+
+// startProfile gives what ends the profile.
+func startProfile(name string) (stop func() error, err error) {
+	f, err := os.Create(name)
+	if err != nil {
+		return nil, fmt.Errorf("making the CPU profile: %w", err)
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(fmt.Errorf("starting the CPU profile: %w", err), f.Close())
+	}
+	return func() error {
+		pprof.StopCPUProfile()
+		return f.Close()
+	}, nil
 }
 
 func (a *app) runAll(ctx context.Context, cfg *config.Config, o *obs.Obs) error {
