@@ -32,9 +32,13 @@ func TestPace(t *testing.T) {
 	if longest != 0 {
 		t.Errorf("100 rows a second are held back for %v", longest)
 	}
-	at, longest, reads := flow(&p, at, time.Second, 1000) // 1 MB/s
+	at, longest, _ = flow(&p, at, time.Second, 1000) // 1 MB/s, evenly
+	if longest != 0 {
+		t.Errorf("1 MB/s is held back for %v", longest)
+	}
+	at, longest, reads := flow(&p, at, time.Second, 5000) // 5 MB/s
 	if longest != gatherFlow || reads > 1100 {
-		t.Errorf("1 MB/s: held back for %v at most, %d reads a second, want %v and one each ms", longest, reads, gatherFlow)
+		t.Errorf("5 MB/s: held back for %v at most, %d reads a second, want %v and one each ms", longest, reads, gatherFlow)
 	}
 	at, longest, reads = flow(&p, at, time.Second, 100_000) // 100 MB/s
 	if longest != backlog || reads > 300 {
