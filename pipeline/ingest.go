@@ -28,6 +28,7 @@ type ingest struct {
 	spec   IngestSpec
 	limits IngestLimits
 	comp   *obs.Component
+	large  largeTopics
 
 	mu sync.Mutex
 	// wanted are Tables whose topic or schemas could not be made in the last

@@ -91,6 +91,7 @@ func newSession(ctx context.Context, in *ingest) *session {
 		durable: make(chan Resume, 1),
 		ended:   make(chan *ingestTxn, 1),
 	}
+	s.outs.large = &in.large
 	s.ctx, s.fail = context.WithCancelCause(context.WithoutCancel(ctx))
 	return s
 }

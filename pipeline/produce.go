@@ -36,6 +36,9 @@ var (
 	ErrNoRecord = problem.Define("TW-NO-RECORD", problem.Reject,
 		"A change that its topic has no record for, such as a truncate of a canonical entity.",
 		"Delete the rows one by one at the source, or load it again.")
+	ErrBatchTooSmall = problem.Define("TW-BATCH-TOO-SMALL", problem.Retry,
+		"A record is larger than the batches that a source began to write with; it goes on with batches as large as the topic takes.",
+		"Nothing to do.")
 )
 
 // recordOverhead is what Kafka's format adds to key, value and headers of a
@@ -46,6 +49,34 @@ const recordOverhead = 128
 // maxBatchBytes is the largest batch that we make, whatever a topic takes.
 const maxBatchBytes = 64 << 20
 
+// batchBytes is how large batches of a topic get of which no record has needed
+// more. The client fills them up to its limit and keeps buffers of that size: on
+// a broker that takes 16 MiB it held 65 MB more, and was no faster.
+const batchBytes = 1 << 20
+
+// largeTopics are those of which a record did not fit batchBytes. The limit of
+// a client is fixed when it first writes to a topic, so that such a record ends
+// the session, and the next one knows. Safe for concurrent use.
+type largeTopics struct {
+	mu sync.Mutex
+	m  map[string]bool
+}
+
+func (l *largeTopics) has(topic string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.m[topic]
+}
+
+func (l *largeTopics) add(topic string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.m == nil {
+		l.m = map[string]bool{}
+	}
+	l.m[topic] = true
+}
+
 const (
 	headerOldKey = "__debezium.oldkey"
 	headerNewKey = "__debezium.newkey"
@@ -55,7 +86,8 @@ const (
 type Output struct {
 	Topic    *change.Topic
 	MaxBytes int // a record alone in its batch, all told
-	batch    int // what the topic takes
+	batch    int // the largest that is made
+	large    *largeTopics
 	enc      *avro.Encoder
 }
 
@@ -65,6 +97,9 @@ type Outputs struct {
 	env  *Env
 	spec func(*change.Table) kafka.TopicSpec
 	max  int
+	// large makes batches small, but for its topics; nil: they are as large as
+	// their topics take.
+	large *largeTopics
 
 	mu sync.RWMutex
 	m  map[*change.Table]*Output
@@ -111,7 +146,10 @@ func (o *Outputs) Ensure(ctx context.Context, t *change.Table) (*Output, error) 
 	if err != nil {
 		return nil, err
 	}
-	out := &Output{Topic: topic, MaxBytes: largest, batch: limit, enc: enc}
+	out := &Output{Topic: topic, MaxBytes: largest, batch: limit, large: o.large, enc: enc}
+	if o.large != nil && !o.large.has(t.Topic) {
+		out.batch = min(limit, batchBytes)
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if len(o.m) >= maxTables {
@@ -431,6 +469,10 @@ func (rs *Records) tooLarge(out *Output, from int) error {
 		if n > out.MaxBytes {
 			return ErrRecordTooLarge.New("a record of %d octets for topic %q, which takes %d", n, out.Topic.Name, out.MaxBytes)
 		}
+		if n > out.batch {
+			out.large.add(out.Topic.Name)
+			return ErrBatchTooSmall.New("a record of %d octets for topic %q, in batches of %d", n, out.Topic.Name, out.batch)
+		}
 	}
 	return nil
 }
@@ -483,7 +525,7 @@ func keyKnown(t *change.Table, row []change.Value) bool {
 func defaultWorkers() int { return runtime.GOMAXPROCS(0) }
 
 // BatchBytes is the largest batch for a topic, for
-// kgo.ProducerBatchMaxBytesFn: what the topic takes, or kgo's default.
+// kgo.ProducerBatchMaxBytesFn; of a topic that is not known, kgo's default.
 func (o *Outputs) BatchBytes(topic string) int32 {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
