@@ -228,6 +228,11 @@ func (w *world) latency(ctx context.Context, c *child, b *broker, topic string, 
 	if err := wait(time.Minute, running); err != nil {
 		return f, err
 	}
+	select {
+	case <-running:
+	default:
+		return f, fmt.Errorf("%s delivered nothing in a minute: %s", c.name, c.tail())
+	}
 	if err := wait(warmUp, nil); err != nil {
 		return f, err
 	}

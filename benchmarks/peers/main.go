@@ -20,7 +20,7 @@ import (
 
 const help = `peers measures tallywire beside Debezium and pg_recvlogical, in one run, in turns.
 
-  make bench-peers                             all of it, about 45 minutes; writes benchmarks/RESULTS.md
+  make bench-peers                             all of it, about half an hour; writes benchmarks/RESULTS.md
   go run ./benchmarks/peers -state /var/tmp/tw-peers -only a,b -contenders tallywire,pg_recvlogical
                                                the backlogs only, without the slow ones: about a minute, once
                                                the backlogs have been made (the first time: another one)
@@ -56,6 +56,7 @@ type options struct {
 	lock       string
 	out        string
 	binary     string
+	profile    string
 	keep       bool
 	command    string
 }
@@ -73,6 +74,7 @@ func main() {
 	flag.StringVar(&o.lock, "lock", "", "`file` that is locked while measuring, so that those who share a machine take turns")
 	flag.StringVar(&o.out, "out", "", "`file` for the report, between its markers; default benchmarks/RESULTS.md when all was measured")
 	flag.StringVar(&o.binary, "binary", "", "the tallywire to measure; none: it is built from here")
+	flag.StringVar(&o.profile, "cpuprofile", "", "`prefix` of CPU profiles of tallywire, one for each run: PREFIX-<section>-<contender>-<round>.prof")
 	flag.BoolVar(&o.keep, "logs", false, "keep the logs of what was started, and say where")
 	flag.StringVar(&o.command, "command", "go run ./benchmarks/peers "+strings.Join(os.Args[1:], " "), "what the report says it was made with")
 	flag.Usage = func() {

@@ -45,7 +45,16 @@ func (t tallywire) start(w *world, b *broker, name, db, slot, load string, parti
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	return w.launch(name, nil, w.binary, "run", "-c", file)
+	args := []string{w.binary, "run", "-c", file}
+	if w.o.profile != "" {
+		// The child runs in another folder.
+		prof, err := filepath.Abs(w.o.profile + "-" + name + ".prof")
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "--cpuprofile", prof)
+	}
+	return w.launch(name, nil, args...)
 }
 
 // drain reads a copy of a backlog's slot to its end.
