@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -93,5 +95,47 @@ func TestClockOf(t *testing.T) {
 		if _, err := clockOf([]byte(bad)); err == nil {
 			t.Errorf("%q has a clock", bad)
 		}
+	}
+}
+
+// If this failed, half an hour of measuring would end without its report, or a
+// part of it would take the place of the whole.
+func TestReport(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "RESULTS.md")
+	if err := os.WriteFile(file, []byte("# Results\n\nkept\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o := &options{rows: fullRows, runs: 2, only: []string{"a", "latency"}, contenders: names(), out: file, command: "a test"}
+	w := &world{o: o, began: time.Now(), failed: []string{"b: it was late"}}
+	res := results{
+		"a":       {"tallywire": {{steady: 400e3, whole: 390e3}, {steady: 420e3}}, "debezium": {{steady: 50e3}, {steady: 60e3}}},
+		"latency": {"tallywire": {{p50: 9, p95: 10, p99: 11}}},
+	}
+	missed, err := w.report(t.Context(), res, "0.00")
+	if err != nil || missed != 1 {
+		t.Fatalf("missed %d, %v", missed, err)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"kept\n", "<!-- peers -->\n", "<!-- /peers -->\n", "by `a test` on ", "A run failed and was done again: b: it was late\n",
+		"| A, beside Debezium | 7.45× | at least 4× | ok |\n", "| latency exactly-once, p50 | 9.0 ms | at most 8 ms | **MISSED** |\n",
+		"| tallywire | 410.0k (400.0k–420.0k) |", "| tallywire | 9.0 | 10.0 | 11.0 |", "Backlog A: 2000000 inserts",
+	} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("the report lacks %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Logf("%s", b)
+	}
+	o.out = ""
+	if f := o.reportFile(); f != "" {
+		t.Errorf("a part of the sections goes to %s", f)
+	}
+	if o.only = sections; o.reportFile() != resultsFile {
+		t.Error("the whole goes nowhere")
 	}
 }
