@@ -41,10 +41,10 @@ func TestEveryChangeOnceUnderRestarts(t *testing.T) {
 			errs <- write(t.Context(), c, rand.New(rand.NewPCG(1, uint64(w))))
 		})
 	}
-	crash := rand.New(rand.NewPCG(2, 2))
+	crash, refuse := rand.New(rand.NewPCG(2, 2)), rand.New(rand.NewPCG(2, 3)) // one of the test's goroutine, one of Run's
 	refused := problem.Error{Code: ErrUnavailable, Text: "the transaction was aborted"}
 	o.onSend = func(context.Context, *change.Batch) error {
-		if crash.IntN(40) == 0 {
+		if refuse.IntN(40) == 0 {
 			return &refused
 		}
 		return nil
