@@ -25,6 +25,7 @@ func (s *session) commit() error {
 		return err
 	}
 	t := s.txn
+	s.pace.began(time.Now())
 	s.mu.Lock()
 	s.position.setResume(t.boundary)
 	s.position.WrittenAt = time.Now().UTC()
@@ -135,7 +136,7 @@ func (s *session) collect(t *ingestTxn) error {
 		return t.err
 	}
 	t.turn.free = t.endedAt
-	s.pace.ended(t)
+	s.pace.ended(t.endedAt)
 	select { // an older token that nobody took is replaced
 	case <-s.durable:
 	default:
