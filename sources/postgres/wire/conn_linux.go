@@ -22,13 +22,15 @@ const (
 	biteSize = 256 << 10 // of the buffer that TLS is served from
 	bigRead  = 32 << 10  // a read of at least that goes past the buffer
 
-	// How long octets of a backlog gather. Over TCP the kernel grows the receive
-	// buffer by itself to what comes meanwhile: a sender of 300 MB/s in pieces of
-	// 250 octets is not held up by 4 ms, so no SO_RCVBUF is set, which would end
-	// that growing. A Unix socket holds what the sender's SO_SNDBUF lets it send,
-	// about 130 rows, and then the walsender sleeps.
-	gatherBulkTCP  = 4 * time.Millisecond
-	gatherBulkUnix = 300 * time.Microsecond
+	// How long octets gather. Over TCP the kernel grows the receive buffer by
+	// itself to what comes meanwhile: a sender of 300 MB/s in pieces of 250 octets
+	// is not held up by 4 ms, so no SO_RCVBUF is set, which would end that growing.
+	// A Unix socket holds what the sender's SO_SNDBUF lets it send, a hundred rows
+	// or two; then the walsender sleeps, and what it sends looks like less than it
+	// could send.
+	gatherFlow = time.Millisecond
+	gatherBulk = 4 * time.Millisecond
+	gatherUnix = 300 * time.Microsecond
 )
 
 // Conn is a net.Conn. One goroutine reads and any number write at a time.
@@ -141,9 +143,9 @@ func newConn(plain net.Conn) (*Conn, error) {
 // Gather lets octets gather from now on, while they flow. idle is called by the
 // reader before it sleeps. A read that waits already is not changed.
 func (c *Conn) Gather(idle func()) {
-	c.pace.bulk = gatherBulkUnix
+	c.pace.flow, c.pace.bulk = gatherUnix, gatherUnix
 	if c.tcp {
-		c.pace.bulk = gatherBulkTCP
+		c.pace.flow, c.pace.bulk = gatherFlow, gatherBulk
 	}
 	if c.gather.Swap(&idle) != nil {
 		panic("BUG: Gather called twice")

@@ -16,15 +16,15 @@ const (
 	flowing = 10 << 10
 	// From bulk octets in memory on (about 20 MB/s) it is a backlog that is read.
 	bulk = 128 << 10
-	// gatherFlow bounds what gathering adds to the latency of a flow that is
-	// followed live; gatherBulk is for a backlog.
-	gatherFlow = time.Millisecond
 )
 
 // pace decides between reads. It keeps a sum of the octets that came, which
 // fades with time.
 type pace struct {
-	bulk time.Duration // to gather while a backlog is read
+	// flow bounds what gathering adds to the latency of changes that are followed
+	// live; bulk is for a backlog.
+	flow, bulk time.Duration
+
 	sum  float64
 	last time.Time
 	full bool // the last read took all that it had room for: there is more
@@ -42,7 +42,7 @@ func (p *pace) pause() time.Duration {
 	case p.full || p.sum < flowing:
 		return 0
 	case p.sum < bulk:
-		return gatherFlow
+		return p.flow
 	}
 	return p.bulk
 }

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-const backlog = 4 * time.Millisecond
+const live, backlog = time.Millisecond, 4 * time.Millisecond
 
 // flow feeds a pace with octets at a rate, and gives the longest pause it asked
 // for and the reads it took.
@@ -27,7 +27,7 @@ func flow(p *pace, from time.Time, span time.Duration, perMS int) (now time.Time
 // or rows that come in thousands are taken one by one, at a wake-up each.
 func TestPace(t *testing.T) {
 	at := time.Unix(1000, 0)
-	p := pace{bulk: backlog, last: at}
+	p := pace{flow: live, bulk: backlog, last: at}
 	at, longest, _ := flow(&p, at, time.Second, 20) // 100 rows a second
 	if longest != 0 {
 		t.Errorf("100 rows a second are held back for %v", longest)
@@ -37,8 +37,8 @@ func TestPace(t *testing.T) {
 		t.Errorf("1 MB/s is held back for %v", longest)
 	}
 	at, longest, reads := flow(&p, at, time.Second, 5000) // 5 MB/s
-	if longest != gatherFlow || reads > 1100 {
-		t.Errorf("5 MB/s: held back for %v at most, %d reads a second, want %v and one each ms", longest, reads, gatherFlow)
+	if longest != live || reads > 1100 {
+		t.Errorf("5 MB/s: held back for %v at most, %d reads a second, want %v and one each ms", longest, reads, live)
 	}
 	at, longest, reads = flow(&p, at, time.Second, 100_000) // 100 MB/s
 	if longest != backlog || reads > 300 {
@@ -54,7 +54,7 @@ func TestPace(t *testing.T) {
 // Lost if this fails: a reader sleeps although the kernel holds more than it
 // took, and the walsender waits for room.
 func TestPaceReadsOnWhileThereIsMore(t *testing.T) {
-	p := pace{bulk: backlog}
+	p := pace{flow: live, bulk: backlog}
 	now := time.Unix(1000, 0)
 	p.took(chunkSize, true, now)
 	if d := p.pause(); d != 0 {
