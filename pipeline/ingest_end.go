@@ -176,7 +176,7 @@ func (s *session) collect(t *ingestTxn) error {
 // session's fencing aborts too. At-least-once it waits for what is on its way,
 // so that it does not arrive behind what the next session sends.
 func (s *session) abort(t *ingestTxn) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), s.in.limits.TxnTimeout/6)
 	defer cancel()
 	err := t.client.AbortBufferedRecords(ctx)
 	if err == nil && !s.plainly() {

@@ -17,7 +17,7 @@ import (
 // plain is at-least-once with positions as often as may be.
 var plain = IngestLimits{Delivery: AtLeastOnce, TxnTimeout: 10 * time.Second}
 
-// notOurs matches produce requests of records that go out outside of
+// outsideTransactions matches produce requests of records that go out outside of
 // transactions.
 func (b *bed) outsideTransactions(r testkit.KafkaRequest) bool {
 	return r.Key() == produce && !slices.ContainsFunc(IngestTransactionalIDs(b.source), r.Names)
@@ -115,8 +115,10 @@ func TestIngestAtLeastOncePositionWaitsForRecords(t *testing.T) {
 		died := make(chan struct{})
 		var hold *testkit.KafkaHold
 		f.before = func(n int) {
-			if f.runs > 1 {
+			select {
+			case <-died:
 				return
+			default:
 			}
 			switch n {
 			case 10:
@@ -135,15 +137,13 @@ func TestIngestAtLeastOncePositionWaitsForRecords(t *testing.T) {
 		dead := make(chan struct{})
 		go func() {
 			defer close(dead)
-			if err := RunIngest(ctx, b.env, IngestSpec{Name: b.source, Source: f, IngestLimits: plain}); err != nil {
+			if err := RunIngest(ctx, b.env, IngestSpec{Name: b.source, Source: f, IngestLimits: IngestLimits{Delivery: AtLeastOnce, TxnTimeout: 3 * time.Second}}); err != nil {
 				t.Errorf("the dead one: %v", err)
 			}
 		}()
 		b.await("the death", died)
 		cancel()
-		b.await("its end", dead)
 
-		f.before = nil
 		stop, _ := b.beside().running(f, plain)
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
@@ -151,6 +151,7 @@ func TestIngestAtLeastOncePositionWaitsForRecords(t *testing.T) {
 		}
 		b.checkLeast(txs)
 		f.check(t)
+		b.await("the end of the dead one", dead)
 	})
 }
 
