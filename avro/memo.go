@@ -48,7 +48,8 @@ func (m *Memo) holds(e *Encoder, c *change.Change) bool {
 
 func (m *Memo) fill(e *Encoder, c *change.Change) {
 	m.of, m.time, m.lsn, m.xid, m.read, m.placed = e, c.Time, c.Pos.LSN, c.XID, c.Op == change.Read, !c.Pos.IsZero()
-	p := append(m.head[:0], e.source...)
+	p := m.head[:0]
+	p = append(p, e.source...)
 	p = binary.AppendVarint(p, floorDiv(c.Time, 1000))
 	p = append(p, 0)
 	if m.read {
@@ -80,7 +81,8 @@ func (m *Memo) fill(e *Encoder, c *change.Change) {
 	} else {
 		p = append(p, 0)
 	}
-	m.tail = append(p, 0, 0, 2) // xmin, transaction; the length of the op
+	p = append(p, 0, 0, 2) // xmin, transaction; the length of the op
+	m.tail = p
 	if len(m.now) == 0 {
 		now := e.now().UnixMicro()
 		m.now = appendMicrosNanos(binary.AppendVarint(append(m.now, 2), floorDiv(now, 1000)), now)
