@@ -400,7 +400,7 @@ func (p *Postgres) Down(ctx context.Context) error {
 // Stop is Down, and removes a temporary folder.
 func (p *Postgres) Stop() error {
 	err := p.Down(context.Background())
-	if p.sockets != "" && err == nil {
+	if p.sockets != "" && p.sockets != p.Dir && err == nil {
 		err = os.RemoveAll(p.sockets)
 	}
 	if p.temp && err == nil {

@@ -25,13 +25,15 @@ import (
 func (p *Postgres) listen(o *PostgresOptions) error {
 	params := map[string]string{}
 	if o.Unix {
-		// A name in the folder of the data may be too long for a socket (107 octets).
-		dir, err := os.MkdirTemp("", "tallywire-socket-")
-		if err != nil {
-			return fmt.Errorf("making a folder for the Unix socket of Postgres: %w", err)
+		p.sockets = p.Dir
+		if len(p.file(".s.PGSQL.65535.lock")) > 107 { // the name of a Unix socket has no room for more
+			dir, err := os.MkdirTemp("", "tallywire-socket-")
+			if err != nil {
+				return fmt.Errorf("making a folder for the Unix socket of Postgres: %w", err)
+			}
+			p.sockets = dir
 		}
-		p.sockets = dir
-		params["unix_socket_directories"] = dir
+		params["unix_socket_directories"] = p.sockets
 	}
 	if o.TLS {
 		if err := p.certify(); err != nil {
