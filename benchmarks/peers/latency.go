@@ -70,12 +70,12 @@ func (w *world) liveDatabase(ctx context.Context) error {
 // generate writes until ctx ends, each transaction at its time; what it cannot
 // keep up with it makes good. Until running is closed it writes ten a second
 // only, so that nobody has to catch up with his own start. It gives the number
-// of transactions.
-func (w *world) generate(ctx context.Context, running <-chan struct{}) (n int64, err error) {
+// of transactions, and how long their commits took, in ms, sorted.
+func (w *world) generate(ctx context.Context, running <-chan struct{}) (n int64, took []float64, err error) {
 	var wg sync.WaitGroup
-	errs, done := make([]error, writers), make([]int64, writers)
+	errs, done := make([]error, writers), make([][]float64, writers)
 	if n, err = w.trickle(ctx, running); err != nil {
-		return n, err
+		return n, nil, err
 	}
 	begin := time.Now()
 	for i := range writers {
@@ -83,9 +83,10 @@ func (w *world) generate(ctx context.Context, running <-chan struct{}) (n int64,
 	}
 	wg.Wait()
 	for _, d := range done {
-		n += d
+		took = append(took, d...)
 	}
-	return n, errors.Join(errs...)
+	slices.Sort(took)
+	return n + int64(len(took)), took, errors.Join(errs...)
 }
 
 func (w *world) trickle(ctx context.Context, running <-chan struct{}) (n int64, err error) {
@@ -111,24 +112,26 @@ func (w *world) trickle(ctx context.Context, running <-chan struct{}) (n int64, 
 	}
 }
 
-func (w *world) write(ctx context.Context, next time.Time) (n int64, err error) {
+// write gives the milliseconds that each of its transactions took.
+func (w *world) write(ctx context.Context, next time.Time) (took []float64, err error) {
 	q, err := pgx.Connect(ctx, w.pg.DSN(live))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer q.Close(context.WithoutCancel(ctx))
 	for ; ; next = next.Add(writers * time.Second / txPerSec) {
 		select {
 		case <-ctx.Done():
-			return n, nil
+			return took, nil
 		case <-time.After(time.Until(next)):
 		}
 		// A transaction that was begun is ended: the generator's own end is not
 		// to be seen in the figures.
+		began := time.Now()
 		if _, err := q.Exec(context.WithoutCancel(ctx), liveInsert, clockMark, rowsPerTx); err != nil {
-			return n, fmt.Errorf("writing: %w", err)
+			return took, fmt.Errorf("writing: %w", err)
 		}
-		n++
+		took = append(took, time.Since(began).Seconds()*1e3)
 	}
 }
 
@@ -200,11 +203,12 @@ func (w *world) latency(ctx context.Context, c *child, b *broker, topic string, 
 		})
 	}()
 	var written int64
+	var commits []float64
 	wrote := make(chan struct{})
 	go func() { // ends with enough
 		defer close(wrote)
-		n, err := w.generate(writing, running)
-		written = n * rowsPerTx
+		n, took, err := w.generate(writing, running)
+		written, commits = n*rowsPerTx, took
 		if err != nil {
 			failed <- err
 		}
@@ -273,8 +277,9 @@ func (w *world) latency(ctx context.Context, c *child, b *broker, topic string, 
 		return f, fmt.Errorf("%d rows seen in %s, wanted are %.0f at least (%d were written in all): the generator or %s does not keep up", len(ages), measured, want, written, c.name)
 	}
 	slices.Sort(ages)
-	at := func(q float64) float64 { return ages[int(q*float64(len(ages)-1))] }
-	f.p50, f.p95, f.p99 = at(0.50), at(0.95), at(0.99)
+	at := func(sorted []float64, q float64) float64 { return sorted[int(q*float64(len(sorted)-1))] }
+	f.p50, f.p95, f.p99 = at(ages, 0.50), at(ages, 0.95), at(ages, 0.99)
+	f.commit50, f.commit99 = at(commits, 0.50), at(commits, 0.99)
 	f.core = used.Seconds() / took.Seconds()
 	f.others = max(0, foreign.Seconds()/took.Seconds()/float64(runtime.NumCPU()))
 	f.rss = float64(peak(c.pid))

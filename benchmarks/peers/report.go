@@ -93,6 +93,8 @@ var tables = map[string]struct {
 		{"p50 ms", p50, one},
 		{"p95 ms", p95, one},
 		{"p99 ms", p99, one},
+		{"INSERT itself: p50", func(f figure) float64 { return f.commit50 }, one},
+		{"p99", func(f figure) float64 { return f.commit99 }, one},
 		{"% of a core", func(f figure) float64 { return f.core }, percent},
 		{"peak RSS, MiB", rss, mib},
 		{"others, % of the machine", others, percent},
