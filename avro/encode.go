@@ -299,6 +299,25 @@ func (e *Encoder) appendRow(m *Memo, dst []byte, b *change.Batch, row []change.V
 				dst = appendLong(dst, n)
 				continue
 			}
+		case fDecimal:
+			if k == change.Decimal {
+				if c.null >= 0 {
+					dst = append(dst, byte(1-c.null)<<1)
+				}
+				if dst, err = c.appendDecimal(dst, b, v); err != nil {
+					return dst, e.reject(c, v, err)
+				}
+				continue
+			}
+		case fZoned:
+			if k == change.TimestampTZ {
+				if c.null >= 0 {
+					dst = append(dst, byte(1-c.null)<<1)
+				}
+				at := len(dst)
+				dst = fixLength(appendZonedTimestamp(append(dst, 0), v.Int(), int(c.digits)), at)
+				continue
+			}
 		}
 		if v.IsUnchanged() && !old {
 			m.missing = true

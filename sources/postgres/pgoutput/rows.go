@@ -198,6 +198,11 @@ func (t *tuples) tuple(from []change.Value, keyOnly bool) ([]change.Value, error
 					at++
 					continue
 				}
+			case asNumeric:
+				if row[i], err = numericBinary(b, cell); err == nil {
+					at += size
+					continue
+				}
 			case asTimestampTZ:
 				if size == 8 {
 					if us, ok := timestamp(int64(binary.BigEndian.Uint64(cell))); ok {
