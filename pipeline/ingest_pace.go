@@ -8,7 +8,7 @@ const (
 	// turnRest is how long an id rests after a transaction before the next
 	// one is begun on it: by then the markers of the former are written, and
 	// the broker holds nothing back (decision 21).
-	turnRest = 6 * time.Millisecond
+	turnRest = 10 * time.Millisecond
 	// txnGap is how far apart commits are at least. Closer ones gain less
 	// time than the broker takes to write so many more markers.
 	txnGap = 4 * time.Millisecond
@@ -23,7 +23,7 @@ type pace struct {
 // commit is when a transaction is committed if nothing more comes: as soon as
 // the next one has an id that is rested. Until then it may as well be filled.
 func (p *pace) commit(next *turn) time.Time {
-	rested, apart := next.free.Add(turnRest), p.commits.Add(txnGap)
+	rested, apart := next.rested(), p.commits.Add(txnGap)
 	if apart.After(rested) {
 		return apart
 	}

@@ -61,7 +61,6 @@ type session struct {
 	txn    *ingestTxn      // being filled; nil: none
 	ending *ingestTxn      // the one before, while its end is under way
 	ended  chan *ingestTxn // gives ending back
-	next   int             // of turns
 	pace   pace
 }
 

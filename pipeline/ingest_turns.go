@@ -42,6 +42,33 @@ type turn struct {
 	free   time.Time // when the end of its last transaction was confirmed
 }
 
+// nextTurn is the id that the next transaction is begun on: of those that are
+// rested the one that was used last, so that in bulk the buffers of two clients
+// are in use and not those of four; if none is rested, the one that will be
+// first. Not that of a transaction that ends.
+func (s *session) nextTurn(now time.Time) *turn {
+	var best *turn
+	for _, t := range s.turns {
+		if s.ending != nil && s.ending.turn == t || s.txn != nil && s.txn.turn == t {
+			continue
+		}
+		switch {
+		case best == nil:
+			best = t
+		case t.rested().After(now): // of two that are not rested the earlier one
+			if t.free.Before(best.free) {
+				best = t
+			}
+		case best.rested().After(now) || t.free.After(best.free):
+			best = t
+		}
+	}
+	return best
+}
+
+// rested is when the markers of its last transaction are surely written.
+func (t *turn) rested() time.Time { return t.free.Add(turnRest) }
+
 // takeTurns makes the clients and fences every predecessor, on all ids: one
 // that was left out could still commit what it holds, after the position was
 // read. Each client is made now and no later, since a client fences when it

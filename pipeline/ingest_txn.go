@@ -173,7 +173,7 @@ func (s *session) due() (time.Time, bool) {
 		}
 		return s.pace.position(), true
 	}
-	return s.pace.commit(s.turns[s.next]), true
+	return s.pace.commit(s.nextTurn(time.Now())), true
 }
 
 func (s *session) atDue() error {
@@ -220,8 +220,11 @@ func (s *session) begin() error {
 	if s.txn != nil {
 		return nil
 	}
-	turn := s.turns[s.next]
-	t := &ingestTxn{turn: turn, client: turn.client, began: time.Now(), topics: map[string]*ingestTopic{}, touched: map[string]bool{}}
+	now, turn := time.Now(), s.turns[0]
+	if !s.plainly() {
+		turn = s.nextTurn(now)
+	}
+	t := &ingestTxn{turn: turn, client: turn.client, began: now, topics: map[string]*ingestTopic{}, touched: map[string]bool{}}
 	if s.plainly() {
 		t.client = s.plain
 		t.settledAll = make(chan struct{})
@@ -231,7 +234,6 @@ func (s *session) begin() error {
 		if err := turn.client.BeginTransaction(); err != nil {
 			return s.classify(t, err, "beginning a transaction")
 		}
-		s.next = (s.next + 1) % len(s.turns)
 		s.open.Store(true)
 	}
 	s.txn = t
