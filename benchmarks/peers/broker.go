@@ -20,6 +20,8 @@ import (
 type broker struct {
 	*testkit.Kafka
 	admin *kadm.Client
+
+	followed bool // a live flow was measured on it
 }
 
 // startBroker starts one. Its settings are Kafka's own defaults where a

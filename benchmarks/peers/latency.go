@@ -27,6 +27,9 @@ const (
 	writers   = 4
 	// A JVM compiles for longer.
 	warmUp, warmUpJVM = 5 * time.Second, 15 * time.Second
+	// What is warm on a broker after bulk is not what a live flow takes: the
+	// first who is followed on it would pay for its compiling.
+	warmUpBroker = 30 * time.Second
 )
 
 // measured is for how long latencies are noted.
@@ -237,6 +240,10 @@ func (w *world) latency(ctx context.Context, c *child, b *broker, topic string, 
 	default:
 		return f, fmt.Errorf("%s delivered nothing in a minute: %s", c.name, c.tail())
 	}
+	if !b.followed && !w.o.trial() {
+		warmUp += warmUpBroker
+	}
+	b.followed = true
 	if err := wait(warmUp, nil); err != nil {
 		return f, err
 	}
