@@ -9,7 +9,7 @@ out=benchmarks/profiles
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 mkdir -p "$out"
 title() { echo "# Made by $1: $2"; echo "# $(go version | cut -d' ' -f3-), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | sort -u), $(nproc) cores."; echo; }
-top() { go tool pprof -top -nodecount "$1" "${@:2}" 2>/dev/null | grep -vE '^(File|Build ID|Time|Type|Dropped|Showing top)' | sed "s|github.com/tallywire/tallywire/||"; }
+top() { go tool pprof -top -nodecount "$1" "${@:2}" 2>/dev/null | grep -vE '^(File|Build ID|Time|Type|Dropped|Showing top)' | sed "s|github.com/tallywire/tallywire/||; s| *$||"; }
 
 hotpath() {
   go build -o "$tmp/hotpath" ./benchmarks/hotpath
@@ -27,12 +27,12 @@ hotpath() {
 # valgrind of its stacks: -tags valgrind.
 instructions() {
   command -v valgrind >/dev/null || { echo "no valgrind: instructions are not counted"; return; }
-  go build -tags valgrind -o "$tmp/hotpath-vg" ./benchmarks/hotpath
+  go build -trimpath -tags valgrind -o "$tmp/hotpath-vg" ./benchmarks/hotpath
   for op in insert update delete; do
     GOMAXPROCS=1 GOGC=off GODEBUG=asyncpreemptoff=1 valgrind --tool=callgrind --toggle-collect='main.(?hot).counted' \
       --callgrind-out-file="$tmp/cg" "$tmp/hotpath-vg" -batches 10 -op $op >/dev/null 2>&1
     { title "make profile" "instructions of one $op, counted by callgrind over 10,000: those of the whole path, and of each function by itself."
-      callgrind_annotate --threshold=99 "$tmp/cg" | sed -nE 's/^ *([0-9,]+) \(([ 0-9.]+)%\) +(.*)$/\1\t\2\t\3/p' | tr -d , | sed 's|\[/.*||; s|github.com/tallywire/tallywire/||g; s|/usr/local/go/src/||' |
+      callgrind_annotate --auto=no --threshold=99 "$tmp/cg" | sed -nE 's/^ *([0-9,]+) \(([ 0-9.]+)%\) +(.*)$/\1\t\2\t\3/p' | tr -d , | sed 's| *\[/.*||; s|github.com/tallywire/tallywire/||g; s|/usr/local/go/src/||; s|github.com/tallywire/tallywire@*[^/]*/||g' |
         awk -F'\t' '{ printf "%8.1f %6.2f%%  %s\n", $1/10000, $2, $3 }'; } >"$out/instructions-$op.txt"
     echo "$out/instructions-$op.txt: $(awk '/PROGRAM TOTALS/ { print $1 }' "$out/instructions-$op.txt") instructions"
   done
@@ -68,7 +68,6 @@ whole() {
     part "promises" 'kgo\.\(\*producer\)\.finishPromises' "$gc"
     part "talk to Kafka" 'kgo\.\(\*(broker|brokerCxn|sink|Client)\)' "$gc|kgo\\.seqRecBatch\\.appendTo|kgo\\.\\(\\*Client\\)\\.Produce|pipeline\\.\\(\\*session\\)\\.sequence"
     part "garbage collection" "$gc"
-    part "scheduler" 'runtime\.(mcall|mstart|park_m|goexit0|sysmon)' "$gc|wire|postgres|pipeline|kgo"
     part "all" '.'
     echo; top 50 "$tmp/tallywire" "$prof"; } >"$out/whole-a.txt"
   echo "$out/whole-a.txt"
