@@ -69,9 +69,11 @@ func (w *world) start(ctx context.Context) (err error) {
 		return err
 	}
 	w.say("starting Postgres %s", testkit.Postgres17)
+	// Without fsync: how long a shared disk takes to flush a commit, tens of
+	// milliseconds at times, is in everybody's latency and says nothing of any.
 	w.pg, err = testkit.StartPostgres(ctx, testkit.PostgresOptions{Dir: filepath.Join(w.state, "postgres"), Adopt: true, Params: map[string]string{
 		"max_replication_slots": "40", "max_wal_senders": "40", "shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "30min",
-		"logical_decoding_work_mem": "64MB", "wal_sender_timeout": "0", "autovacuum": "off",
+		"logical_decoding_work_mem": "64MB", "wal_sender_timeout": "0", "autovacuum": "off", "fsync": "off",
 	}})
 	if err != nil {
 		return err
