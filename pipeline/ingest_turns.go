@@ -79,6 +79,9 @@ func (s *session) takeTurns(ctx context.Context) error {
 			kgo.TransactionalID(id),
 			kgo.TransactionTimeout(s.in.limits.TxnTimeout),
 			kgo.ConcurrentTransactionsBackoff(time.Millisecond), // 20 ms, the default, is seen in every latency
+			// Nobody reads what is not committed: what is in Kafka earlier is
+			// only more requests. The flush before the end does not wait.
+			kgo.ProducerLinger(txnGap),
 		)
 		if err != nil {
 			return err
