@@ -103,7 +103,6 @@ func produceBoth(t *testing.T, c *kafka.Cluster, reg *avro.Registry) {
 	}
 }
 
-const pythonClient = "confluent-kafka[avro]==2.16.0"
 
 // readForeign lets Python's confluent-kafka read the topics, and gives what it
 // printed, by topic.
@@ -111,7 +110,7 @@ func readForeign(t *testing.T, brokers, url string) map[string]map[string]any {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
-	python, err := testkit.Python(ctx, pythonClient)
+	python, err := testkit.Python(ctx, testkit.PythonClient)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +209,7 @@ func TestPythonWritesWhatWeRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	python, err := testkit.Python(ctx, pythonClient)
+	python, err := testkit.Python(ctx, testkit.PythonClient)
 	if err != nil {
 		t.Fatal(err)
 	}
