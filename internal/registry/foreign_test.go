@@ -103,7 +103,6 @@ func produceBoth(t *testing.T, c *kafka.Cluster, reg *avro.Registry) {
 	}
 }
 
-
 // readForeign lets Python's confluent-kafka read the topics, and gives what it
 // printed, by topic.
 func readForeign(t *testing.T, brokers, url string) map[string]map[string]any {

@@ -103,7 +103,7 @@ func (a *Apicurio) start(ctx context.Context, home string) error {
 }
 
 func (a *Apicurio) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -158,9 +158,7 @@ func (a *Apicurio) kill() error {
 // NewApicurio gives a registry to one test and stops it with the test.
 func NewApicurio(tb TB) *Apicurio {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), 5*time.Minute)
-	defer cancel()
-	a, err := StartApicurio(ctx)
+	a, err := StartApicurio(tb.Context())
 	if err != nil {
 		tb.Fatalf("starting Apicurio: %v", err)
 	}

@@ -4,3 +4,9 @@
 // which stops the server when the test ends. A program that is not there is an
 // error that names what to install.
 package testkit
+
+import "time"
+
+// startWithin ends the wait for a server that does not answer. A start takes a
+// second, or several on a machine that is busy with other things.
+const startWithin = 4 * time.Minute

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -16,12 +15,12 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/internal/testkit/leak"
 	"github.com/tallywire/tallywire/pipeline"
 )
 
@@ -49,20 +48,12 @@ func shared(t *testing.T) *testkit.Postgres {
 
 func TestMain(m *testing.M) {
 	change.PoisonOnRelease(true)
-	code := m.Run()
-	if pg17.Postgres != nil {
-		if err := pg17.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, "stopping Postgres:", err)
-			code = 1
+	leak.Main(m, func() error {
+		if pg17.Postgres == nil {
+			return nil
 		}
-	}
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
+		return pg17.Stop()
+	})
 }
 
 var dbs atomic.Int32

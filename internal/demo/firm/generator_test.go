@@ -13,11 +13,7 @@ import (
 // the firm's rules (approved is final), go on where it stopped, and leave no
 // project without a customer when it ends.
 func TestGenerator(t *testing.T) {
-	server := testkit.NewPostgres(t, "")
-	if err := server.CreateDatabase(t.Context(), "psa"); err != nil {
-		t.Fatal(err)
-	}
-	dsn := server.DSN("psa")
+	dsn := testkit.NewDatabase(t)
 	if _, err := firm.Seed(t.Context(), dsn); err != nil {
 		t.Fatal(err)
 	}
