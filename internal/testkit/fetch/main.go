@@ -14,10 +14,10 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	defer stop()
-	if err := testkit.Artefacts(ctx); err != nil {
+	err := testkit.Artefacts(ctx)
+	stop()
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "fetching what the tests need failed; a package registry may be out of reach (is there a proxy to set?):\n%v\n", err)
-		stop()
 		os.Exit(1)
 	}
 }
