@@ -286,7 +286,7 @@ func TestDeliverNewerVersionReleases(t *testing.T) {
 	})
 }
 
-// G, invariant 9. Dependents wait, visibly, and go in order of dependency when
+// Invariant 9. Dependents wait, visibly, and go in order of dependency when
 // what they wait for has come.
 func TestDeliverDependentsWait(t *testing.T) {
 	b := newTransformBed(newBed(t, ""))

@@ -16,7 +16,7 @@ import (
 )
 
 // If this failed, a broker that restarts would cost every source its
-// connection, and a slot its place. (B9)
+// connection, and a slot its place.
 func TestIngestRidesOutAShortOutage(t *testing.T) {
 	onBoth(t, func(t *testing.T, b *bed) {
 		b.patient()
@@ -230,7 +230,7 @@ func TestIngestCheckpointIsDurable(t *testing.T) {
 }
 
 // A value that its Avro type cannot hold. If this failed, one such value would
-// stop the whole source. (A3)
+// stop the whole source. (G1)
 func TestIngestParksWhatCannotBeEncoded(t *testing.T) {
 	b := newBed(t, "")
 	table := (&change.Table{

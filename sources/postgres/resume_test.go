@@ -77,7 +77,7 @@ func moved(r pipeline.Resume, slot string) pipeline.Resume {
 }
 
 // Lost if this fails: a restart loses or repeats changes, at some boundary, also
-// inside a transaction that was split (invariant 2; exactly-once A9, B1).
+// inside a transaction that was split (A9, B1, invariant 2).
 func TestRestartAtEveryPosition(t *testing.T) {
 	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v text); ALTER TABLE a REPLICA IDENTITY FULL; CREATE TABLE b(id int PRIMARY KEY, v int); CREATE TABLE other(id int PRIMARY KEY)`)
