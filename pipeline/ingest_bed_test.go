@@ -397,7 +397,7 @@ func (b *bed) await(what string, ch <-chan struct{}) {
 	b.t.Helper()
 	select {
 	case <-ch:
-	case <-time.After(60 * time.Second):
+	case <-time.After(3 * time.Minute):
 		b.t.Fatalf("waited for %s in vain", what)
 	}
 }

@@ -27,9 +27,7 @@ func TestTransformCopiesEachRecordOnce(t *testing.T) {
 		b.drained()
 		b.many(500)
 		b.drained()
-		if v := b.view(b.env, "transform"); v.State != obs.Running || v.Lag[b.in.Topic] != 0 {
-			t.Errorf("state %s, lag %v", v.State, v.Lag)
-		}
+		b.shows(b.env, "transform", "no lag", func(v obs.View) bool { return v.State == obs.Running && v.Lag[b.in.Topic] == 0 })
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +52,7 @@ func TestTransformLostReplies(t *testing.T) {
 					b.transforming(b.env, b.spec(&copier{topic: b.output()}))
 					select {
 					case <-hit:
-					case <-time.After(60 * time.Second):
+					case <-time.After(3 * time.Minute):
 						t.Fatal("the proxy lost nothing")
 					}
 					b.many(1000)
@@ -161,7 +159,7 @@ func TestTransformTakesOverAnOpenTransaction(t *testing.T) {
 				t.Error("a record of the killed process's open transaction is there")
 			}
 		}
-		if d := time.Since(began); d > 25*time.Second {
+		if d := time.Since(began); d > 50*time.Second {
 			t.Errorf("readers were held up for %v by the open transaction", d)
 		}
 	})
@@ -188,7 +186,7 @@ func TestTransformFencedHalts(t *testing.T) {
 			if !hasCode(err, ErrFenced) {
 				t.Fatalf("ended with %v, want TW-FENCED", err)
 			}
-		case <-time.After(60 * time.Second):
+		case <-time.After(3 * time.Minute):
 			t.Fatal("a fenced process goes on")
 		}
 	})
@@ -255,9 +253,7 @@ func TestTransformParksGarbageAndRejects(t *testing.T) {
 		b.put(row{op: change.Update, id: 99, val: "bad"})
 		n := uint64(b.n)
 		b.drained()
-		if v := b.view(b.env, "transform"); v.Parked != 3 {
-			t.Errorf("%d records are shown as parked, want 3", v.Parked)
-		}
+		b.shows(b.env, "transform", "what is parked", func(v obs.View) bool { return v.Parked == 3 })
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
@@ -297,7 +293,7 @@ func TestTransformOffsetOutOfRangeHalts(t *testing.T) {
 			if !hasCode(err, ErrOffsetRange) || !strings.Contains(err.Error(), "never read") {
 				t.Fatalf("ended with %v, want TW-OFFSET-OUT-OF-RANGE with the missing range", err)
 			}
-		case <-time.After(60 * time.Second):
+		case <-time.After(3 * time.Minute):
 			t.Fatal("the gap was skipped")
 		}
 	})
@@ -317,7 +313,7 @@ func TestTransformOtherPartitionCountHalts(t *testing.T) {
 		if !hasCode(err, ErrCoPartition) {
 			t.Fatalf("ended with %v, want TW-CO-PARTITION", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(3 * time.Minute):
 		t.Fatal("topics of 3 and 5 partitions were read together")
 	}
 }
@@ -349,7 +345,7 @@ func TestTransformStageErrors(t *testing.T) {
 		if !errors.Is(err, broken) {
 			t.Fatalf("ended with %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(3 * time.Minute):
 		t.Fatal("an error of no class was tried again")
 	}
 	if v := b.view(b.env, "transform"); v.State != obs.Halted || !strings.Contains(v.Reason, "nobody foresaw") {

@@ -135,9 +135,14 @@ func test(ctx context.Context, args []string) error {
 	if err != nil {
 		n = 0 // not a clone: an archive of the sources
 	}
-	slice := "^(TestBadConfiguration|TestChaosKill|" + crashTests[n%len(crashTests)] + "|Test.*Truth.*)$"
+	slice, kills := "^(TestParseTestDecoding|TestBadConfiguration|TestChaosKill|"+crashTests[n%len(crashTests)]+")$", "4"
 	if *all {
-		slice = "."
+		slice, kills = ".", "30"
+	}
+	if os.Getenv("CHAOS_KILLS") == "" {
+		if err := os.Setenv("CHAOS_KILLS", kills); err != nil {
+			return err
+		}
 	}
 	env, stop, err := sharing(ctx)
 	if err != nil {

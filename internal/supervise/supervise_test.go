@@ -105,7 +105,7 @@ func TestOneHaltsAlone(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	for _, step := range []func(context.Context, *config.Config) error{p.lock, p.kafka, p.registry} {
 		if err := step(ctx, cfg); err != nil {

@@ -25,7 +25,7 @@ func (u *upstream) Source(testing.TB) pipeline.Source {
 
 func (u *upstream) Put(_ testing.TB, key, version int) {
 	if u.last != nil { // what is put after a start is to come by the stream
-		ctx, cancel := context.WithTimeout(u.t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(u.t.Context(), 3*time.Minute)
 		defer cancel()
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()

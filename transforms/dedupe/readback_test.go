@@ -18,7 +18,7 @@ import (
 // What stands before the start is read from Kafka: committed records only, not
 // those of an aborted transaction, which nobody ever saw.
 func TestReadBack(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	log := slog.New(slog.DiscardHandler)
 	e, err := kafka.StartEmbedded(ctx, t.TempDir(), "127.0.0.1:0", log)

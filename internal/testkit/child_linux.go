@@ -1,3 +1,5 @@
+// What the kernel does for a server whose parent was killed.
+
 package testkit
 
 import (
