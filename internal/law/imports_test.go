@@ -37,6 +37,7 @@ var table = map[string][]string{
 	"internal/testkit":   {"..."},
 	"internal/chaos":     {"..."},
 	"internal/law":       {},
+	"internal/mutants":   {},
 	"benchmarks":         {"..."},
 }
 
