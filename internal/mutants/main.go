@@ -28,6 +28,7 @@ func main() {
 	list := flag.Bool("list", false, "list the mutants and run nothing")
 	flag.BoolVar(&r.applyOnly, "apply-only", false, "find and build the pieces and run no test")
 	flag.BoolVar(&r.clean, "clean", false, "run each test without its mutant first: it must pass")
+	flag.BoolVar(&r.verbose, "v", false, "print what the tests print")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -94,6 +95,7 @@ type runner struct {
 	out       io.Writer
 	applyOnly bool
 	clean     bool
+	verbose   bool
 }
 
 // run gives how many mutants failed.
@@ -162,5 +164,8 @@ func (r *runner) try(ctx context.Context, b *ready, dir string) (string, error) 
 		}
 	}
 	out, hung, err := b.run(ctx, r.root)
+	if r.verbose {
+		fmt.Fprintln(r.out, out)
+	}
 	return b.judge(out, hung, err)
 }

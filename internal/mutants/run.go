@@ -115,7 +115,7 @@ func (r *ready) run(ctx context.Context, root string) (out string, hung bool, er
 	cmd.Dir, cmd.Env = filepath.Join(root, r.testPackage), r.env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second // whoever left the group may hold the output open
+	cmd.WaitDelay = 5 * time.Second // whoever left the group may hold the output open
 	var b bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &b, &b
 	err = cmd.Run()
