@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os/exec"
 	"path"
@@ -29,12 +30,12 @@ func named(all []*mutant, names []string) ([]*mutant, error) {
 
 // changedSince picks the mutants that what changed since a revision is about,
 // and some others, which change with each commit.
-func changedSince(root, rev string, all []*mutant) ([]*mutant, error) {
-	files, err := git(root, "diff", "--name-only", rev, "--")
+func changedSince(ctx context.Context, root, rev string, all []*mutant) ([]*mutant, error) {
+	files, err := git(ctx, root, "diff", "--name-only", rev, "--")
 	if err != nil {
 		return nil, fmt.Errorf("listing what changed since %s: %w", rev, err)
 	}
-	count, err := git(root, "rev-list", "--count", "HEAD")
+	count, err := git(ctx, root, "rev-list", "--count", "HEAD")
 	if err != nil {
 		return nil, fmt.Errorf("counting commits: %w", err)
 	}
@@ -68,8 +69,8 @@ func choose(all []*mutant, files []string, commits int) []*mutant {
 	return slices.DeleteFunc(slices.Clone(all), func(m *mutant) bool { return !picked[m] })
 }
 
-func git(root string, args ...string) (string, error) {
-	cmd := exec.Command("git", args...)
+func git(ctx context.Context, root string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, "git", args...)
 	cmd.Dir = root
 	out, err := cmd.Output()
 	return string(out), err

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/build"
@@ -141,7 +142,7 @@ func find(code []byte, d declaration, piece string) ([][2]int, error) {
 		return nil, fmt.Errorf("reading the piece: %w", err)
 	}
 	if len(want) == 0 {
-		return nil, fmt.Errorf("the piece has nothing but comments")
+		return nil, errors.New("the piece has nothing but comments")
 	}
 	have, err := lexemes(code[d.from:d.to])
 	if err != nil {

@@ -11,6 +11,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -23,54 +24,54 @@ import (
 )
 
 func main() {
-	var r runner
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	failed, err := mutants(ctx)
+	stop()
+	switch {
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "mutants:", err)
+		os.Exit(2)
+	case failed > 0:
+		os.Exit(1)
+	}
+}
+
+// mutants does what the command line asks for, and gives how many failed.
+func mutants(ctx context.Context) (int, error) {
+	r := runner{out: os.Stdout}
 	rev := flag.String("changed", "", "only mutants of packages changed since this `revision`, and three others")
 	list := flag.Bool("list", false, "list the mutants and run nothing")
 	flag.BoolVar(&r.applyOnly, "apply-only", false, "find and build the pieces and run no test")
 	flag.BoolVar(&r.clean, "clean", false, "run each test without its mutant first: it must pass")
 	flag.BoolVar(&r.verbose, "v", false, "print what the tests print")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 
-	root, err := moduleRoot()
-	if err != nil {
-		exit(err)
+	var err error
+	if r.root, err = moduleRoot(); err != nil {
+		return 0, err
 	}
-	r.root, r.out = root, os.Stdout
-	chosen, err := readAll(root)
+	chosen, err := readAll(r.root)
 	if err != nil {
-		exit(err)
+		return 0, err
 	}
 	switch {
 	case *rev != "" && flag.NArg() > 0:
-		exit(fmt.Errorf("names and -changed exclude each other"))
+		return 0, errors.New("names and -changed exclude each other")
 	case *rev != "":
-		chosen, err = changedSince(root, *rev, chosen)
+		chosen, err = changedSince(ctx, r.root, *rev, chosen)
 	case flag.NArg() > 0:
 		chosen, err = named(chosen, flag.Args())
 	}
 	if err != nil {
-		exit(err)
+		return 0, err
 	}
 	if *list {
 		for _, m := range chosen {
-			fmt.Printf("%-40s %s (%s, invariant %s)\n", m.name, m.what, m.pkg, strings.Join(m.invariants, ", "))
+			fmt.Printf("%-40s %-8s %s\n", m.name, strings.Join(m.invariants, ", "), m.what)
 		}
-		return
+		return 0, nil
 	}
-	failed, err := r.run(ctx, chosen)
-	if err != nil {
-		exit(err)
-	}
-	if failed > 0 {
-		os.Exit(1)
-	}
-}
-
-func exit(err error) {
-	fmt.Fprintln(os.Stderr, "mutants:", err)
-	os.Exit(2)
+	return r.run(ctx, chosen)
 }
 
 // moduleRoot is the folder with go.mod, here or above.
@@ -84,7 +85,7 @@ func moduleRoot() (string, error) {
 			return dir, nil
 		}
 		if dir == filepath.Dir(dir) {
-			return "", fmt.Errorf("finding the module: no go.mod here or above")
+			return "", errors.New("finding the module: no go.mod here or above")
 		}
 	}
 }
@@ -99,13 +100,13 @@ type runner struct {
 }
 
 // run gives how many mutants failed.
-func (r *runner) run(ctx context.Context, chosen []*mutant) (int, error) {
+func (r *runner) run(ctx context.Context, chosen []*mutant) (failed int, err error) {
 	dir, err := os.MkdirTemp("", "mutants-")
 	if err != nil {
 		return 0, fmt.Errorf("making a folder for the mutants: %w", err)
 	}
-	defer os.RemoveAll(dir)
-	began, failed := time.Now(), 0
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	began := time.Now()
 	// A mutant is built while the test of the one before it runs.
 	built := make(chan *ready)
 	go func() {
@@ -134,7 +135,7 @@ func (r *runner) run(ctx context.Context, chosen []*mutant) (int, error) {
 		} else {
 			fmt.Fprintf(r.out, "ok   %s %.1fs: %s\n", b.name, time.Since(start).Seconds(), red)
 		}
-		os.RemoveAll(filepath.Join(dir, b.name))
+		_ = os.RemoveAll(filepath.Join(dir, b.name)) // binaries are large; what stays goes with the folder
 	}
 	if ctx.Err() != nil {
 		for range built { // the folder goes away only when nobody builds there
@@ -158,9 +159,8 @@ func (r *runner) try(ctx context.Context, b *ready, dir string) (string, error) 
 		if plain.problem != nil {
 			return "", fmt.Errorf("without the mutant: %w", plain.problem)
 		}
-		out, _, err := plain.run(ctx, r.root)
-		if err != nil || !ran(out, b.test) {
-			return "", fmt.Errorf("red without the mutant: %v\n%s", err, tail(out))
+		if out, _, err := plain.run(ctx, r.root); err != nil {
+			return "", fmt.Errorf("red without the mutant: %w\n%s", err, tail(out))
 		}
 	}
 	out, hung, err := b.run(ctx, r.root)
