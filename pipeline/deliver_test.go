@@ -306,11 +306,24 @@ func TestDeliverDependentsWait(t *testing.T) {
 	for id := int64(1); id <= 20; id++ {
 		b.put(row{op: change.Update, id: id, val: "child"})
 	}
-	b.delivering(b.env, b.dspec(m, parents.in.Topic, b.in.Topic))
+	spec := b.dspec(m, parents.in.Topic, b.in.Topic)
+	spec.Patience = time.Hour // nothing but their parents releases them
+	b.delivering(b.env, spec)
 	b.drained()
 	b.shows(b.env, "sink", "who waits", func(v obs.View) bool { return v.Waiting == 20 && v.Parked == 0 })
 	for id := int64(1); id <= 20; id++ {
 		parents.put(row{op: change.Update, id: id, val: "parent"})
+	}
+	parents.drained()
+	// Not some time later: a crash from here on would forget it.
+	ps, err := store.List(t.Context(), control.Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range ps {
+		if !p.RetryAsked {
+			t.Fatalf("the offsets of the parents are committed, and %s waits for %s as before", p.Key, p.WaitsFor)
+		}
 	}
 	b.eventually("the children to be released", func() (bool, string) { return m.size() == 40, fmt.Sprint(m.size()) })
 	b.eventually("no row to be left", func() (bool, string) {

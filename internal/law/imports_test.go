@@ -37,6 +37,7 @@ var table = map[string][]string{
 	"internal/testkit":   {"..."},
 	"internal/chaos":     {"..."},
 	"internal/law":       {},
+	"internal/mutants":   {},
 	// The tiers of checks share a test server with the packages they run.
 	"internal/ci": {"internal/testkit"},
 	"benchmarks":  {"..."},
