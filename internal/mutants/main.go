@@ -41,6 +41,7 @@ func mutants(ctx context.Context) (int, error) {
 	r := runner{out: os.Stdout}
 	rev := flag.String("changed", "", "only mutants of packages changed since this `revision`, and three others")
 	list := flag.Bool("list", false, "list the mutants and run nothing")
+	flag.DurationVar(&r.span, "for", 0, "start no mutant after this time, and name those left out; 0: no bound")
 	flag.BoolVar(&r.applyOnly, "apply-only", false, "find and build the pieces and run no test")
 	flag.BoolVar(&r.clean, "clean", false, "run each test without its mutant first: it must pass")
 	flag.BoolVar(&r.verbose, "v", false, "print what the tests print")
@@ -97,6 +98,7 @@ type runner struct {
 	applyOnly bool
 	clean     bool
 	verbose   bool
+	span      time.Duration
 }
 
 // run gives how many mutants failed.
@@ -112,6 +114,9 @@ func (r *runner) run(ctx context.Context, chosen []*mutant) (failed int, err err
 	go func() {
 		defer close(built)
 		for _, m := range chosen {
+			if r.span > 0 && time.Since(began) > r.span {
+				return
+			}
 			b := &ready{mutant: m}
 			if !r.applyOnly {
 				b = m.build(ctx, r.root, filepath.Join(dir, m.name), true)
@@ -123,7 +128,9 @@ func (r *runner) run(ctx context.Context, chosen []*mutant) (failed int, err err
 			}
 		}
 	}()
+	n := 0
 	for b := range built {
+		n++
 		start := time.Now()
 		red, err := r.try(ctx, b, dir)
 		if ctx.Err() != nil {
@@ -142,7 +149,10 @@ func (r *runner) run(ctx context.Context, chosen []*mutant) (failed int, err err
 		}
 		return failed, fmt.Errorf("stopped: %w", ctx.Err())
 	}
-	fmt.Fprintf(r.out, "%d mutants, %d failed, %.0f s\n", len(chosen), failed, time.Since(began).Seconds())
+	for _, m := range chosen[n:] {
+		fmt.Fprintf(r.out, "left out: %s\n", m.name)
+	}
+	fmt.Fprintf(r.out, "%d mutants, %d failed, %.0f s\n", n, failed, time.Since(began).Seconds())
 	return failed, nil
 }
 
