@@ -410,7 +410,7 @@ func TestDeliverWithoutControlHalts(t *testing.T) {
 		if !hasCode(err, ErrNoControl) {
 			t.Fatalf("ended with %v", err)
 		}
-	case <-time.After(3 * time.Minute):
+	case <-time.After(testkit.Patience):
 		t.Fatal("a failed record was skipped")
 	}
 }

@@ -397,7 +397,7 @@ func (b *bed) await(what string, ch <-chan struct{}) {
 	b.t.Helper()
 	select {
 	case <-ch:
-	case <-time.After(3 * time.Minute):
+	case <-time.After(testkit.Patience):
 		b.t.Fatalf("waited for %s in vain", what)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/testkit"
 )
 
 // loops are the two that are members of groups: how one is started, as a sink
@@ -156,7 +157,7 @@ func TestMemberWithTheSameInstanceFences(t *testing.T) {
 			}
 		case err := <-second:
 			t.Fatalf("the newer process ended: %v", err)
-		case <-time.After(3 * time.Minute):
+		case <-time.After(testkit.Patience):
 			t.Fatal("both go on")
 		}
 		b.many(100)
@@ -247,7 +248,7 @@ func TestMemberThatIsRefusedHalts(t *testing.T) {
 	b.many(10)
 	b.fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.JoinGroup}, Err: kerr.GroupAuthorizationFailed})
 	_, ended := b.transforming(b.env, b.spec(&copier{topic: b.output()}))
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	select {
 	case err := <-ended:

@@ -18,6 +18,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/testkit"
 )
 
 var errNotTaken = problem.Define("TW-TEST-NOT-TAKEN", problem.Reject, "The test's stage does not take this.", "Mend it.")
@@ -168,7 +169,7 @@ func (b *tbed) member(instance string) *Env {
 // read gives what a read-committed reader sees of a topic now.
 func (b *tbed) read(name string) []*kgo.Record {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(b.t.Context(), testkit.Patience)
 	defer cancel()
 	topic, err := b.direct.Topic(ctx, name)
 	if err != nil {
@@ -203,7 +204,7 @@ func (b *tbed) read(name string) []*kgo.Record {
 // when it never does.
 func (b *tbed) eventually(what string, ok func() (bool, string)) {
 	b.t.Helper()
-	deadline := time.Now().Add(4 * time.Minute)
+	deadline := time.Now().Add(testkit.Patience)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -52,7 +52,7 @@ func TestTransformLostReplies(t *testing.T) {
 					b.transforming(b.env, b.spec(&copier{topic: b.output()}))
 					select {
 					case <-hit:
-					case <-time.After(3 * time.Minute):
+					case <-time.After(testkit.Patience):
 						t.Fatal("the proxy lost nothing")
 					}
 					b.many(1000)
@@ -186,7 +186,7 @@ func TestTransformFencedHalts(t *testing.T) {
 			if !hasCode(err, ErrFenced) {
 				t.Fatalf("ended with %v, want TW-FENCED", err)
 			}
-		case <-time.After(3 * time.Minute):
+		case <-time.After(testkit.Patience):
 			t.Fatal("a fenced process goes on")
 		}
 	})
@@ -293,7 +293,7 @@ func TestTransformOffsetOutOfRangeHalts(t *testing.T) {
 			if !hasCode(err, ErrOffsetRange) || !strings.Contains(err.Error(), "never read") {
 				t.Fatalf("ended with %v, want TW-OFFSET-OUT-OF-RANGE with the missing range", err)
 			}
-		case <-time.After(3 * time.Minute):
+		case <-time.After(testkit.Patience):
 			t.Fatal("the gap was skipped")
 		}
 	})
@@ -313,7 +313,7 @@ func TestTransformOtherPartitionCountHalts(t *testing.T) {
 		if !hasCode(err, ErrCoPartition) {
 			t.Fatalf("ended with %v, want TW-CO-PARTITION", err)
 		}
-	case <-time.After(3 * time.Minute):
+	case <-time.After(testkit.Patience):
 		t.Fatal("topics of 3 and 5 partitions were read together")
 	}
 }
@@ -345,7 +345,7 @@ func TestTransformStageErrors(t *testing.T) {
 		if !errors.Is(err, broken) {
 			t.Fatalf("ended with %v", err)
 		}
-	case <-time.After(3 * time.Minute):
+	case <-time.After(testkit.Patience):
 		t.Fatal("an error of no class was tried again")
 	}
 	if v := b.view(b.env, "transform"); v.State != obs.Halted || !strings.Contains(v.Reason, "nobody foresaw") {

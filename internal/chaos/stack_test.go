@@ -56,7 +56,7 @@ type stack struct {
 
 // patience ends the wait for what never comes. What does come takes seconds, or
 // a minute on a machine that is busy with other things.
-const patience = 8 * time.Minute
+var patience = 2 * testkit.Patience
 
 const secret = "chaos-erp"
 
@@ -240,10 +240,10 @@ func (s *stack) signal(sig syscall.Signal) {
 	syscall.Kill(-s.proc.Process.Pid, sig)
 	select {
 	case <-s.done:
-	case <-time.After(2 * time.Minute):
+	case <-time.After(testkit.Patience):
 		syscall.Kill(-s.proc.Process.Pid, syscall.SIGKILL)
 		<-s.done
-		s.t.Errorf("tallywire did not end within two minutes of %v", sig)
+		s.t.Errorf("tallywire did not end within %v of %v", testkit.Patience, sig)
 	}
 	s.proc = nil
 }

@@ -70,6 +70,10 @@ func (m *mutant) build(ctx context.Context, root, dir string, mutated bool) *rea
 		if r.env, r.problem = m.overlay(root, dir); r.problem != nil {
 			return r
 		}
+		// The test is to be red: what it waits for may never come.
+		if os.Getenv(patience) == "" {
+			r.env = append(r.env, patience+"=20s")
+		}
 	}
 	out, err := goCommand(ctx, root, r.env, "test", "-c", "-vet=off", "-o", r.binary, m.testPackage)
 	if err != nil {
@@ -124,6 +128,9 @@ func (r *ready) run(ctx context.Context, root string) (out string, hung bool, er
 	}
 	return b.String(), errors.Is(ctx.Err(), context.DeadlineExceeded) || strings.Contains(b.String(), "panic: test timed out after"), err
 }
+
+// patience is how long tests wait for what never comes (testkit.Patience).
+const patience = "TALLYWIRE_PATIENCE"
 
 var (
 	runLine  = regexp.MustCompile(`(?m)^=== RUN +(\S+)`)

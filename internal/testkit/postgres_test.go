@@ -92,7 +92,7 @@ func TestPostgresKillAndRestart(t *testing.T) {
 	if err != nil || got != "7" || p.Port != port {
 		t.Fatalf("after a crash: %q on port %d (%v), want 7 on port %d", got, p.Port, err, port)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
 	defer cancel()
 	if err := p.Down(ctx); err != nil {
 		t.Fatal(err)

@@ -295,7 +295,7 @@ func (o *outlet) last(t *testing.T) position {
 // until waits for a condition on the outlet.
 func (o *outlet) until(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -359,7 +359,7 @@ func (r *running) stop() {
 		if err != nil {
 			r.t.Fatalf("Run ended with %v", err)
 		}
-	case <-time.After(3 * time.Minute):
+	case <-time.After(testkit.Patience):
 		r.t.Fatal("Run does not end")
 	}
 }
@@ -373,7 +373,7 @@ func (r *running) fails() error {
 			r.t.Fatal("Run ended without an error")
 		}
 		return err
-	case <-time.After(3 * time.Minute):
+	case <-time.After(testkit.Patience):
 		r.t.Fatal("Run does not end")
 	}
 	return nil
@@ -382,7 +382,7 @@ func (r *running) fails() error {
 // free waits until nobody streams from the slot.
 func (d *db) free(slot string) {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(d.t.Context(), testkit.Patience)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

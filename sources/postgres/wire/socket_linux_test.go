@@ -139,7 +139,7 @@ func TestClose(t *testing.T) {
 		}
 		s := open(t, w, db, true)
 		poll(t, "the reader waits", func() bool { return s.under.Counts().Waits > 0 })
-		in(t, time.Minute, "closing while it waits", async(func() bool { s.end(); return true }))
+		in(t, testkit.Patience, "closing while it waits", async(func() bool { s.end(); return true }))
 		if _, _, err := s.frame(); err == nil {
 			t.Error("a closed socket gives a frame")
 		}
@@ -147,11 +147,11 @@ func TestClose(t *testing.T) {
 		exec(t, world.pg, db, "SELECT add(1, 30000, 200)")
 		s = open(t, w, db, true)
 		poll(t, "read-ahead is used up", func() bool { return s.under.Counts().Octets > ReadAhead-2*chunkSize })
-		in(t, time.Minute, "closing while there is no room", async(func() bool { s.end(); return true }))
+		in(t, testkit.Patience, "closing while there is no room", async(func() bool { s.end(); return true }))
 		free()
 		s = open(t, w, db, true)
 		s.rows(1, 1000, 200)
-		in(t, time.Minute, "closing while octets flow", async(func() bool { s.end(); return true }))
+		in(t, testkit.Patience, "closing while octets flow", async(func() bool { s.end(); return true }))
 		free()
 	})
 }
