@@ -82,7 +82,7 @@ func check(ctx context.Context, args []string) error {
 			return err
 		}
 	}
-	if err := testkit.Artefacts(ctx); err != nil {
+	if err := testkit.PostgresArtefacts(ctx); err != nil {
 		return err
 	}
 	ps, err := packages(ctx, crashPackage)
@@ -171,7 +171,7 @@ func test(ctx context.Context, args []string) error {
 
 // race is the unit tests under the race detector.
 func race(ctx context.Context, _ []string) error {
-	if err := testkit.Artefacts(ctx); err != nil {
+	if err := testkit.PostgresArtefacts(ctx); err != nil {
 		return err
 	}
 	env, stop, err := sharing(ctx)

@@ -22,17 +22,24 @@ const PythonClient = "confluent-kafka[avro]==2.16.0"
 // and no leak check has a download in it. What is there already costs nothing.
 // All are tried; the error names each that failed.
 func Artefacts(ctx context.Context) error {
-	var errs []error
-	for _, v := range []string{Postgres15, Postgres16, Postgres17, Postgres18} {
-		_, err := PostgresBinaries(ctx, v)
-		errs = append(errs, err)
-	}
+	errs := []error{PostgresArtefacts(ctx)}
 	_, err := kafkaLibs(ctx)
 	errs = append(errs, err)
 	_, err = apicurioHome(ctx)
 	errs = append(errs, err)
 	_, err = Python(ctx, PythonClient)
 	return errors.Join(append(errs, err)...)
+}
+
+// PostgresArtefacts is Artefacts for the tests that need neither a JVM nor a
+// foreign client.
+func PostgresArtefacts(ctx context.Context) error {
+	var errs []error
+	for _, v := range []string{Postgres15, Postgres16, Postgres17, Postgres18} {
+		_, err := PostgresBinaries(ctx, v)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // progress is where a fetch says what takes the time.

@@ -31,6 +31,9 @@ func SharedKafka(tb TB) *Kafka {
 			tb.Fatalf("starting Kafka: %v", err)
 		}
 		shared.kafka = k
+		if err := k.coordinate(tb.Context()); err != nil {
+			tb.Fatalf("starting Kafka: %v", err)
+		}
 	}
 	return shared.kafka
 }
