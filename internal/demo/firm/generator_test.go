@@ -44,15 +44,15 @@ func TestGenerator(t *testing.T) {
 	}
 
 	// Again, at a rate, until told to stop.
-	g := firm.NewGenerator(dsn, firm.Options{Rate: 100, Day: time.Second})
+	g := firm.NewGenerator(dsn, firm.Options{Rate: 800, Day: time.Second})
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	if err := g.Run(ctx); err != nil {
 		t.Fatal(err)
 	}
 	stats = g.Stats()
-	if stats.Reached < 50 || stats.Reached > 120 { // a hundred is little, also for a machine with other things to do
-		t.Errorf("asked for 100 changes per second, reached %.0f", stats.Reached)
+	if stats.Reached < 200 || stats.Reached > 1000 { // a machine with other things to do reaches less, never more
+		t.Errorf("asked for 800 changes per second, reached %.0f", stats.Reached)
 	}
 	if !stats.Today.After(firm.Today) {
 		t.Errorf("three days later it is %s", stats.Today)
