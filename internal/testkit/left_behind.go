@@ -28,7 +28,7 @@ func noteServer(dir string, pid, owner int) error {
 // EndLeftBehind ends the server, Kafka or Redis, that was started here on a
 // folder by a process that is gone, and says whether there was one. It returns
 // when the server has ended and its ports are free. Any other process is left
-// alone: a number may be another's by now, so the command must name the folder.
+// alone: a number may be another's by now, so it must work in the folder.
 func EndLeftBehind(ctx context.Context, dir string) (bool, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -61,9 +61,11 @@ func serves(ctx context.Context, pid int, dir string) bool {
 	if !alive(pid) {
 		return false
 	}
-	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil { // not Linux, or gone by now; a zombie's is empty
-		line, err = exec.CommandContext(ctx, "ps", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
+	// The folder is its working directory. Its command line names it too, but
+	// Redis writes a title over that.
+	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil {
+		return cwd == dir
 	}
+	line, err := exec.CommandContext(ctx, "ps", "-o", "command=", "-p", strconv.Itoa(pid)).Output() // not Linux, or gone by now
 	return err == nil && bytes.Contains(line, []byte(dir))
 }

@@ -114,6 +114,7 @@ func (r *Redis) launch(ctx context.Context, bin, addr string) error {
 	// A group of its own: a Ctrl-C in the terminal is for us, we stop it in
 	// order. When we are killed, it goes with us.
 	setDieWithParent(cmd)
+	cmd.Dir = dir
 	started, done := make(chan error, 1), make(chan error, 1)
 	go func() {
 		// The kernel ends it when the thread that forked it ends, so the
