@@ -61,6 +61,9 @@ func serves(ctx context.Context, pid int, dir string) bool {
 	if !alive(pid) {
 		return false
 	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
 	// The folder is its working directory. Its command line names it too, but
 	// Redis writes a title over that.
 	if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil {
