@@ -5,6 +5,7 @@
 package law
 
 import (
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -173,9 +174,11 @@ func (c *citations) upheld(tree fs.FS, line int, text string) error {
 		switch what := m[1]; {
 		case strings.Contains(what, "/"):
 			file, declared = what, nil
-			if _, err := fs.Stat(tree, file); err != nil {
+			if _, err := fs.Stat(tree, file); errors.Is(err, fs.ErrNotExist) {
 				c.problem(rulesFile, line, "there is no %s: name the file in which the rule is kept now", file)
 				return nil
+			} else if err != nil {
+				return err
 			}
 			if strings.HasSuffix(file, ".go") {
 				var err error

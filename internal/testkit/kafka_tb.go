@@ -44,11 +44,9 @@ func (k *Kafka) coordinate(ctx context.Context) error {
 			return err
 		}
 		err = poll(ctx, 20*time.Millisecond, func() (bool, error) {
-			if _, _, err := cl.ProducerID(ctx); err != nil {
-				return false, nil
-			}
-			_, err := kadm.NewClient(cl).FetchOffsets(ctx, name)
-			return err == nil, nil
+			_, _, txns := cl.ProducerID(ctx)
+			_, groups := kadm.NewClient(cl).FetchOffsets(ctx, name)
+			return txns == nil && groups == nil, nil
 		})
 		cl.Close()
 		if err != nil {
