@@ -46,7 +46,7 @@ func ciSteps() []*step {
 		command("generated files", "deploy/fresh-docs.sh"),
 		command("benchmarks once", "go", "test", "-run", "^$", "-bench", ".", "-benchtime", "1x", "./change/...", "./avro/...", "./sources/...", "./benchmarks/..."),
 		command("benchmarks", "make", "bench"),
-		command("fuzz, a slice", "make", "fuzz", "FUZZ=-time 5s -since HEAD^1"),
+		command("fuzz, a slice", "make", "fuzz", "FUZZ=-time 5s -since HEAD^1 -for 1m"),
 		command("mutants, a slice", "make", "mutants", "MUTANTS=-changed HEAD^1 -for 3m"),
 		command("demo", "make", "demo", "ARGS=--for 20s --state-dir .tallywire-ci"),
 	}
