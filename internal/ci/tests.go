@@ -94,7 +94,7 @@ func check(ctx context.Context, args []string) error {
 		return err
 	}
 	// What did not change since it was green is not run again.
-	o, err := goTest(ctx, os.Stdout, env, append([]string{"-short", "-vet=off", "-timeout", "10m", "-skip", "^(" + strings.Join(needJava, "|") + ")$"}, ps...)...)
+	o, err := goTest(ctx, os.Stdout, env, append([]string{"-short", "-vet=off", "-p", "3", "-timeout", "10m", "-skip", "^(" + strings.Join(needJava, "|") + ")$"}, ps...)...)
 	if err := stop(); err != nil {
 		return err
 	}
