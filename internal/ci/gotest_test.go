@@ -110,6 +110,11 @@ func TestNamedTestsExist(t *testing.T) {
 			t.Errorf("there is no test %s", name)
 		}
 	}
+	for _, p := range longest {
+		if found, err := filepath.Glob(filepath.Join("..", "..", p, "*_test.go")); err != nil || len(found) == 0 {
+			t.Errorf("there is no package %s with tests", p)
+		}
+	}
 	for name, dir := range have {
 		if dir == "chaos" && (strings.HasPrefix(name, "TestChaos") || name == "TestBadInput") && name != "TestChaosKill" && !slices.Contains(crashTests, name) {
 			t.Errorf("crash test %s has no turn in CI", name)

@@ -35,6 +35,11 @@ var racePackages = []string{
 	"./change/...", "./avro/...", "./pipeline/...", "./transforms/...", "./internal/config/...", "./internal/secret/...", "./internal/obs/...",
 }
 
+// longest are the packages that take longest: begun first, so that nobody waits
+// for one of them alone in the end.
+var longest = []string{"./pipeline", "./sources/postgres/wire", "./internal/demo/truth"}
+
+// packages are those of the module, the longest first.
 func packages(ctx context.Context, but ...string) ([]string, error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "./...").Output()
 	if err != nil {
@@ -47,6 +52,13 @@ func packages(ctx context.Context, but ...string) ([]string, error) {
 			ps = append(ps, p)
 		}
 	}
+	first := func(p string) int {
+		if i := slices.Index(longest, p); i >= 0 {
+			return i
+		}
+		return len(longest)
+	}
+	slices.SortStableFunc(ps, func(a, b string) int { return first(a) - first(b) })
 	return ps, nil
 }
 

@@ -110,12 +110,13 @@ func TestQuietIsEager(t *testing.T) {
 // grows for as long as it stands still.
 func TestNobodyDecodes(t *testing.T) {
 	everyWay(t, func(t *testing.T, w way) {
+		t.Parallel() // they mostly wait
 		db := newDB(t, world.pg)
-		exec(t, world.pg, db, "ALTER DATABASE "+db+" SET wal_sender_timeout = '1s'")
+		exec(t, world.pg, db, "ALTER DATABASE "+db+" SET wal_sender_timeout = '3s'")
 		exec(t, world.pg, db, "SELECT add(1, 30000, 200)")
 		s := open(t, w, db, true)
 		poll(t, "read-ahead is used up", func() bool { return s.under.Counts().Octets > ReadAhead-2*chunkSize })
-		patience := time.NewTimer(3 * time.Second) // three times the timeout
+		patience := time.NewTimer(9 * time.Second) // three times the timeout
 		<-patience.C
 		if err := s.sendE.Load(); err != nil {
 			t.Fatal("a status update fails:", *err)
