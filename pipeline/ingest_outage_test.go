@@ -152,8 +152,9 @@ func TestIngestBlocksWhenTheBudgetIsUsedUp(t *testing.T) {
 	b.patient()
 	table := b.table()
 	const budget = 1 << 20
-	var accepted atomic.Int64 // since the broker is away
+	var accepted atomic.Int64 // by this session, since the broker is away
 	src := scripted(func(ctx context.Context, out SourceOutlet) error {
+		accepted.Store(0)
 		if _, err := out.Resume(ctx); err != nil {
 			return err
 		}

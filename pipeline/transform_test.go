@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,10 +91,15 @@ func TestTransformRecordThatTheBrokerRefuses(t *testing.T) {
 		b.many(10)
 		b.drained()
 		setTopic(t, b.direct, b.output(), "max.message.bytes", "2000")
-		b.put(row{op: change.Update, id: 7, val: incompressible()})
+		// The broker says that the limit is set before it heeds it: what comes
+		// until then still fits.
 		b.eventually("the transaction to be given up", func() (bool, string) {
 			v := b.view(b.env, "transform")
-			return v.State == obs.Retrying || v.Parked > 0, string(v.State) + " " + v.Reason
+			if v.State == obs.Retrying || v.Parked > 0 {
+				return true, ""
+			}
+			b.put(row{op: change.Update, id: 7, val: incompressible()})
+			return false, string(v.State) + " " + v.Reason
 		})
 		setTopic(t, b.direct, b.output(), "max.message.bytes", "1000000")
 		b.drained()
@@ -114,8 +120,21 @@ func incompressible() string {
 	return sb.String()
 }
 
+// setTopic sets a topic's setting and waits until the broker shows it, which is
+// a little before it heeds it.
 func setTopic(t *testing.T, c *kafka.Cluster, topic, key, value string) {
 	t.Helper()
+	defer func() {
+		for deadline := time.Now().Add(testkit.Patience); ; {
+			rs, err := c.Admin().DescribeTopicConfigs(t.Context(), topic)
+			if err == nil && slices.ContainsFunc(rs[0].Configs, func(c kadm.Config) bool { return c.Key == key && c.MaybeValue() == value }) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s of topic %q is not %s: %v, %v", key, topic, value, rs, err)
+			}
+		}
+	}()
 	rs, err := c.Admin().AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: key, Value: &value}}, topic)
 	if err == nil {
 		_, err = rs.On(topic, func(r *kadm.AlterConfigsResponse) error { return r.Err })

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -469,7 +470,13 @@ func TestBadInput(t *testing.T) {
 			s.t.Fatal(err, res)
 		}
 		// Text that does not compress: the broker looks at the compressed size.
-		s.sql(s.psaPool, `update time_entry set note = (select string_agg(md5(random()::text), '') from generate_series(1, 20000)) where id = 9000001`)
+		// It says that the limit is set before it heeds it: what comes until
+		// then still fits.
+		s.until(patience, "the record to be too large", func(ctx context.Context) (bool, string) {
+			s.sql(s.psaPool, `update time_entry set note = (select string_agg(md5(random()::text), '') from generate_series(1, 20000)) where id = 9000001`)
+			rows, err := s.parked(ctx)
+			return err == nil && slices.ContainsFunc(rows, func(r parkedRow) bool { return r.Key == "9000001" }), fmt.Sprint(len(rows), err)
+		})
 		s.isParked("psa", "psa.public.time_entry", "9000001", "TW-RECORD-TOO-LARGE", limit)
 		s.flows()
 		s.sql(s.psaPool, "update time_entry set note = 'short again' where id = 9000001")

@@ -176,7 +176,7 @@ func TestThrottling(t *testing.T) {
 	r := newRig(t, erp.Options{}, nil)
 	r.ok(r.place(firm(0)...))
 	began := time.Now()
-	r.erp.SetFaults(erp.Faults{Throttle: erp.Duration(2 * time.Second), RetryAfter: 1})
+	r.erp.SetFaults(erp.Faults{Throttle: erp.Duration(900 * time.Millisecond), RetryAfter: 1})
 	if fs, err := r.try(r.place(firm(12)[:12]...)); err != nil || len(fs) > 0 {
 		t.Fatalf("a short throttle: %v, %v", fs, err)
 	}
