@@ -9,10 +9,16 @@ ARGS ?=
 BENCH_RUNS ?= 5
 PEERS_ARGS ?=
 
-.PHONY: help build demo test race lint bench bench-drain bench-peers profile profile-whole mutants fuzz chaos docs needs clean
+# Go's caches then serve clones in other folders too.
+export GOFLAGS := $(GOFLAGS) $(if $(findstring -trimpath,$(GOFLAGS)),,-trimpath)
+# One heavy thing at a time on a machine, whichever checkout it belongs to.
+ALONE := deploy/alone.sh
+CI := $(GO) run ./internal/ci
+
+.PHONY: help build demo needs check test race lint fuzz mutants full steady fresh land chaos bench bench-drain bench-peers profile profile-whole docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 build: ## build bin/tallywire
 	@mkdir -p bin
@@ -20,49 +26,64 @@ build: ## build bin/tallywire
 
 demo: build ## run the main job end to end; ARGS="--for 60s" checks itself; KAFKA=real REDIS=real
 	@deploy/needs.sh demo KAFKA=$(KAFKA) REDIS=$(REDIS)
-	$(BIN) demo --kafka $(KAFKA) --redis $(REDIS) $(ARGS)
+	$(ALONE) "make demo" $(BIN) demo --kafka $(KAFKA) --redis $(REDIS) $(ARGS)
 
 needs: ## install what the tests need (Debian as root), or say what is missing
 	@deploy/needs.sh test
 
-test: needs ## all tests, on real servers
-	$(GO) vet ./...
-	$(GO) test -timeout 19m -p 2 ./...
+check: ## for every commit, two minutes: build, vet, lint of what changed, tests without Java and without chaos
+	@deploy/needs.sh check
+	@$(ALONE) "make check" $(CI) check
 
-race: ## the unit tests under the race detector
-	$(GO) test -race -short -timeout 19m -p 2 ./change/... ./avro/... ./pipeline/... ./transforms/... ./internal/config/... ./internal/secret/... ./internal/obs/...
+test: needs ## all packages on real servers, and a slice of the crash tests (TEST=-all: all of them)
+	@$(ALONE) "make test" $(CI) test $(TEST)
+
+race: needs ## the unit tests under the race detector
+	@$(ALONE) "make race" $(CI) race
 
 lint: ## gofumpt, go vet, golangci-lint
 	deploy/lint.sh
 
+fuzz: ## each fuzz target for 10 s (FUZZ="-time 1m")
+	@$(ALONE) "make fuzz" $(CI) fuzz $(FUZZ)
+
+mutants: needs ## take each guarantee out and require its test to go red (NAME=… runs one)
+	@$(ALONE) "make mutants" $(GO) run ./internal/mutants $(MUTANTS) $(NAME)
+
+full: needs ## everything, in parts that are recorded with the tree (FULL=-list; FULL='mutants "crash over TLS"' runs those)
+	@$(ALONE) "make full" $(CI) full $(FULL)
+
+steady: needs ## each package again and again beside two busy loops, with a tally (STEADY="-rounds 10 -for 1h ./pipeline"; STEADY=-show)
+	@$(ALONE) "make steady" $(CI) steady $(STEADY)
+
+fresh: needs ## make test with every cache of ours empty, as on a new machine
+	@$(ALONE) "make fresh" deploy/new-machine.sh
+
+land: ## merge this branch into main, once .ci/run is green on the merge in a fresh clone (MESSAGE="…")
+	@MESSAGE='$(MESSAGE)' $(ALONE) "make land" deploy/land.sh
+
+chaos: needs ## the long form of the crash tests
+	CHAOS_KILLS=30 $(ALONE) "make chaos" $(GO) test -timeout 60m -count=1 -v ./internal/chaos
+
 bench: ## the hot path beside its oracle, in seconds, without servers; compares with the recorded ratios (RECORD=1 records)
-	$(GO) run ./benchmarks/hotpath $(if $(RECORD),-record)
+	$(ALONE) "make bench" $(GO) run ./benchmarks/hotpath $(if $(RECORD),-record)
 
 bench-drain: ## the drain of a backlog to the warehouse (BENCH_RUNS=5); writes its section of benchmarks/RESULTS.md
 	@deploy/needs.sh demo KAFKA=real REDIS=real
-	$(GO) run ./benchmarks/drain -runs $(BENCH_RUNS) -out benchmarks/RESULTS.md -command "make bench-drain"
+	$(ALONE) "make bench-drain" $(GO) run ./benchmarks/drain -runs $(BENCH_RUNS) -out benchmarks/RESULTS.md -command "make bench-drain"
 
 bench-peers: ## capture beside Debezium and pg_recvlogical, the same backlogs in one run (PEERS_ARGS="-help" tells more)
 	@deploy/needs.sh peers
-	$(GO) run ./benchmarks/peers -command "make bench-peers" $(PEERS_ARGS)
+	$(ALONE) "make bench-peers" $(GO) run ./benchmarks/peers -command "make bench-peers" $(PEERS_ARGS)
 
 profile: ## profiles of the hot path as text, in benchmarks/profiles: nanoseconds, and instructions where valgrind is
-	deploy/profile.sh
+	$(ALONE) "make profile" deploy/profile.sh
 
 profile-whole: ## the same of the whole process on backlog A (STATE=folder keeps the backlog)
-	STATE=$(STATE) deploy/profile.sh whole
-
-mutants: needs ## apply each patch of testdata/mutants and require its test to go red
-	deploy/mutants.sh
-
-fuzz: ## each fuzz target for FUZZTIME (10s)
-	deploy/fuzz.sh
-
-chaos: needs ## the long form of the crash tests
-	CHAOS_KILLS=30 $(GO) test -timeout 60m -count=1 -v -run Chaos ./internal/chaos/...
+	STATE=$(STATE) $(ALONE) "make profile-whole" deploy/profile.sh whole
 
 docs: ## generated references
 	$(GO) run ./cmd/tallywire docs
 
 clean: ## remove what was built and the demo's state
-	rm -rf bin .tallywire
+	rm -rf bin .tallywire .tallywire-ci

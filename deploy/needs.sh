@@ -5,6 +5,7 @@ set -euo pipefail
 what=${1:-test}; shift || true
 want=()
 case "$what" in
+check) want=(redis-server:redis-server) ;;
 test) want=(redis-server:redis-server java:default-jre-headless mvn:maven python3:python3) ;;
 peers) want=(java:default-jre-headless mvn:maven pg_recvlogical:postgresql-client) ;;
 demo)

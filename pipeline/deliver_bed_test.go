@@ -174,13 +174,7 @@ func (k *keeping) WriteWithOffsets(ctx context.Context, id string, b *change.Bat
 // control opens a control database of its own.
 func (b *tbed) control() *control.ParkedStore {
 	b.t.Helper()
-	pg := testkit.NewPostgres(b.t, "")
-	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
-	defer cancel()
-	if err := pg.CreateDatabase(ctx, "control"); err != nil {
-		b.t.Fatal(err)
-	}
-	pool, err := control.Open(ctx, pg.DSN("control"))
+	pool, err := control.Open(b.t.Context(), testkit.NewDatabase(b.t))
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -44,9 +44,7 @@ func TestDeliverWritesAllAndResumes(t *testing.T) {
 				b.delivering(b.env, b.dspec(s))
 				b.drained()
 				b.newest(m)
-				if v := b.view(b.env, "sink"); v.State != obs.Running || v.Lag[b.in.Topic] != 0 {
-					t.Errorf("state %s, lag %v", v.State, v.Lag)
-				}
+				b.shows(b.env, "sink", "no lag", func(v obs.View) bool { return v.State == obs.Running && v.Lag[b.in.Topic] == 0 })
 			})
 		}
 	})
@@ -234,9 +232,7 @@ func TestDeliverParksAndReplaces(t *testing.T) {
 					t.Errorf("parked: %+v", p)
 				}
 			}
-			if v := b.view(b.env, "sink"); v.Parked != 2 {
-				t.Errorf("%d records are shown as parked, want 2", v.Parked)
-			}
+			b.shows(b.env, "sink", "what is parked", func(v obs.View) bool { return v.Parked == 2 })
 			// The far side mends itself: asked again, it takes it.
 			k.mu.Lock()
 			k.judge = nil
@@ -286,7 +282,7 @@ func TestDeliverNewerVersionReleases(t *testing.T) {
 	})
 }
 
-// G, invariant 9. Dependents wait, visibly, and go in order of dependency when
+// Invariant 9. Dependents wait, visibly, and go in order of dependency when
 // what they wait for has come.
 func TestDeliverDependentsWait(t *testing.T) {
 	b := newTransformBed(newBed(t, ""))
@@ -310,22 +306,31 @@ func TestDeliverDependentsWait(t *testing.T) {
 	for id := int64(1); id <= 20; id++ {
 		b.put(row{op: change.Update, id: id, val: "child"})
 	}
-	b.delivering(b.env, b.dspec(m, parents.in.Topic, b.in.Topic))
+	spec := b.dspec(m, parents.in.Topic, b.in.Topic)
+	spec.Patience = time.Hour // nothing but their parents releases them
+	b.delivering(b.env, spec)
 	b.drained()
-	if v := b.view(b.env, "sink"); v.Waiting != 20 || v.Parked != 0 {
-		t.Errorf("%d wait and %d are parked, want 20 and 0", v.Waiting, v.Parked)
-	}
+	b.shows(b.env, "sink", "who waits", func(v obs.View) bool { return v.Waiting == 20 && v.Parked == 0 })
 	for id := int64(1); id <= 20; id++ {
 		parents.put(row{op: change.Update, id: id, val: "parent"})
+	}
+	parents.drained()
+	// Not some time later: a crash from here on would forget it.
+	ps, err := store.List(t.Context(), control.Filter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range ps {
+		if !p.RetryAsked {
+			t.Fatalf("the offsets of the parents are committed, and %s waits for %s as before", p.Key, p.WaitsFor)
+		}
 	}
 	b.eventually("the children to be released", func() (bool, string) { return m.size() == 40, fmt.Sprint(m.size()) })
 	b.eventually("no row to be left", func() (bool, string) {
 		ps, err := store.List(t.Context(), control.Filter{})
 		return err == nil && len(ps) == 0, fmt.Sprint(len(ps), err)
 	})
-	if v := b.view(b.env, "sink"); v.Waiting != 0 {
-		t.Errorf("%d are still shown as waiting", v.Waiting)
-	}
+	b.shows(b.env, "sink", "that nobody waits", func(v obs.View) bool { return v.Waiting == 0 })
 }
 
 // A sink that is down for a while: nothing is skipped, and the state says so.
@@ -405,7 +410,7 @@ func TestDeliverWithoutControlHalts(t *testing.T) {
 		if !hasCode(err, ErrNoControl) {
 			t.Fatalf("ended with %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(testkit.Patience):
 		t.Fatal("a failed record was skipped")
 	}
 }

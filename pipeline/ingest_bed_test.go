@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -121,10 +122,14 @@ func onBoth(t *testing.T, test func(t *testing.T, b *bed)) {
 	})
 }
 
-// newBed makes a bed on the broker at addr, or on kfake.
+var beds atomic.Int64
+
+// newBed makes a bed on the broker at addr, or on kfake. Its names are its own:
+// with -count a test comes back to a broker that holds what it left.
 func newBed(t testing.TB, addr string) *bed {
 	t.Helper()
-	b := &bed{t: t, source: "s" + strings.ToLower(strings.NewReplacer("/", "-", "Test", "", "Benchmark", "").Replace(t.Name())), registry: newRegistryServer(t)}
+	name := strings.ToLower(strings.NewReplacer("/", "-", "Test", "", "Benchmark", "").Replace(t.Name()))
+	b := &bed{t: t, source: fmt.Sprintf("s%s-%d", name, beds.Add(1)), registry: newRegistryServer(t)}
 	if addr == "" {
 		var err error
 		if b.fake, err = kfake.NewCluster(kfake.NumBrokers(1)); err != nil {
@@ -397,7 +402,7 @@ func (b *bed) await(what string, ch <-chan struct{}) {
 	b.t.Helper()
 	select {
 	case <-ch:
-	case <-time.After(60 * time.Second):
+	case <-time.After(testkit.Patience):
 		b.t.Fatalf("waited for %s in vain", what)
 	}
 }

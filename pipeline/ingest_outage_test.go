@@ -16,7 +16,7 @@ import (
 )
 
 // If this failed, a broker that restarts would cost every source its
-// connection, and a slot its place. (B9)
+// connection, and a slot its place.
 func TestIngestRidesOutAShortOutage(t *testing.T) {
 	onBoth(t, func(t *testing.T, b *bed) {
 		b.patient()
@@ -65,7 +65,7 @@ func TestIngestStopsWhileKafkaIsAway(t *testing.T) {
 				if err := stop(); err != nil {
 					t.Error(err)
 				}
-				if took := time.Since(began); took > 20*time.Second {
+				if took := time.Since(began); took > time.Minute {
 					t.Errorf("stopping took %v", took)
 				}
 				f.check(t)
@@ -152,8 +152,9 @@ func TestIngestBlocksWhenTheBudgetIsUsedUp(t *testing.T) {
 	b.patient()
 	table := b.table()
 	const budget = 1 << 20
-	var accepted atomic.Int64 // since the broker is away
+	var accepted atomic.Int64 // by this session, since the broker is away
 	src := scripted(func(ctx context.Context, out SourceOutlet) error {
+		accepted.Store(0)
 		if _, err := out.Resume(ctx); err != nil {
 			return err
 		}
@@ -230,7 +231,7 @@ func TestIngestCheckpointIsDurable(t *testing.T) {
 }
 
 // A value that its Avro type cannot hold. If this failed, one such value would
-// stop the whole source. (A3)
+// stop the whole source. (G1)
 func TestIngestParksWhatCannotBeEncoded(t *testing.T) {
 	b := newBed(t, "")
 	table := (&change.Table{

@@ -269,7 +269,7 @@ func TestIngestKilledWithTwoOpenTransactions(t *testing.T) {
 				dead := make(chan struct{})
 				go func() {
 					defer close(dead)
-					if err := RunIngest(ctx, b.env, IngestSpec{Name: b.source, Source: f, IngestLimits: IngestLimits{TxnTimeout: 6 * time.Second}}); err != nil {
+					if err := RunIngest(ctx, b.env, IngestSpec{Name: b.source, Source: f, IngestLimits: IngestLimits{TxnTimeout: 12 * time.Second}}); err != nil {
 						t.Errorf("the dead one: %v", err)
 					}
 				}()
@@ -280,8 +280,8 @@ func TestIngestKilledWithTwoOpenTransactions(t *testing.T) {
 				began := time.Now()
 				stop, _ := next.running(f, IngestLimits{})
 				b.await("all changes", f.all)
-				if took := time.Since(began); took > 5*time.Second {
-					t.Errorf("the successor needed %v: it waited for the timeout of 6 s", took)
+				if took := time.Since(began); took > 10*time.Second {
+					t.Errorf("the successor needed %v: it waited for the timeout of 12 s", took)
 				}
 				if err := stop(); err != nil {
 					t.Fatal(err)

@@ -72,7 +72,7 @@ func (p *polled) add(a *assignment, fs kgo.Fetches) error {
 		if first < expect {
 			panic(fmt.Sprintf("BUG: record %d of partition %d of topic %q came when %d was next", first, ftp.Partition, ftp.Topic, expect))
 		}
-		// A8: what was deleted before we read it is missing, never skipped.
+		// What was deleted before we read it is missing, never skipped (A8).
 		if !pl.compacted && ftp.LogStartOffset > expect && first >= ftp.LogStartOffset {
 			failed = outOfRange(pl, expect, ftp.LogStartOffset)
 			return

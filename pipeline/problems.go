@@ -43,8 +43,8 @@ var (
 		"Set control.dsn.")
 )
 
-// Classify is the one place where retry, reject or halt is decided (style rule
-// 14): an Error's own class; a broken connection or a server that says "later"
+// Classify is the one place where retry, reject or halt is decided (M6):
+// an Error's own class; a broken connection or a server that says "later"
 // is retried; what nobody classified halts, since skipping it could lose data.
 // Cancellation is the caller's business and not classified.
 func Classify(err error) problem.Class {

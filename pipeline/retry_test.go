@@ -91,7 +91,7 @@ func TestKeepEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// The one decision of style rule 14.
+// The one decision of rule M6.
 func TestClassify(t *testing.T) {
 	for _, c := range []struct {
 		err  error

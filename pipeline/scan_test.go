@@ -13,6 +13,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/testkit"
 )
 
 // A range whose offsets were compacted away, at its start, in its midst, or up
@@ -34,7 +35,7 @@ func TestScanEndsWhereRecordsAreGone(t *testing.T) {
 	}
 	check := func(from, to int64, want ...int64) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 		defer cancel()
 		var got []int64
 		if err := scan(ctx, b.cl, topic, 0, from, to, func(r *kgo.Record) error {
@@ -106,7 +107,7 @@ func TestScanWaitsForOpenTransactions(t *testing.T) {
 			}
 		}
 		read := func(to int64) (got []string, err error) {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 			defer cancel()
 			err = scan(ctx, b.cl, topic, 0, 0, to, func(r *kgo.Record) error {
 				what := "record"

@@ -18,6 +18,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/testkit"
 )
 
 var errNotTaken = problem.Define("TW-TEST-NOT-TAKEN", problem.Reject, "The test's stage does not take this.", "Mend it.")
@@ -168,7 +169,7 @@ func (b *tbed) member(instance string) *Env {
 // read gives what a read-committed reader sees of a topic now.
 func (b *tbed) read(name string) []*kgo.Record {
 	b.t.Helper()
-	ctx, cancel := context.WithTimeout(b.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(b.t.Context(), testkit.Patience)
 	defer cancel()
 	topic, err := b.direct.Topic(ctx, name)
 	if err != nil {
@@ -203,7 +204,7 @@ func (b *tbed) read(name string) []*kgo.Record {
 // when it never does.
 func (b *tbed) eventually(what string, ok func() (bool, string)) {
 	b.t.Helper()
-	deadline := time.Now().Add(90 * time.Second)
+	deadline := time.Now().Add(testkit.Patience)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -220,6 +221,16 @@ func (b *tbed) eventually(what string, ok func() (bool, string)) {
 			b.t.Fatal(b.t.Context().Err())
 		}
 	}
+}
+
+// shows waits until a component is shown as ok says: the view follows what is
+// in Kafka and in the control database, a moment later.
+func (b *tbed) shows(env *Env, kind, what string, ok func(obs.View) bool) {
+	b.t.Helper()
+	b.eventually(what+" to be shown", func() (bool, string) {
+		v := b.view(env, kind)
+		return ok(v), fmt.Sprintf("state %s %s, lag %v, %d parked, %d waiting", v.State, v.Reason, v.Lag, v.Parked, v.Waiting)
+	})
 }
 
 // drained waits until the group has committed the end of the input.

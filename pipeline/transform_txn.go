@@ -224,7 +224,7 @@ func (tx *txn) commit(ctx context.Context) error {
 	if err := tx.group.Client().Flush(ctx); err != nil {
 		return tx.producerError(err, tx.began, "flushing a transaction of transform %q", tx.spec.Name)
 	}
-	if err := tx.promised(); err != nil { // A3
+	if err := tx.promised(); err != nil { // (A3)
 		return tx.producerError(err, tx.began, "producing in a transaction of transform %q", tx.spec.Name)
 	}
 	tx.ended = true

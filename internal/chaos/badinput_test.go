@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -154,7 +155,7 @@ func (s *trial) status(ctx context.Context) (st console.Status, err error) {
 func (s *trial) is(name string, state obs.State, words ...string) {
 	s.t.Helper()
 	s.unwell[name] = state != obs.Running
-	s.until(time.Minute, fmt.Sprintf("%s is %s: %s", name, state, words), func(ctx context.Context) (bool, string) {
+	s.until(patience, fmt.Sprintf("%s is %s: %s", name, state, words), func(ctx context.Context) (bool, string) {
 		st, err := s.status(ctx)
 		if err != nil {
 			return false, err.Error()
@@ -185,12 +186,12 @@ func (s *trial) flows() {
 	s.changes++
 	name := fmt.Sprintf("Still here %d", s.changes)
 	s.sql(s.psaPool, fmt.Sprintf("update customer set name = '%s', updated_at = now() where id = (select min(id) from customer)", name))
-	s.until(time.Minute, "a good change is in the warehouse", func(ctx context.Context) (bool, string) {
+	s.until(patience, "a good change is in the warehouse", func(ctx context.Context) (bool, string) {
 		var n int
 		err := s.warehouse.QueryRow(ctx, "select count(*) from ps.customer where name = $1", name).Scan(&n)
 		return err == nil && n == 1, fmt.Sprint(n, err)
 	})
-	s.until(time.Minute, "a good change is in the ERP", func(context.Context) (bool, string) {
+	s.until(patience, "a good change is in the ERP", func(context.Context) (bool, string) {
 		sets, err := erp.ReadLedger(s.dir + "/erp")
 		if err != nil {
 			return false, err.Error()
@@ -202,7 +203,7 @@ func (s *trial) flows() {
 		}
 		return false, "it is not"
 	})
-	s.until(30*time.Second, "all else runs", func(ctx context.Context) (bool, string) {
+	s.until(patience, "all else runs", func(ctx context.Context) (bool, string) {
 		st, err := s.status(ctx)
 		if err != nil {
 			return false, err.Error()
@@ -237,7 +238,7 @@ func (s *trial) parked(ctx context.Context) ([]parkedRow, error) {
 func (s *trial) isParked(stage, topic, key, code string, words ...string) parkedRow {
 	s.t.Helper()
 	var found parkedRow
-	s.until(time.Minute, fmt.Sprintf("%s %s is parked at %s with %s", topic, key, stage, code), func(ctx context.Context) (bool, string) {
+	s.until(patience, fmt.Sprintf("%s %s is parked at %s with %s", topic, key, stage, code), func(ctx context.Context) (bool, string) {
 		rows, err := s.parked(ctx)
 		if err != nil {
 			return false, err.Error()
@@ -261,7 +262,7 @@ func (s *trial) isParked(stage, topic, key, code string, words ...string) parked
 
 func (s *trial) nothingParked() {
 	s.t.Helper()
-	s.until(time.Minute, "nothing is parked", func(ctx context.Context) (bool, string) {
+	s.until(patience, "nothing is parked", func(ctx context.Context) (bool, string) {
 		rows, err := s.parked(ctx)
 		return err == nil && len(rows) == 0, fmt.Sprintf("%+v %v", rows, err)
 	})
@@ -373,7 +374,7 @@ func (s *trial) occupy() *pgconn.PgConn {
 // rawHas waits until a raw topic has so many committed changes.
 func (s *trial) rawHas(topic string, n int) {
 	s.t.Helper()
-	s.until(time.Minute, fmt.Sprintf("%s has %d changes", topic, n), func(ctx context.Context) (bool, string) {
+	s.until(patience, fmt.Sprintf("%s has %d changes", topic, n), func(ctx context.Context) (bool, string) {
 		_, got, err := ReadRaw(ctx, s.cluster, s.registry, topic)
 		return err == nil && got >= n, fmt.Sprint(got, err)
 	})
@@ -469,7 +470,13 @@ func TestBadInput(t *testing.T) {
 			s.t.Fatal(err, res)
 		}
 		// Text that does not compress: the broker looks at the compressed size.
-		s.sql(s.psaPool, `update time_entry set note = (select string_agg(md5(random()::text), '') from generate_series(1, 20000)) where id = 9000001`)
+		// It says that the limit is set before it heeds it: what comes until
+		// then still fits.
+		s.until(patience, "the record to be too large", func(ctx context.Context) (bool, string) {
+			s.sql(s.psaPool, `update time_entry set note = (select string_agg(md5(random()::text), '') from generate_series(1, 20000)) where id = 9000001`)
+			rows, err := s.parked(ctx)
+			return err == nil && slices.ContainsFunc(rows, func(r parkedRow) bool { return r.Key == "9000001" }), fmt.Sprint(len(rows), err)
+		})
 		s.isParked("psa", "psa.public.time_entry", "9000001", "TW-RECORD-TOO-LARGE", limit)
 		s.flows()
 		s.sql(s.psaPool, "update time_entry set note = 'short again' where id = 9000001")
@@ -534,7 +541,7 @@ from project p join time_entry t on t.project_id = p.id order by t.id limit 1`,
 		}
 		// Still rejected: a retry changes nothing and stops nothing.
 		s.do("parked", "retry", "erp", "--topic", "ps.customer", "--key", "900001")
-		s.until(time.Minute, "it was tried again", func(ctx context.Context) (bool, string) {
+		s.until(patience, "it was tried again", func(ctx context.Context) (bool, string) {
 			rows, err := s.parked(ctx)
 			for _, r := range rows {
 				if r.Topic == "ps.customer" && r.Key == "900001" && r.Code == "TW-REST-REJECTED" && r.Attempts > 1 {
@@ -571,5 +578,5 @@ from project p join time_entry t on t.project_id = p.id order by t.id limit 1`,
 		s.flows()
 	})
 
-	s.scene("all is as it should be", func() { s.settled(2 * time.Minute) })
+	s.scene("all is as it should be", func() { s.settled(patience) })
 }

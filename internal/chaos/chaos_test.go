@@ -183,7 +183,7 @@ func TestChaosKill(t *testing.T) {
 	rnd := seeded(t)
 	s := newStack(t)
 	s.start()
-	s.settled(2 * time.Minute) // the initial load is compared by content only
+	s.settled(patience) // the initial load is compared by content only
 	end := s.work(400)
 	for i := range kills {
 		s.pause(time.Duration(300+rnd.IntN(5700)) * time.Millisecond)
@@ -192,7 +192,7 @@ func TestChaosKill(t *testing.T) {
 		s.start()
 	}
 	end()
-	s.settled(2 * time.Minute)
+	s.settled(patience)
 	s.exact()
 }
 
@@ -208,7 +208,7 @@ func TestChaosAllAtOnce(t *testing.T) {
 		}
 	}
 	s.start()
-	s.settled(2 * time.Minute)
+	s.settled(patience)
 	end := s.work(200)
 	s.pause(3 * time.Second)
 	s.kill()
@@ -218,7 +218,7 @@ func TestChaosAllAtOnce(t *testing.T) {
 	s.start()
 	s.pause(3 * time.Second)
 	end()
-	s.settled(2 * time.Minute)
+	s.settled(patience)
 	s.exact()
 }
 
@@ -235,7 +235,7 @@ func TestChaosLoad(t *testing.T) {
 	}
 	s.start()
 	end()
-	s.settled(2 * time.Minute)
+	s.settled(patience)
 }
 
 // TestChaosServers: Redis flushed, Kafka and Postgres restarted, the ERP
@@ -245,7 +245,7 @@ func TestChaosServers(t *testing.T) {
 	s := newStack(t)
 	ctx := t.Context()
 	s.start()
-	s.settled(2 * time.Minute)
+	s.settled(patience)
 	end := s.work(300)
 	step := func(name string, err error) {
 		t.Helper()
@@ -290,7 +290,7 @@ func TestChaosServers(t *testing.T) {
 		return now > before, fmt.Sprintf("offset %d, was %d", now, before)
 	})
 	end()
-	s.settled(down + 2*time.Minute)
+	s.settled(down + patience)
 	s.exact()
 }
 
@@ -300,14 +300,14 @@ func TestChaosReset(t *testing.T) {
 	s := newStack(t)
 	ctx := t.Context()
 	s.start()
-	s.settled(2 * time.Minute)
+	s.settled(patience)
 	end := s.work(200)
 	s.pause(5 * time.Second)
 	end()
-	s.settled(time.Minute)
+	s.settled(patience)
 	reset := func(group string) {
 		t.Helper()
-		s.until(time.Minute, "Kafka resets the group "+group, func(ctx context.Context) (bool, string) {
+		s.until(patience, "Kafka resets the group "+group, func(ctx context.Context) (bool, string) {
 			out, err := s.kafka.Tool(ctx, testkit.ConsumerGroups, "--bootstrap-server", s.kafka.Addr(),
 				"--group", group, "--reset-offsets", "--to-earliest", "--all-topics", "--execute")
 			return err == nil, out
@@ -327,13 +327,13 @@ func TestChaosReset(t *testing.T) {
 	reset("tallywire.erp")
 	s.start()
 	s.replayed(ctx)
-	s.settled(2 * time.Minute)
+	s.settled(patience)
 
 	s.stop()
 	reset("tallywire.warehouse")
 	s.sql(s.warehouse, `truncate ps.customer, ps.project, ps.resource, ps.cost_rate, ps.time_entry, ps.invoice, ps.invoice_line, ps.time_entry_costed`)
 	s.start()
-	s.settled(2 * time.Minute)
+	s.settled(patience)
 	if now := posted(); now != was {
 		t.Errorf("the ERP holds %d entries after the reset, %d before", now, was)
 	}
@@ -342,7 +342,7 @@ func TestChaosReset(t *testing.T) {
 // replayed waits until the sinks have read their topics to the end again.
 func (s *stack) replayed(context.Context) {
 	s.t.Helper()
-	s.until(2*time.Minute, "the groups are at the end", func(ctx context.Context) (bool, string) {
+	s.until(patience, "the groups are at the end", func(ctx context.Context) (bool, string) {
 		lags, err := s.cluster.Admin().Lag(ctx, "tallywire.warehouse", "tallywire.erp")
 		if err != nil {
 			return false, err.Error()

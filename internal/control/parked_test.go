@@ -1,19 +1,17 @@
 package control_test
 
 import (
-	"context"
 	"sync"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/internal/testkit/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 func parked(key string, offset int64, waits string) control.Parked {
 	return control.Parked{
@@ -25,17 +23,17 @@ func parked(key string, offset int64, waits string) control.Parked {
 
 // What is parked must be all of the record, and the newest version of it.
 func TestParkedStore(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
+	ctx := t.Context()
 	pg := testkit.NewPostgres(t, "")
 	if err := pg.CreateDatabase(ctx, "control"); err != nil {
 		t.Fatal(err)
 	}
+	dsn := pg.DSN("control")
 	// Two processes that start at once both migrate.
 	var wg sync.WaitGroup
 	for range 2 {
 		wg.Go(func() {
-			p, err := control.Open(ctx, pg.DSN("control"))
+			p, err := control.Open(ctx, dsn)
 			if err != nil {
 				t.Error(err)
 				return
@@ -44,7 +42,7 @@ func TestParkedStore(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	pool, err := control.Open(ctx, pg.DSN("control"))
+	pool, err := control.Open(ctx, dsn)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -67,6 +67,9 @@ func Run(ctx context.Context, o Options) (rep *Report, err error) {
 			return nil, err
 		}
 	}
+	if err := endLeftBehind(ctx, o.StateDir); err != nil {
+		return nil, err
+	}
 	if err := o.Ports.check(o.StateDir); err != nil {
 		return nil, err
 	}

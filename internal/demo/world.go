@@ -164,7 +164,7 @@ func (w *world) startKafka(ctx context.Context) error {
 
 func (w *world) startRedis(ctx context.Context) error {
 	if w.o.Redis == "real" {
-		r, err := testkit.StartRedis(ctx, testkit.RedisOptions{})
+		r, err := testkit.StartRedis(ctx, testkit.RedisOptions{Dir: filepath.Join(w.o.StateDir, "redis")})
 		if err != nil {
 			return fmt.Errorf("starting redis-server: %w", err)
 		}
@@ -299,7 +299,19 @@ func (w *world) forget(ctx context.Context) error {
 }
 
 // parts of the state directory that are the demo's.
-var ownDirs = []string{"psa", "warehouse", "kafka", "kafka-real", "erp", "cluster-id", "erp-client-secret", "tallywire.yml", "instance-demo.lock"}
+var ownDirs = []string{"psa", "warehouse", "kafka", "kafka-real", "redis", "erp", "cluster-id", "erp-client-secret", "tallywire.yml", "instance-demo.lock"}
+
+// endLeftBehind ends the Kafka and the Redis that a killed demo left running on
+// a state directory: their ports are wanted, and their state is on disk, or of
+// the kind that may be lost. A Postgres is taken over where it is started.
+func endLeftBehind(ctx context.Context, stateDir string) error {
+	for _, d := range []string{"kafka-real", "redis"} {
+		if _, err := testkit.EndLeftBehind(ctx, filepath.Join(stateDir, d)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // reset stops what a killed demo left running and removes the demo's state.
 func reset(ctx context.Context, stateDir string) error {
@@ -315,6 +327,9 @@ func reset(ctx context.Context, stateDir string) error {
 		if err := pg.Stop(); err != nil {
 			return fmt.Errorf("stopping what was left running: %w", err)
 		}
+	}
+	if err := endLeftBehind(ctx, stateDir); err != nil {
+		return err
 	}
 	for _, d := range ownDirs {
 		if err := os.RemoveAll(filepath.Join(stateDir, d)); err != nil {

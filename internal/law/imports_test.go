@@ -37,7 +37,10 @@ var table = map[string][]string{
 	"internal/testkit":   {"..."},
 	"internal/chaos":     {"..."},
 	"internal/law":       {},
-	"benchmarks":         {"..."},
+	"internal/mutants":   {},
+	// The tiers of checks share a test server with the packages they run.
+	"internal/ci": {"internal/testkit"},
+	"benchmarks":  {"..."},
 }
 
 // never is not allowed whatever the table says: internal packages that only a
@@ -46,7 +49,7 @@ var never = map[string]string{
 	"internal/demo":      "cmd internal/demo internal/chaos benchmarks",
 	"internal/chaos":     "internal/chaos",
 	"internal/supervise": "cmd internal/demo internal/chaos internal/supervise benchmarks",
-	"internal/testkit":   "cmd internal/demo internal/chaos internal/supervise internal/testkit benchmarks",
+	"internal/testkit":   "cmd internal/demo internal/chaos internal/ci internal/supervise internal/testkit benchmarks",
 	"internal/console":   "cmd internal/supervise internal/console internal/demo",
 }
 

@@ -9,7 +9,6 @@ import (
 	"net/http/httptest"
 	"os/exec"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -103,15 +102,13 @@ func produceBoth(t *testing.T, c *kafka.Cluster, reg *avro.Registry) {
 	}
 }
 
-const pythonClient = "confluent-kafka[avro]==2.16.0"
-
 // readForeign lets Python's confluent-kafka read the topics, and gives what it
 // printed, by topic.
 func readForeign(t *testing.T, brokers, url string) map[string]map[string]any {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
-	python, err := testkit.Python(ctx, pythonClient)
+	python, err := testkit.Python(ctx, testkit.PythonClient)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,13 +201,13 @@ func TestPythonWritesWhatWeRead(t *testing.T) {
 	defer s.Close()
 	h := httptest.NewServer(s)
 	defer h.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	topic, err := c.EnsureTopic(ctx, kafka.TopicSpec{Name: "ps.cost_rate", Partitions: 1, Compact: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	python, err := testkit.Python(ctx, pythonClient)
+	python, err := testkit.Python(ctx, testkit.PythonClient)
 	if err != nil {
 		t.Fatal(err)
 	}

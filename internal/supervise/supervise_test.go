@@ -17,6 +17,7 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/redis"
+	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
 )
 
@@ -105,7 +106,7 @@ func TestOneHaltsAlone(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	for _, step := range []func(context.Context, *config.Config) error{p.lock, p.kafka, p.registry} {
 		if err := step(ctx, cfg); err != nil {

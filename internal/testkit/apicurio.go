@@ -103,7 +103,7 @@ func (a *Apicurio) start(ctx context.Context, home string) error {
 }
 
 func (a *Apicurio) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -158,9 +158,7 @@ func (a *Apicurio) kill() error {
 // NewApicurio gives a registry to one test and stops it with the test.
 func NewApicurio(tb TB) *Apicurio {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), 5*time.Minute)
-	defer cancel()
-	a, err := StartApicurio(ctx)
+	a, err := StartApicurio(tb.Context())
 	if err != nil {
 		tb.Fatalf("starting Apicurio: %v", err)
 	}
@@ -175,12 +173,12 @@ func NewApicurio(tb TB) *Apicurio {
 // apicurioHome gives the unpacked program, in the user's cache. Maven fetches
 // it once; processes that come meanwhile wait.
 func apicurioHome(ctx context.Context) (string, error) {
-	return cached("apicurio-"+ApicurioVersion, func(into string) error {
+	return cached("Apicurio "+ApicurioVersion+", 142 MB", "apicurio-"+ApicurioVersion, func(into string) error {
 		mvn, err := exec.LookPath("mvn")
 		if err != nil {
 			return errors.New("Apicurio is fetched with the program mvn: install maven")
 		}
-		cmd := exec.CommandContext(ctx, mvn, "-q", "-B",
+		cmd := exec.CommandContext(ctx, mvn, "-q", "-B", "-C",
 			"org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy",
 			"-Dartifact=io.apicurio:apicurio-registry-app:"+ApicurioVersion+":tar.gz:all", "-DoutputDirectory="+into)
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -192,46 +190,6 @@ func apicurioHome(ctx context.Context) (string, error) {
 		}
 		return os.Remove(archive)
 	})
-}
-
-// cached gives a folder of the user's cache that fill has filled once; whoever
-// comes meanwhile waits.
-func cached(name string, fill func(into string) error) (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("finding a cache folder: %w", err)
-	}
-	parent := filepath.Join(cache, "tallywire")
-	dir := filepath.Join(parent, name)
-	if _, err := os.Stat(dir); err == nil {
-		return dir, nil
-	}
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		return "", fmt.Errorf("making a cache folder: %w", err)
-	}
-	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return "", fmt.Errorf("locking %s: %w", dir, err)
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return "", fmt.Errorf("locking %s: %w", dir, err)
-	}
-	if _, err := os.Stat(dir); err == nil { // another process was first
-		return dir, nil
-	}
-	fetched, err := os.MkdirTemp(parent, name+"-fetch-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(fetched)
-	if err := fill(fetched); err != nil {
-		return "", err
-	}
-	if err := os.Rename(fetched, dir); err != nil {
-		return "", fmt.Errorf("keeping %s: %w", dir, err)
-	}
-	return dir, nil
 }
 
 func unpackGzip(archive, into string) error {

@@ -60,7 +60,7 @@ func ConnectBinaries(ctx context.Context) (*ConnectInstall, error) {
 	if _, err := exec.LookPath("java"); err != nil {
 		return nil, errors.New("Kafka Connect needs the program java, version 17 or newer: install openjdk-17-jre-headless")
 	}
-	dir, err := cached("connect-"+KafkaVersion+"-debezium-"+DebeziumVersion+"-apicurio-"+ApicurioVersion, func(into string) error {
+	dir, err := cached("Kafka Connect, Debezium "+DebeziumVersion+" and their converters, about 200 MB", "connect-"+KafkaVersion+"-debezium-"+DebeziumVersion+"-apicurio-"+ApicurioVersion, func(into string) error {
 		for _, a := range connectArtefacts {
 			if err := a.fetch(ctx, into); err != nil {
 				return err
@@ -96,7 +96,7 @@ func (a *artefacts) fetch(ctx context.Context, into string) error {
 		return err
 	}
 	args := []string{
-		"-q", "-B", "-f", file, "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies",
+		"-q", "-B", "-C", "-f", file, "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies",
 		"-DincludeScope=runtime", "-DoutputDirectory=" + out,
 	}
 	if a.groups != "" {

@@ -181,6 +181,9 @@ func (k *Kafka) prepare(ctx context.Context) error {
 
 // start runs the broker and waits until it answers.
 func (k *Kafka) start(ctx context.Context) error {
+	if _, err := EndLeftBehind(ctx, k.Dir); err != nil {
+		return err
+	}
 	if err := portFree(k.Addr()); err != nil {
 		return err
 	}
@@ -223,14 +226,18 @@ func (k *Kafka) start(ctx context.Context) error {
 	if err := <-started; err != nil {
 		return fmt.Errorf("starting Kafka: %w", err)
 	}
-	if err := k.awaitReady(ctx, done); err != nil {
+	err = noteServer(k.Dir, k.PID(), os.Getpid())
+	if err == nil {
+		err = k.awaitReady(ctx, done)
+	}
+	if err != nil {
 		return errors.Join(err, k.signal(context.Background(), syscall.SIGKILL))
 	}
 	return nil
 }
 
 func (k *Kafka) awaitReady(ctx context.Context, done <-chan struct{}) error {
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 )
 
 // KafkaVersion is the Apache Kafka that StartKafka runs.
@@ -32,54 +31,26 @@ const kafkaPOM = `<project xmlns="http://maven.apache.org/POM/4.0.0">
 </project>
 `
 
-// kafkaLibs gives the folder of jars, in the user's cache. It is filled by
-// Maven once; processes that come meanwhile wait.
+// kafkaLibs gives the folder of jars, which Maven fetches.
 func kafkaLibs(ctx context.Context) (libs string, err error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("finding a cache folder for Kafka's jars: %w", err)
-	}
-	dir := filepath.Join(cache, "tallywire", "kafka-"+KafkaVersion)
-	libs = filepath.Join(dir, "lib")
-	if _, err := os.Stat(libs); err == nil {
-		return libs, nil
-	}
-	mvn, err := exec.LookPath("mvn")
-	if err != nil {
-		return "", errors.New("the jars of Apache Kafka are fetched with the program mvn: install maven")
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("making a cache folder for Kafka's jars: %w", err)
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return "", fmt.Errorf("locking %s: %w", dir, err)
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return "", fmt.Errorf("locking %s: %w", dir, err)
-	}
-	if _, err := os.Stat(libs); err == nil { // another process was first
-		return libs, nil
-	}
-	fetched, err := os.MkdirTemp(dir, "fetch-")
-	if err != nil {
-		return "", err
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(fetched)) }()
-	if err := os.WriteFile(filepath.Join(fetched, "pom.xml"), []byte(kafkaPOM), 0o644); err != nil {
-		return "", err
-	}
-	cmd := exec.CommandContext(ctx, mvn, "-q", "-B", "-f", filepath.Join(fetched, "pom.xml"),
-		"org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies",
-		"-DincludeScope=runtime", "-DoutputDirectory="+filepath.Join(fetched, "lib"))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("fetching Kafka's jars with Maven: %w\n%s", err, strings.TrimSpace(string(out)))
-	}
-	if err := os.Rename(filepath.Join(fetched, "lib"), libs); err != nil {
-		return "", fmt.Errorf("keeping Kafka's jars: %w", err)
-	}
-	return libs, nil
+	dir, err := cached("Apache Kafka "+KafkaVersion+", 55 MB", "kafka-"+KafkaVersion+"-jars", func(into string) error {
+		mvn, err := exec.LookPath("mvn")
+		if err != nil {
+			return errors.New("the jars of Apache Kafka are fetched with the program mvn: install maven")
+		}
+		pom := filepath.Join(into, "pom.xml")
+		if err := os.WriteFile(pom, []byte(kafkaPOM), 0o644); err != nil {
+			return err
+		}
+		cmd := exec.CommandContext(ctx, mvn, "-q", "-B", "-C", "-f", pom,
+			"org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies",
+			"-DincludeScope=runtime", "-DoutputDirectory="+filepath.Join(into, "lib"))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("fetching Kafka's jars with Maven: %w\n%s", err, strings.TrimSpace(string(out)))
+		}
+		return nil
+	})
+	return filepath.Join(dir, "lib"), err
 }
 
 func listenTCP(addr string) (net.Listener, error) {

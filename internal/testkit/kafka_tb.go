@@ -4,17 +4,18 @@ package testkit
 
 import (
 	"context"
-	"sync"
+	"fmt"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // NewKafka gives a broker of its own to one test and stops it with the
 // test.
 func NewKafka(tb TB, o KafkaOptions) *Kafka {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), 5*time.Minute)
-	defer cancel()
-	k, err := StartKafka(ctx, o)
+	k, err := StartKafka(tb.Context(), o)
 	if err != nil {
 		tb.Fatalf("starting Kafka: %v", err)
 	}
@@ -23,42 +24,34 @@ func NewKafka(tb TB, o KafkaOptions) *Kafka {
 			tb.Errorf("stopping Kafka: %v", err)
 		}
 	})
-	return k
-}
-
-var shared struct {
-	sync.Mutex
-	kafka *Kafka
-}
-
-// SharedKafka gives the one broker that all tests of this process share,
-// started by the first; a test uses names of its own there and neither stops
-// nor kills it. TestMain ends it with StopSharedKafka.
-func SharedKafka(tb TB) *Kafka {
-	tb.Helper()
-	shared.Lock()
-	defer shared.Unlock()
-	if shared.kafka != nil {
-		return shared.kafka
-	}
-	ctx, cancel := context.WithTimeout(tb.Context(), 5*time.Minute)
-	defer cancel()
-	k, err := StartKafka(ctx, KafkaOptions{})
-	if err != nil {
+	if err := k.coordinate(tb.Context()); err != nil {
 		tb.Fatalf("starting Kafka: %v", err)
 	}
-	shared.kafka = k
 	return k
 }
 
-// StopSharedKafka ends what SharedKafka started, if it did.
-func StopSharedKafka() error {
-	shared.Lock()
-	defer shared.Unlock()
-	if shared.kafka == nil {
-		return nil
+// coordinate waits until the broker coordinates transactions and groups: it
+// makes the topics of both when the first of each is asked for, and answers
+// NOT_COORDINATOR while it loads them. A test that counts what an outage costs
+// would count that.
+func (k *Kafka) coordinate(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	defer cancel()
+	for i := range 16 { // their names fall on each of the four partitions
+		name := fmt.Sprintf("tallywire-coordinated-%d", i)
+		cl, err := kgo.NewClient(kgo.SeedBrokers(k.Addr()), kgo.TransactionalID(name))
+		if err != nil {
+			return err
+		}
+		err = poll(ctx, 20*time.Millisecond, func() (bool, error) {
+			_, _, txns := cl.ProducerID(ctx)
+			_, groups := kadm.NewClient(cl).FetchOffsets(ctx, name)
+			return txns == nil && groups == nil, nil
+		})
+		cl.Close()
+		if err != nil {
+			return fmt.Errorf("waiting until Kafka coordinates: %w", err)
+		}
 	}
-	err := shared.kafka.Stop()
-	shared.kafka = nil
-	return err
+	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -15,7 +14,7 @@ import (
 // tools must run.
 func TestKafkaKillRestartTool(t *testing.T) {
 	k := NewKafka(t, KafkaOptions{})
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
 	defer cancel()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(k.Addr()))
 	if err != nil {

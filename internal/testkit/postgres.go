@@ -330,7 +330,7 @@ func (p *Postgres) start(ctx context.Context) error {
 	p.pid, p.done, p.Adopted = cmd.Process.Pid, done, false
 	p.mu.Unlock()
 
-	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	err = poll(ctx, 10*time.Millisecond, func() (bool, error) {
 		select {

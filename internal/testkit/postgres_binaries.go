@@ -5,9 +5,12 @@ package testkit
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -23,66 +26,88 @@ const (
 	Postgres18 = "18.6.0"
 )
 
+// postgresSums are the SHA-256 of the archives, by version, system and
+// processor. The library compares with a sum that lies beside the archive; these
+// say that the archive is the one that was tested.
+var postgresSums = map[string]string{
+	"15.19.0-linux-amd64": "335beb3873692297bfa7712f09ef706114c28896e85ee83098f3aafaaa70b24a",
+	"16.15.0-linux-amd64": "bda67fe32e23b049c25db4b98132d154a4fa824c44e1bd8fd01b0236f4676c24",
+	"17.11.0-linux-amd64": "f044ba1009e9c7ed62a5a9a6f923ca6327fe4e80d8f6bf4f8887dbc59ac14bed",
+	"18.6.0-linux-amd64":  "63999c2914366d62c68e51794e597588c336e75ed2958d53c558e8deca5e13fc",
+}
+
 // PostgresBinaries gives the folder that holds bin, lib and share of a Postgres
 // version. It is fetched and unpacked under the user's cache folder at first
 // use, and shared by all runs.
 func PostgresBinaries(ctx context.Context, version string) (string, error) {
-	cache, err := os.UserCacheDir()
+	name := version + "-" + runtime.GOOS + "-" + runtime.GOARCH
+	dir, err := cached("Postgres "+version+", 15 MB", filepath.Join("postgres", name), func(into string) error {
+		return fetchPostgres(ctx, version, into, postgresSums[name])
+	})
 	if err != nil {
-		return "", fmt.Errorf("finding the user's cache folder: %w", err)
-	}
-	parent := filepath.Join(cache, "tallywire", "postgres")
-	dir := filepath.Join(parent, version+"-"+runtime.GOOS+"-"+runtime.GOARCH)
-	if hasPostgres(dir) {
-		return dir, nil
-	}
-	if err := os.MkdirAll(parent, 0o755); err != nil {
-		return "", fmt.Errorf("unpacking Postgres %s: %w", version, err)
-	}
-	tmp, err := os.MkdirTemp(parent, "unpack-")
-	if err != nil {
-		return "", fmt.Errorf("unpacking Postgres %s: %w", version, err)
-	}
-	defer os.RemoveAll(tmp)
-	if err := fetchPostgres(ctx, version, tmp); err != nil {
-		return "", err
-	}
-	if err := os.Rename(filepath.Join(tmp, "postgres"), dir); err != nil && !hasPostgres(dir) { // another process may have been faster
-		return "", fmt.Errorf("unpacking Postgres %s: %w", version, err)
+		return "", fmt.Errorf("fetching Postgres %s: %w", version, err)
 	}
 	return dir, nil
 }
 
-func hasPostgres(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, "bin", "postgres"))
-	return err == nil
-}
-
-// fetchPostgres lets the library fetch, check and unpack a version into
-// dir/postgres. It has no call for that alone, and its server refuses root, so
-// it is asked to start one where no data can be: below a file.
-func fetchPostgres(ctx context.Context, version, dir string) error {
+// fetchPostgres lets the library fetch, check and unpack a version into a
+// folder. It has no call for that alone, and its server refuses root, so it is
+// asked to start one where no data can be: below a file.
+func fetchPostgres(ctx context.Context, version, into, sum string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	none := filepath.Join(dir, "none")
+	tmp, err := os.MkdirTemp("", "tallywire-unpack-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	none := filepath.Join(tmp, "none")
 	if err := os.WriteFile(none, nil, 0o600); err != nil {
-		return fmt.Errorf("unpacking Postgres %s: %w", version, err)
+		return err
 	}
 	ports, err := freePorts(1)
 	if err != nil {
 		return err
 	}
-	bin := filepath.Join(dir, "postgres")
 	server := embedded.NewDatabase(embedded.DefaultConfig().
 		Version(embedded.PostgresVersion(version)).Port(uint32(ports[0])).Logger(io.Discard).
-		CachePath(filepath.Join(dir, "cache")).RuntimePath(filepath.Join(dir, "run")).
-		BinariesPath(bin).DataPath(filepath.Join(none, "data")))
-	switch err := server.Start(); {
-	case err == nil:
+		CachePath(filepath.Join(tmp, "cache")).RuntimePath(filepath.Join(tmp, "run")).
+		BinariesPath(into).DataPath(filepath.Join(none, "data")))
+	err = server.Start()
+	// The library asks with the default client, which would keep its connection
+	// and the goroutines of it.
+	http.DefaultClient.CloseIdleConnections()
+	if err == nil {
 		return errors.Join(errors.New("BUG: Postgres started below a file"), server.Stop())
-	case !hasPostgres(bin):
-		return fmt.Errorf("fetching Postgres %s: %w", version, err)
+	}
+	if _, missing := os.Stat(filepath.Join(into, "bin", "postgres")); missing != nil {
+		return err
+	}
+	return checkSum(filepath.Join(tmp, "cache"), sum)
+}
+
+// checkSum compares the archive in a folder with its SHA-256; "" is not
+// compared.
+func checkSum(dir, want string) error {
+	archives, err := filepath.Glob(filepath.Join(dir, "*.txz"))
+	if err != nil {
+		return err
+	}
+	if len(archives) != 1 {
+		return fmt.Errorf("looking for one archive in %s: found %d", dir, len(archives))
+	}
+	f, err := os.Open(archives[0])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return err
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); want != "" && got != want {
+		return fmt.Errorf("the archive has the SHA-256 %s, expected %s: it is not the one that was tested; fetch it again, or by another way to the registry", got, want)
 	}
 	return nil
 }

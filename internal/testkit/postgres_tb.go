@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 )
 
 // TB is what a test gives; testing.TB satisfies it. It keeps package testing
@@ -27,9 +26,7 @@ type TB interface {
 // test, and stops it when the test ends.
 func NewPostgres(tb TB, version string) *Postgres {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), 2*time.Minute)
-	defer cancel()
-	p, err := StartPostgres(ctx, PostgresOptions{Version: version})
+	p, err := StartPostgres(tb.Context(), PostgresOptions{Version: version})
 	if err != nil {
 		tb.Fatalf("starting Postgres %s: %v", version, err)
 	}

@@ -25,7 +25,7 @@ func Python(ctx context.Context, packages ...string) (string, error) {
 	// A virtual environment knows its own place, so it is made where it stays
 	// and the folder that cached moves holds only the mark that it is whole.
 	name := "python-" + hex.EncodeToString(sum[:4])
-	mark, err := cached(name, func(into string) error {
+	mark, err := cached("Python's "+strings.Join(packages, ", "), name, func(into string) error {
 		venv := filepath.Join(filepath.Dir(into), name+"-venv")
 		if out, err := exec.CommandContext(ctx, python, "-m", "venv", "--clear", venv).CombinedOutput(); err != nil {
 			return fmt.Errorf("making a virtual environment: %w\n%s", err, out)

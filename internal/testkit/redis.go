@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -106,18 +107,37 @@ func (r *Redis) launch(ctx context.Context, bin, addr string) error {
 		"--bind", host, "--port", port, "--dir", dir, "--save", "", "--maxmemory-policy", "noeviction",
 		"--daemonize", "no", "--logfile", filepath.Join(dir, "redis.log"),
 	}, r.opt.Args...)
+	if _, err := EndLeftBehind(ctx, dir); err != nil {
+		return err
+	}
 	cmd := exec.Command(bin, args...)
-	// Its own group: a Ctrl-C in the terminal is for us, we stop it in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	// A group of its own: a Ctrl-C in the terminal is for us, we stop it in
+	// order. When we are killed, it goes with us.
+	setDieWithParent(cmd)
+	cmd.Dir = dir
+	started, done := make(chan error, 1), make(chan error, 1)
+	go func() {
+		// The kernel ends it when the thread that forked it ends, so the
+		// thread waits with it.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			done <- cmd.Wait()
+		}
+	}()
+	if err := <-started; err != nil {
 		return fmt.Errorf("starting redis-server: %w", err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
+	if err := noteServer(dir, cmd.Process.Pid, os.Getpid()); err != nil {
+		kill := cmd.Process.Kill()
+		<-done
+		return errors.Join(err, kill)
+	}
 
 	c := redis.NewClient(&redis.Options{Addr: addr, Protocol: 2, DisableIdentity: true, MaxRetries: -1})
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, startWithin)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()

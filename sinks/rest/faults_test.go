@@ -25,7 +25,7 @@ import (
 // only reading back keeps it from doing so.
 func unprotected(settleAfter time.Duration) func(*Config) {
 	return func(c *Config) {
-		c.UniqueReference, c.SettleAfter, c.Timeout = false, settleAfter, 250*time.Millisecond
+		c.UniqueReference, c.SettleAfter, c.Timeout = false, settleAfter, time.Second
 		c.BreakAfter = 100
 	}
 }
@@ -35,7 +35,7 @@ func unprotected(settleAfter time.Duration) func(*Config) {
 func TestTimeoutAfterCommitIsReadBack(t *testing.T) {
 	for _, lose := range []string{"hang", "close", "500"} {
 		t.Run(lose, func(t *testing.T) {
-			r := newRig(t, erp.Options{AllowDuplicates: true}, unprotected(100*time.Millisecond))
+			r := newRig(t, erp.Options{AllowDuplicates: true}, unprotected(time.Second))
 			r.ok(r.place(firm(0)...))
 			r.erp.SetFaults(erp.Faults{LoseNext: 3, Lose: lose})
 			r.ok(r.place(firm(12)[:12]...))
@@ -50,9 +50,9 @@ func TestTimeoutAfterCommitIsReadBack(t *testing.T) {
 // TestLateCommitIsWaitedFor: the ERP still works on a request when the client
 // has given up; looking at once would find nothing and post again.
 func TestLateCommitIsWaitedFor(t *testing.T) {
-	r := newRig(t, erp.Options{AllowDuplicates: true}, unprotected(1200*time.Millisecond))
+	r := newRig(t, erp.Options{AllowDuplicates: true}, unprotected(4*time.Second))
 	r.ok(r.place(firm(0)...))
-	r.erp.SetFaults(erp.Faults{LateNext: 2, Late: erp.Duration(700 * time.Millisecond)})
+	r.erp.SetFaults(erp.Faults{LateNext: 2, Late: erp.Duration(1500 * time.Millisecond)})
 	r.ok(r.place(firm(5)[:5]...))
 	r.settled()
 	r.once(5)
@@ -63,7 +63,7 @@ func TestLateCommitIsWaitedFor(t *testing.T) {
 func TestLateCommitOfAUniqueReferenceNeedsNoWait(t *testing.T) {
 	r := newRig(t, erp.Options{}, func(c *Config) { c.Timeout, c.BreakAfter = 250*time.Millisecond, 100 })
 	r.ok(r.place(firm(0)...))
-	r.erp.SetFaults(erp.Faults{LateNext: 2, Late: erp.Duration(700 * time.Millisecond)})
+	r.erp.SetFaults(erp.Faults{LateNext: 2, Late: erp.Duration(1500 * time.Millisecond)})
 	r.ok(r.place(firm(5)[:5]...))
 	r.settled()
 	r.once(5)
@@ -73,7 +73,7 @@ func TestLateCommitOfAUniqueReferenceNeedsNoWait(t *testing.T) {
 func TestLostAnswersToEverything(t *testing.T) {
 	for _, lose := range []string{"hang", "close", "500"} {
 		t.Run(lose, func(t *testing.T) {
-			r := newRig(t, erp.Options{}, func(c *Config) { c.Timeout, c.BreakAfter = 250*time.Millisecond, 100 })
+			r := newRig(t, erp.Options{}, func(c *Config) { c.Timeout, c.BreakAfter = 500*time.Millisecond, 100 })
 			r.erp.SetFaults(erp.Faults{LosePercent: 30, Lose: lose})
 			r.ok(r.place(firm(12)...))
 			r.ok(r.place(customer(1, "name", "A"), customer(2, "name", "B"), customer(3, "name", "C"), employee(1, "title", "D")))
@@ -134,7 +134,7 @@ func TestKilledBeforeTheRequestWasSent(t *testing.T) {
 	r.ok(r.place(firm(0)...))
 	e := entities[topicTime]
 	it := &item{id: ident{topicTime, "1"}, e: e, want: e.want("ps.time_entry/1", nil)}
-	if err := r.sink.store.begin(t.Context(), []*call{{item: it}}, 300*time.Millisecond); err != nil {
+	if err := r.sink.store.begin(t.Context(), []*call{{item: it}}, 3*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	r.restart("two")
@@ -157,7 +157,7 @@ func TestOlderRecordDoesNotWaitForAnIntent(t *testing.T) {
 	e := entities[topicTime]
 	v := version{topic: approved[0].at.Topic.ID, partition: approved[0].at.Partition, offset: approved[0].at.Offset}
 	it := &item{id: ident{topicTime, "1"}, e: e, version: v, versioned: true, want: e.want("ps.time_entry/1", nil)}
-	if err := r.sink.store.begin(t.Context(), []*call{{item: it}}, 300*time.Millisecond); err != nil {
+	if err := r.sink.store.begin(t.Context(), []*call{{item: it}}, 3*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	r.restart("two")
@@ -176,7 +176,7 @@ func TestThrottling(t *testing.T) {
 	r := newRig(t, erp.Options{}, nil)
 	r.ok(r.place(firm(0)...))
 	began := time.Now()
-	r.erp.SetFaults(erp.Faults{Throttle: erp.Duration(500 * time.Millisecond), RetryAfter: 1})
+	r.erp.SetFaults(erp.Faults{Throttle: erp.Duration(900 * time.Millisecond), RetryAfter: 1})
 	if fs, err := r.try(r.place(firm(12)[:12]...)); err != nil || len(fs) > 0 {
 		t.Fatalf("a short throttle: %v, %v", fs, err)
 	}
@@ -214,7 +214,7 @@ func TestInFlight(t *testing.T) {
 func TestOutage(t *testing.T) {
 	r := newRig(t, erp.Options{}, nil)
 	r.ok(r.place(firm(0)...))
-	r.erp.SetFaults(erp.Faults{Down: erp.Duration(600 * time.Millisecond)})
+	r.erp.SetFaults(erp.Faults{Down: erp.Duration(3 * time.Second)})
 	ps := r.place(firm(12)[:12]...)
 	if _, err := r.try(ps); !isCode(err, ErrOutage) {
 		t.Fatalf("down gave %v", err)
@@ -227,7 +227,7 @@ func TestOutage(t *testing.T) {
 func TestFailures(t *testing.T) {
 	for _, status := range []int{500, 503} {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			r := newRig(t, erp.Options{AllowDuplicates: true}, unprotected(10*time.Millisecond))
+			r := newRig(t, erp.Options{AllowDuplicates: true}, unprotected(200*time.Millisecond))
 			r.erp.SetFaults(erp.Faults{FailPercent: 30, FailStatus: status})
 			r.ok(r.place(firm(12)...))
 			r.once(12)

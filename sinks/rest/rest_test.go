@@ -4,18 +4,14 @@
 package rest
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
@@ -24,26 +20,13 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/internal/testkit/leak"
 	"github.com/tallywire/tallywire/pipeline"
-)
-
-var (
-	postgres  *testkit.Postgres
-	databases atomic.Int32
 )
 
 func TestMain(m *testing.M) {
 	change.PoisonOnRelease(true)
-	var err error
-	if postgres, err = testkit.StartPostgres(context.Background(), testkit.PostgresOptions{}); err != nil {
-		panic("starting Postgres for the control database: " + err.Error())
-	}
-	goleak.VerifyTestMain(m, goleak.IgnoreCurrent(), goleak.Cleanup(func(code int) {
-		if err := postgres.Stop(); err != nil {
-			panic(err)
-		}
-		os.Exit(code)
-	}))
+	leak.Main(m)
 }
 
 var (
@@ -87,11 +70,7 @@ func newRig(t testing.TB, opt erp.Options, tune func(*Config)) *rig {
 			t.Error(err)
 		}
 	})
-	db := fmt.Sprintf("control_%d", databases.Add(1))
-	if err := postgres.CreateDatabase(t.Context(), db); err != nil {
-		t.Fatal(err)
-	}
-	pool, err := control.Open(t.Context(), postgres.DSN(db))
+	pool, err := control.Open(t.Context(), testkit.NewDatabase(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -83,7 +82,7 @@ func TestServerKilledAtRandomMoments(t *testing.T) {
 	s, f := open(t, dsn, "ps.customer"), newFeed("ps.customer", 1)
 	const end, kills = 200_000, 6
 	progress := make(chan int64, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() {

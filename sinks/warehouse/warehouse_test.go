@@ -10,13 +10,13 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/internal/testkit/leak"
 	"github.com/tallywire/tallywire/pipeline"
 )
 
@@ -29,18 +29,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	code := m.Run()
-	if err := server.Stop(); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		code = 1
-	}
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
+	leak.Main(m, server.Stop)
 }
 
 func must[T any](v T, err error) T {

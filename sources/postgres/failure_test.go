@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -95,8 +98,10 @@ func TestRights(t *testing.T) {
 	d.free("tallywire_" + d.name)
 	o := newOutlet()
 	r := loaded(t, d.source(as), o)
-	o.untilCount(t, 1)
+	// The slot is older than the row: the load has it, and the stream once more.
+	o.until(t, "the row", func() bool { return len(state(o.records(), "psa.public.a")) == 1 })
 	r.stop()
+	sameState(t, state(o.records(), "psa.public.a"), map[string]string{"1": "id=1"})
 	for _, f := range d.source(as).Doctor(t.Context()) {
 		if !f.OK {
 			t.Errorf("doctor: %s: %v", f.What, f.Problem)
@@ -190,6 +195,49 @@ func TestTimelineHistory(t *testing.T) {
 	if err := checkPosition(&position{System: 1, Timeline: 1, Slot: "s", LSN: 1}, sys, "s", 0, []byte("2\t0/5000000\tx\n")); !problem.Has(err, ErrTimeline) {
 		t.Errorf("a timeline that the history does not know: %v", err)
 	}
+}
+
+// Lost if this fails: what the former slot still had to send, in silence; the
+// other one's position says nothing about it (invariant 3).
+func TestPositionOfAnotherSlot(t *testing.T) {
+	err := checkPosition(&position{System: 1, Timeline: 1, Slot: "before", LSN: 0x2000000}, &system{id: 1, timeline: 1}, "now", 0x1000000, nil)
+	want(t, err, ErrGap, `"before"`, `"now"`, "0/2000000")
+}
+
+// Lost if this fails: the secrecy of what the server quotes (invariant 13).
+func TestErrorsInDataAreNotQuoted(t *testing.T) {
+	for _, code := range []string{"22P02", "23514"} {
+		err := classify("loading public.a", &pgconn.PgError{Code: code, Message: `invalid input syntax: "98765"`, Detail: "Failing row contains (98765)."})
+		want(t, err, ErrFailed, "loading public.a", code)
+		if text := err.Error() + problem.Format(err); strings.Contains(text, "98765") {
+			t.Errorf("the data is in %q", text)
+		}
+	}
+}
+
+// Lost if this fails: memory that does not grow with a table or a transaction
+// (invariant 12).
+func TestBatchesAreBoundedInOctets(t *testing.T) {
+	const rows, width = 20, 100_000
+	d := newDB(t, shared(t))
+	d.sql("CREATE TABLE a(id int PRIMARY KEY, v text)")
+	d.sql("INSERT INTO a SELECT n, repeat('x', %d) FROM generate_series(1, %d) n", width, rows)
+	s, o := d.source(), newOutlet()
+	o.onSend = func(_ context.Context, b *change.Batch) error {
+		octets := 0
+		for i := range b.Changes {
+			octets += len(b.AppendText(nil, b.Changes[i].New[1]))
+		}
+		if octets > batchBytes+width {
+			return fmt.Errorf("a batch holds %d octets in %d rows", octets, b.Len())
+		}
+		return nil
+	}
+	r := loaded(t, s, o)
+	o.untilCount(t, rows)
+	d.sql("INSERT INTO a SELECT n, repeat('x', %d) FROM generate_series(%d, %d) n", width, rows+1, 2*rows)
+	o.untilCount(t, 2*rows)
+	r.stop()
 }
 
 // Lost if this fails: deletes and updates of a table without a key have nowhere

@@ -68,8 +68,8 @@ func (se *session) load(ctx context.Context, at position) error {
 // settle waits until every transaction that runs now has ended. A snapshot that
 // is taken later than the slot was made must see all that the slot does not
 // send again; a transaction whose commit lies before the slot may still be
-// invisible while it waits for a synchronous standby (exactly-once rules C1,
-// C4). Making a slot waits for the same.
+// invisible while it waits for a synchronous standby (C1, C4). Making a
+// slot waits for the same.
 func (se *session) settle(ctx context.Context) error {
 	// Whoever has a transaction id holds a lock on it, in every database, until
 	// the transaction is visible; prepared ones too.

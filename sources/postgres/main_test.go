@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -16,12 +15,12 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/internal/testkit/leak"
 	"github.com/tallywire/tallywire/pipeline"
 )
 
@@ -49,20 +48,12 @@ func shared(t *testing.T) *testkit.Postgres {
 
 func TestMain(m *testing.M) {
 	change.PoisonOnRelease(true)
-	code := m.Run()
-	if pg17.Postgres != nil {
-		if err := pg17.Stop(); err != nil {
-			fmt.Fprintln(os.Stderr, "stopping Postgres:", err)
-			code = 1
+	leak.Main(m, func() error {
+		if pg17.Postgres == nil {
+			return nil
 		}
-	}
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	os.Exit(code)
+		return pg17.Stop()
+	})
 }
 
 var dbs atomic.Int32
@@ -304,7 +295,7 @@ func (o *outlet) last(t *testing.T) position {
 // until waits for a condition on the outlet.
 func (o *outlet) until(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -368,7 +359,7 @@ func (r *running) stop() {
 		if err != nil {
 			r.t.Fatalf("Run ended with %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(testkit.Patience):
 		r.t.Fatal("Run does not end")
 	}
 }
@@ -382,7 +373,7 @@ func (r *running) fails() error {
 			r.t.Fatal("Run ended without an error")
 		}
 		return err
-	case <-time.After(30 * time.Second):
+	case <-time.After(testkit.Patience):
 		r.t.Fatal("Run does not end")
 	}
 	return nil
@@ -391,7 +382,7 @@ func (r *running) fails() error {
 // free waits until nobody streams from the slot.
 func (d *db) free(slot string) {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(d.t.Context(), testkit.Patience)
 	defer cancel()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()

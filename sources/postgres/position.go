@@ -32,7 +32,7 @@ type position struct {
 const loading = "loading"
 
 // txPart is how far a split transaction was delivered. On resume the same
-// prefix must come again, told by its hash (exactly-once rule A9).
+// prefix must come again, told by its hash (A9).
 type txPart struct {
 	Final     lsn    `json:"final_lsn"`
 	Delivered uint64 `json:"delivered"` // changes, counted before any filter

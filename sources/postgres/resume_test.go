@@ -77,7 +77,7 @@ func moved(r pipeline.Resume, slot string) pipeline.Resume {
 }
 
 // Lost if this fails: a restart loses or repeats changes, at some boundary, also
-// inside a transaction that was split (invariant 2; exactly-once A9, B1).
+// inside a transaction that was split (A9, B1, invariant 2).
 func TestRestartAtEveryPosition(t *testing.T) {
 	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v text); ALTER TABLE a REPLICA IDENTITY FULL; CREATE TABLE b(id int PRIMARY KEY, v int); CREATE TABLE other(id int PRIMARY KEY)`)
@@ -357,7 +357,7 @@ func TestAcknowledgesOnlyWhatIsDurable(t *testing.T) {
 // Lost if this fails: a slow Kafka makes Postgres end the stream again and again.
 func TestKeptAliveWhileSendBlocks(t *testing.T) {
 	d := newDB(t, shared(t))
-	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v text); ALTER ROLE postgres IN DATABASE %s SET wal_sender_timeout = '1s'`, d.name)
+	d.sql(`CREATE TABLE a(id int PRIMARY KEY, v text); ALTER ROLE postgres IN DATABASE %s SET wal_sender_timeout = '3s'`, d.name)
 	s := d.source()
 	o := newOutlet()
 	r := loaded(t, s, o)
@@ -382,7 +382,7 @@ func TestKeptAliveWhileSendBlocks(t *testing.T) {
 	<-blocked
 	pid := d.one("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '" + s.cfg.Slot + "'")
 	from := d.one("SELECT now()::text")
-	o.until(t, "three times wal_sender_timeout", func() bool { return d.one("SELECT (now() > timestamptz '"+from+"' + interval '3s')::text") == "true" })
+	o.until(t, "three times wal_sender_timeout", func() bool { return d.one("SELECT (now() > timestamptz '"+from+"' + interval '9s')::text") == "true" })
 	if now := d.one("SELECT active_pid::text FROM pg_replication_slots WHERE slot_name = '" + s.cfg.Slot + "'"); now != pid {
 		t.Fatalf("the stream was of process %s, now %q", pid, now)
 	}

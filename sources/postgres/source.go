@@ -121,8 +121,8 @@ func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
 		}
 		history = h.Content
 	}
-	// From here on the slot is ours: START_REPLICATION is the lock (exactly-once
-	// rule A4). At 0/0 it begins at confirmed_flush.
+	// From here on the slot is ours: START_REPLICATION is the lock (A4). At
+	// 0/0 it begins at confirmed_flush.
 	if err := se.start(ctx, r, srv.senderTimeout); err != nil {
 		return err
 	}
@@ -287,7 +287,7 @@ func (se *session) relations(ctx context.Context) ([]*pgoutput.Relation, error) 
 	return rels, nil
 }
 
-// createSlot makes the slot, permanent and without two_phase (rule B5), and
+// createSlot makes the slot, permanent and without two_phase (B5), and
 // puts q under its exported snapshot.
 func (se *session) createSlot(ctx context.Context, r *replication) error {
 	se.comp.Is(obs.Starting, "making the slot: waiting for the transactions that run now to end")

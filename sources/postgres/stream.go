@@ -214,7 +214,7 @@ func (st *stream) row(ctx context.Context, m []byte) error {
 	return nil
 }
 
-// pass counts a change that was delivered before (exactly-once rule A9).
+// pass counts a change that was delivered before (A9).
 func (st *stream) pass(m []byte) error {
 	n, err := pgoutput.Count(m)
 	if err != nil {
@@ -249,7 +249,7 @@ func (st *stream) flush(ctx context.Context) error {
 
 // advance moves the slot on while nothing of ours changes, so that it does not
 // hold the WAL of others: the position first becomes durable, then it is
-// acknowledged (exactly-once rule B3). Only when nothing is in flight.
+// acknowledged (B3). Only when nothing is in flight.
 func (st *stream) advance(ctx context.Context) error {
 	to := max(st.at.LSN, st.idle)
 	switch {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/pipelinetest"
 )
@@ -25,7 +26,7 @@ func (u *upstream) Source(testing.TB) pipeline.Source {
 
 func (u *upstream) Put(_ testing.TB, key, version int) {
 	if u.last != nil { // what is put after a start is to come by the stream
-		ctx, cancel := context.WithTimeout(u.t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(u.t.Context(), testkit.Patience)
 		defer cancel()
 		tick := time.NewTicker(5 * time.Millisecond)
 		defer tick.Stop()

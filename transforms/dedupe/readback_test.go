@@ -4,13 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"testing"
-	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/dedupe"
 )
@@ -18,7 +18,7 @@ import (
 // What stands before the start is read from Kafka: committed records only, not
 // those of an aborted transaction, which nobody ever saw.
 func TestReadBack(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	log := slog.New(slog.DiscardHandler)
 	e, err := kafka.StartEmbedded(ctx, t.TempDir(), "127.0.0.1:0", log)

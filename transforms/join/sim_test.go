@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -169,10 +170,14 @@ type scheduler struct {
 	rng   *rand.Rand
 	at    chan *actor
 	flush func() // Redis may be lost before any round trip
+	// choose is who of those that wait goes on, in the order of their places;
+	// nil: chance says.
+	choose func(waiting []*actor) int
 }
 
 // actor is one running step of a group.
 type actor struct {
+	n    int // its place among those that run
 	goOn chan struct{}
 	done bool
 }
@@ -204,9 +209,11 @@ func (s *scheduler) wait(ctx context.Context) {
 // run lets the functions go on, one round trip of one of them at a time, until
 // all have returned.
 func (s *scheduler) run(ctx context.Context, flushPerMille int, fs ...func(ctx context.Context)) {
-	for _, f := range fs {
-		a := &actor{goOn: make(chan struct{})}
+	for n, f := range fs {
+		a := &actor{n: n, goOn: make(chan struct{})}
 		go func() {
+			s.at <- a // none runs before it is chosen
+			<-a.goOn
 			f(context.WithValue(ctx, actorKey{}, a))
 			a.done = true
 			s.at <- a
@@ -227,12 +234,16 @@ func (s *scheduler) run(ctx context.Context, flushPerMille int, fs ...func(ctx c
 		if len(waiting) == 0 {
 			continue
 		}
-		// Who arrived first depends on the machine; the choice must not. With
-		// two actors all is said by which of them; they start in order.
+		// Who arrived first depends on the machine; the choice must not.
+		slices.SortFunc(waiting, func(a, b *actor) int { return a.n - b.n })
 		if s.rng.IntN(1000) < flushPerMille {
 			s.flush()
 		}
-		i := s.rng.IntN(len(waiting))
+		choose := s.choose
+		if choose == nil {
+			choose = func(waiting []*actor) int { return s.rng.IntN(len(waiting)) }
+		}
+		i := choose(waiting)
 		a := waiting[i]
 		waiting = append(waiting[:i], waiting[i+1:]...)
 		running++

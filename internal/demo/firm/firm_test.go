@@ -5,13 +5,13 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/internal/testkit/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 func connect(t *testing.T, dsn string) *pgx.Conn {
 	t.Helper()
@@ -35,7 +35,7 @@ func ask[T any](t *testing.T, conn *pgx.Conn, sql string, args ...any) T {
 // Would be lost: a demo whose numbers can be told to a colleague (the same at
 // every start), and the cases that it is to show.
 func TestSeed(t *testing.T) {
-	server := testkit.NewPostgres(t, "")
+	dsn := testkit.NewDatabase(t)
 	const fingerprint = `SELECT md5(string_agg(h, '' ORDER BY h)) FROM (
 		SELECT md5(string_agg(x::text, '|' ORDER BY id)) h FROM time_entry x UNION ALL
 		SELECT md5(string_agg(x::text, '|' ORDER BY id)) FROM cost_rate x UNION ALL
@@ -44,26 +44,23 @@ func TestSeed(t *testing.T) {
 		SELECT md5(string_agg(x::text, '|' ORDER BY id)) FROM project x UNION ALL
 		SELECT md5(string_agg(x::text, '|' ORDER BY id)) FROM employee x) f`
 	var prints [2]string
-	for i, db := range []string{"psa", "psa2"} {
-		if err := server.CreateDatabase(t.Context(), db); err != nil {
-			t.Fatal(err)
-		}
-		sum, err := firm.Seed(t.Context(), server.DSN(db))
+	for i, dsn := range []string{dsn, testkit.NewDatabase(t)} {
+		sum, err := firm.Seed(t.Context(), dsn)
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("%d time entries in %s", sum.Rows["time_entry"], sum.Took)
-		prints[i] = ask[string](t, connect(t, server.DSN(db)), fingerprint)
+		prints[i] = ask[string](t, connect(t, dsn), fingerprint)
 	}
 	if prints[0] != prints[1] {
 		t.Error("two seeds differ")
 	}
-	again, err := firm.Seed(t.Context(), server.DSN("psa"))
+	again, err := firm.Seed(t.Context(), dsn)
 	if err != nil || again.New {
 		t.Errorf("a seeded database was not left alone: %+v, %v", again, err)
 	}
 
-	conn := connect(t, server.DSN("psa"))
+	conn := connect(t, dsn)
 	for what, c := range map[string]struct {
 		sql      string
 		min, max int64

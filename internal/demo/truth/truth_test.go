@@ -207,7 +207,7 @@ func TestCompare(t *testing.T) {
 
 	// Mended while we look.
 	done := make(chan *truth.Report, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	go func() {
 		r, err := truth.Compare(ctx, psa, wh, truth.Options{Settle: time.Minute, Every: 50 * time.Millisecond})

@@ -65,7 +65,7 @@ func TestShapeChangesWithinABatch(t *testing.T) {
 
 // Lost if this fails: after a restart inside a transaction the engine goes on
 // at another change than the one it stopped at, or refuses the right one
-// (exactly-once rule A9); or a change has the position of another.
+// (A9); or a change has the position of another.
 func TestPositionsAndHashWhateverTheCuts(t *testing.T) {
 	kept, other, skipped := small(1, "kept", 25), small(2, "other", 25), &Relation{Skip: true}
 	rapid.Check(t, func(t *rapid.T) {

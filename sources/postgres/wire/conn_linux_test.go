@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/tallywire/tallywire/internal/testkit"
 )
 
 // pair gives a Conn and the far end.
@@ -76,7 +78,7 @@ func waiting(t *testing.T, c *Conn, before uint64) {
 
 func poll(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
@@ -136,7 +138,7 @@ func TestConnDeadlinesAndClose(t *testing.T) {
 			t.Fatal(err)
 		}
 		var timeout net.Error
-		if err := in(t, 5*time.Second, "a deadline", async(read)); !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
+		if err := in(t, testkit.Patience, "a deadline", async(read)); !errors.Is(err, os.ErrDeadlineExceeded) || !errors.As(err, &timeout) || !timeout.Timeout() {
 			t.Errorf("a read past its deadline: %v", err)
 		}
 		if err := c.SetDeadline(time.Time{}); err != nil {
@@ -146,7 +148,7 @@ func TestConnDeadlinesAndClose(t *testing.T) {
 		if _, err := far.Write([]byte("later")); err != nil {
 			t.Fatal(err)
 		}
-		if err := in(t, 5*time.Second, "a read after a deadline", async(read)); err != nil {
+		if err := in(t, testkit.Patience, "a read after a deadline", async(read)); err != nil {
 			t.Error(err)
 		}
 		// A deadline in the past wakes a reader: that is how a context interrupts.
@@ -156,7 +158,7 @@ func TestConnDeadlinesAndClose(t *testing.T) {
 		if err := c.SetDeadline(time.Unix(1, 0)); err != nil {
 			t.Fatal(err)
 		}
-		if err := in(t, 5*time.Second, "a deadline in the past", ended); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err := in(t, testkit.Patience, "a deadline in the past", ended); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("interrupted: %v", err)
 		}
 		// A writer whose peer does not read.
@@ -167,7 +169,7 @@ func TestConnDeadlinesAndClose(t *testing.T) {
 			t.Fatal(err)
 		}
 		write := func() error { _, err := c.Write(make([]byte, 64<<20)); return err }
-		if err := in(t, 5*time.Second, "a write's deadline", async(write)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		if err := in(t, testkit.Patience, "a write's deadline", async(write)); !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("a write that nobody reads: %v", err)
 		}
 		if err := c.SetWriteDeadline(time.Time{}); err != nil {
@@ -176,13 +178,13 @@ func TestConnDeadlinesAndClose(t *testing.T) {
 		before = c.Counts().Waits
 		reads, writes := async(read), async(write)
 		waiting(t, c, before)
-		if err := in(t, 5*time.Second, "closing", async(c.Close)); err != nil {
+		if err := in(t, testkit.Patience, "closing", async(c.Close)); err != nil {
 			t.Error(err)
 		}
-		if err := in(t, 5*time.Second, "a read of what is closed", reads); !errors.Is(err, net.ErrClosed) {
+		if err := in(t, testkit.Patience, "a read of what is closed", reads); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("a reader at Close: %v", err)
 		}
-		if err := in(t, 5*time.Second, "a write to what is closed", writes); !errors.Is(err, net.ErrClosed) {
+		if err := in(t, testkit.Patience, "a write to what is closed", writes); !errors.Is(err, net.ErrClosed) {
 			t.Errorf("a writer at Close: %v", err)
 		}
 		if err := read(); !errors.Is(err, net.ErrClosed) {

@@ -118,7 +118,7 @@ func newDB(t *testing.T, pg *testkit.Postgres) string {
 	exec(t, pg, name, schema)
 	exec(t, pg, name, "SELECT pg_create_logical_replication_slot(current_database(), 'pgoutput')")
 	t.Cleanup(func() { // a slot that nobody reads keeps WAL for ever
-		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), testkit.Patience)
 		defer cancel()
 		for pg.PID() != 0 {
 			err := pg.Exec(ctx, name, "SELECT pg_drop_replication_slot('"+name+"')")
@@ -222,7 +222,7 @@ func (s *stream) end() {
 // the connection.
 func (s *stream) frame() (kind byte, body []byte, err error) {
 	s.t.Helper()
-	timer := time.NewTimer(time.Minute)
+	timer := time.NewTimer(testkit.Patience)
 	defer timer.Stop()
 	for {
 		kind, body, ok, err := s.Next()

@@ -110,12 +110,13 @@ func TestQuietIsEager(t *testing.T) {
 // grows for as long as it stands still.
 func TestNobodyDecodes(t *testing.T) {
 	everyWay(t, func(t *testing.T, w way) {
+		t.Parallel() // they mostly wait
 		db := newDB(t, world.pg)
-		exec(t, world.pg, db, "ALTER DATABASE "+db+" SET wal_sender_timeout = '1s'")
+		exec(t, world.pg, db, "ALTER DATABASE "+db+" SET wal_sender_timeout = '3s'")
 		exec(t, world.pg, db, "SELECT add(1, 30000, 200)")
 		s := open(t, w, db, true)
 		poll(t, "read-ahead is used up", func() bool { return s.under.Counts().Octets > ReadAhead-2*chunkSize })
-		patience := time.NewTimer(3 * time.Second) // three times the timeout
+		patience := time.NewTimer(9 * time.Second) // three times the timeout
 		<-patience.C
 		if err := s.sendE.Load(); err != nil {
 			t.Fatal("a status update fails:", *err)
@@ -139,7 +140,7 @@ func TestClose(t *testing.T) {
 		}
 		s := open(t, w, db, true)
 		poll(t, "the reader waits", func() bool { return s.under.Counts().Waits > 0 })
-		in(t, 5*time.Second, "closing while it waits", async(func() bool { s.end(); return true }))
+		in(t, testkit.Patience, "closing while it waits", async(func() bool { s.end(); return true }))
 		if _, _, err := s.frame(); err == nil {
 			t.Error("a closed socket gives a frame")
 		}
@@ -147,11 +148,11 @@ func TestClose(t *testing.T) {
 		exec(t, world.pg, db, "SELECT add(1, 30000, 200)")
 		s = open(t, w, db, true)
 		poll(t, "read-ahead is used up", func() bool { return s.under.Counts().Octets > ReadAhead-2*chunkSize })
-		in(t, 5*time.Second, "closing while there is no room", async(func() bool { s.end(); return true }))
+		in(t, testkit.Patience, "closing while there is no room", async(func() bool { s.end(); return true }))
 		free()
 		s = open(t, w, db, true)
 		s.rows(1, 1000, 200)
-		in(t, 5*time.Second, "closing while octets flow", async(func() bool { s.end(); return true }))
+		in(t, testkit.Patience, "closing while octets flow", async(func() bool { s.end(); return true }))
 		free()
 	})
 }
@@ -176,8 +177,10 @@ func TestServerEndsTheStream(t *testing.T) {
 		if err := e.Decode(body); err != nil || e.Code != "57P01" {
 			t.Errorf("the server's error is %q (%v), want admin_shutdown", e.Code, err)
 		}
-		if _, _, err := s.frame(); !errors.Is(err, io.EOF) {
-			t.Errorf("after the server's error: %v, want EOF", err)
+		// A server that ends with something of ours unread resets the
+		// connection instead: what it said before has arrived all the same.
+		if _, _, err := s.frame(); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("after the server's error: %v, want the end", err)
 		}
 	})
 }
