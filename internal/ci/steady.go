@@ -235,6 +235,9 @@ func once(ctx context.Context, dir string, b built, env []string) (round, error)
 	r := round{When: time.Now().UTC(), Package: b.pkg, Binary: b.sum}
 	cmd := child(ctx, env, "go", "tool", "test2json", "-t", "-p", module+"/"+b.pkg, b.file, "-test.v=test2json", "-test.timeout=40m")
 	cmd.Dir = b.dir
+	if os.Getenv("CHAOS_KILLS") == "" {
+		cmd.Env = append(cmd.Env, "CHAOS_KILLS=4") // more rounds say more than more kills
+	}
 	var raw strings.Builder
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

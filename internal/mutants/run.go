@@ -72,7 +72,7 @@ func (m *mutant) build(ctx context.Context, root, dir string, mutated bool) *rea
 		}
 		// The test is to be red: what it waits for may never come.
 		if os.Getenv(patience) == "" {
-			r.env = append(r.env, patience+"=20s")
+			r.env = append(r.env, patience+"=10s")
 		}
 	}
 	out, err := goCommand(ctx, root, r.env, "test", "-c", "-vet=off", "-o", r.binary, m.testPackage)
