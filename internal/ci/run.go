@@ -159,6 +159,9 @@ func full(ctx context.Context, args []string) error {
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
+	if extra, err := git(ctx, "ls-files", "--others", "--exclude-standard"); err != nil || extra != "" {
+		return errors.Join(err, fmt.Errorf("files that git does not track would be part of what is green: commit or remove %s", strings.Join(strings.Fields(extra), ", ")))
+	}
 	id, err := tree(ctx)
 	if err != nil {
 		return err

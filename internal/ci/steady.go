@@ -32,8 +32,9 @@ type round struct {
 	When    time.Time `json:"when"`
 	Tree    string    `json:"tree"`
 	Package string    `json:"package"`
-	// Binary is the SHA-256 of the test binary: rounds of a package count
-	// together as long as nothing that is compiled into its tests changes.
+	// Binary is the SHA-256 of the test binary, and of the program where the
+	// tests run that: rounds of a package count together as long as nothing
+	// that is compiled into them changes.
 	Binary  string   `json:"binary"`
 	Seconds float64  `json:"seconds"`
 	Tests   int      `json:"tests"`
@@ -119,19 +120,37 @@ func buildTests(ctx context.Context, into string, ps []string) ([]built, error) 
 		if out, err := exec.CommandContext(ctx, "go", "test", "-c", "-trimpath", "-o", b.file, "./"+dir).CombinedOutput(); err != nil {
 			return nil, fmt.Errorf("building the tests of %s: %w\n%s", dir, err, out)
 		}
-		f, err := os.Open(b.file)
-		if err != nil {
+		files := []string{b.file}
+		if p == crashPackage { // it kills the program, which it does not import
+			program := filepath.Join(into, "tallywire")
+			if out, err := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", program, "./cmd/tallywire").CombinedOutput(); err != nil {
+				return nil, fmt.Errorf("building the program: %w\n%s", err, out)
+			}
+			files = append(files, program)
+		}
+		var err error
+		if b.sum, err = sumOf(files...); err != nil {
 			return nil, err
 		}
-		h := sha256.New()
-		_, err = io.Copy(h, f)
-		if err := errors.Join(err, f.Close()); err != nil {
-			return nil, err
-		}
-		b.sum = hex.EncodeToString(h.Sum(nil)[:8])
 		all = append(all, b)
 	}
 	return all, nil
+}
+
+// sumOf is a hash of what files hold, in hex.
+func sumOf(files ...string) (string, error) {
+	h := sha256.New()
+	for _, name := range files {
+		f, err := os.Open(name)
+		if err != nil {
+			return "", err
+		}
+		_, err = io.Copy(h, f)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return "", err
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)[:8]), nil
 }
 
 // tally is the file of rounds.

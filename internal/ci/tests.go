@@ -197,7 +197,7 @@ func race(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
-	return o.close(os.Stdout, true)
+	return o.close(os.Stdout, false)
 }
 
 // fuzz runs fuzz targets: all of them, or those of changed packages and one
