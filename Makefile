@@ -60,7 +60,7 @@ fresh: needs ## make test with every cache of ours empty, as on a new machine
 	@$(ALONE) "make fresh" deploy/new-machine.sh
 
 land: ## merge this branch into main, once .ci/run is green on the merge in a fresh clone (MESSAGE="…")
-	@MESSAGE='$(MESSAGE)' $(ALONE) "make land" deploy/land.sh
+	@$(ALONE) "make land" deploy/land.sh
 
 chaos: needs ## the long form of the crash tests
 	CHAOS_KILLS=30 $(ALONE) "make chaos" $(GO) test -timeout 60m -count=1 -v ./internal/chaos

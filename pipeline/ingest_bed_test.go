@@ -398,6 +398,22 @@ func (b *bed) running(src Source, limits IngestLimits) (stop func() error, ended
 	return stop, done
 }
 
+// run runs a source to its end and gives what RunIngest returned.
+func (b *bed) run(ctx context.Context, src Source, limits IngestLimits) error {
+	b.t.Helper()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- RunIngest(ctx, b.env, IngestSpec{Name: b.source, Source: src, IngestLimits: limits})
+	}()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(2 * testkit.Patience): // longer than any wait inside a source
+		b.t.Fatal("waited for the source's end in vain")
+		return nil
+	}
+}
+
 func (b *bed) await(what string, ch <-chan struct{}) {
 	b.t.Helper()
 	select {

@@ -225,7 +225,7 @@ func TestIngestAtLeastOnceFencedPredecessorHalts(t *testing.T) {
 			}
 			return out.Checkpoint(ctx, Resume(`{"lsn":99}`))
 		})
-		err := RunIngest(t.Context(), b.env, IngestSpec{Name: b.source, Source: zombie, IngestLimits: plain})
+		err := b.run(t.Context(), zombie, plain)
 		if !problem.Has(err, ErrFenced) {
 			t.Errorf("the zombie ended with %v, want TW-FENCED", err)
 		}

@@ -64,7 +64,7 @@ func TestIngestDecodesInTheWorkers(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		})
-		err := RunIngest(t.Context(), b.env, IngestSpec{Name: b.source, Source: source})
+		err := b.run(t.Context(), source, IngestLimits{})
 		if !sent || !problem.Has(err, errMalformed) {
 			t.Fatalf("it ended with %v (all sent: %v), want %s", err, sent, errMalformed.ID)
 		}
@@ -79,7 +79,7 @@ func TestIngestDecodesInTheWorkers(t *testing.T) {
 			}
 			return errors.Join(err, errMalformed.New("enough"))
 		})
-		if err := RunIngest(t.Context(), b.env, IngestSpec{Name: b.source, Source: probe}); !problem.Has(err, errMalformed) {
+		if err := b.run(t.Context(), probe, IngestLimits{}); !problem.Has(err, errMalformed) {
 			t.Fatal(err)
 		}
 		if at != nil {

@@ -218,7 +218,7 @@ func TestIngestFencedPredecessorHalts(t *testing.T) {
 			}
 			return sent
 		})
-		err := RunIngest(t.Context(), b.env, IngestSpec{Name: b.source, Source: first})
+		err := b.run(t.Context(), first, IngestLimits{})
 		if sent == nil {
 			t.Error("the predecessor committed after its successor had read the position")
 		}
@@ -299,7 +299,8 @@ func TestIngestKilledInMidTransaction(t *testing.T) {
 		txs := inserts(6, 10)
 		f := newFeed(b.table(), txs)
 		// Dies after having sent half of transaction 4, its connections cut.
-		died := make(chan struct{})
+		life, kill := context.WithCancel(t.Context())
+		defer kill()
 		dying := scripted(func(ctx context.Context, out SourceOutlet) error {
 			half := newFeed(f.table, txs[:3])
 			half.confirmed = f.confirmed
@@ -322,13 +323,15 @@ func TestIngestKilledInMidTransaction(t *testing.T) {
 			}
 			b.awaitHigh(3*10 + 5)
 			b.proxy.Cut()
-			close(died)
+			kill() // or it would begin again, once it notices the cut
 			return nil
 		})
-		if err := RunIngest(t.Context(), b.env, IngestSpec{Name: b.source, Source: dying}); err != nil {
+		if err := b.run(life, dying, IngestLimits{TxnTimeout: 30 * time.Second}); err != nil {
 			t.Fatal(err)
 		}
-		b.await("the death", died)
+		if life.Err() == nil {
+			t.Fatal("it ended before its time")
+		}
 		b.proxy.Mend()
 		began := time.Now()
 		stop, _ := b.running(f, IngestLimits{})
@@ -448,14 +451,14 @@ func TestIngestHaltsWhenATopicIsNotTheOne(t *testing.T) {
 	if _, err := b.direct.Admin().DeleteTopic(t.Context(), b.topic()); err != nil {
 		t.Fatal(err)
 	}
-	err := RunIngest(t.Context(), b.env, IngestSpec{Name: b.source, Source: f})
+	err := b.run(t.Context(), f, IngestLimits{})
 	if !problem.Has(err, ErrPositionTopics) {
 		t.Errorf("topic gone: %v, want TW-POSITION-TOPICS", err)
 	}
 	if _, err := b.direct.EnsureTopic(t.Context(), kafka.TopicSpec{Name: b.topic(), Partitions: 5}); err != nil {
 		t.Fatal(err)
 	}
-	err = RunIngest(t.Context(), b.env, IngestSpec{Name: b.source, Source: f})
+	err = b.run(t.Context(), f, IngestLimits{})
 	if !problem.Has(err, ErrPositionTopics) {
 		t.Errorf("other partitions: %v, want TW-POSITION-TOPICS", err)
 	}

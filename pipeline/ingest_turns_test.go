@@ -221,7 +221,7 @@ func (b *bed) zombie(n int) {
 		}
 		return committed
 	})
-	err := RunIngest(t.Context(), b.env, IngestSpec{Name: b.source, Source: zombie})
+	err := b.run(t.Context(), zombie, IngestLimits{})
 	if committed == nil {
 		t.Error("the zombie committed after its successor had read the position")
 	}
@@ -269,7 +269,7 @@ func TestIngestKilledWithTwoOpenTransactions(t *testing.T) {
 				dead := make(chan struct{})
 				go func() {
 					defer close(dead)
-					if err := RunIngest(ctx, b.env, IngestSpec{Name: b.source, Source: f, IngestLimits: IngestLimits{TxnTimeout: 12 * time.Second}}); err != nil {
+					if err := RunIngest(ctx, b.env, IngestSpec{Name: b.source, Source: f, IngestLimits: IngestLimits{TxnTimeout: 30 * time.Second}}); err != nil {
 						t.Errorf("the dead one: %v", err)
 					}
 				}()
@@ -280,8 +280,8 @@ func TestIngestKilledWithTwoOpenTransactions(t *testing.T) {
 				began := time.Now()
 				stop, _ := next.running(f, IngestLimits{})
 				b.await("all changes", f.all)
-				if took := time.Since(began); took > 10*time.Second {
-					t.Errorf("the successor needed %v: it waited for the timeout of 12 s", took)
+				if took := time.Since(began); took > 25*time.Second {
+					t.Errorf("the successor needed %v: it waited for the timeout of 30 s", took)
 				}
 				if err := stop(); err != nil {
 					t.Fatal(err)

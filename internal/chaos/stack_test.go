@@ -213,16 +213,11 @@ func (s *stack) start() {
 	cmd := exec.Command(binary, "run", "-c", s.config)
 	cmd.Env = append(os.Environ(), "ERP_SECRET="+secret)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	done := make(chan struct{})
+	if err := testkit.StartChild(cmd, func(error) { close(done) }); err != nil {
 		s.t.Fatal(err)
 	}
-	done := make(chan struct{})
 	s.proc, s.done = cmd, done
-	go func() {
-		cmd.Wait()
-		close(done)
-	}()
 }
 
 // kill is kill -9, and waits until the process is gone.

@@ -167,7 +167,7 @@ func test(ctx context.Context, args []string) error {
 	wg.Go(func() {
 		crash, crashErr = goTest(ctx, os.Stdout, env, "-count=1", "-timeout", "40m", "-run", slice, crashPackage)
 	})
-	o, err := goTest(ctx, os.Stdout, env, append([]string{"-count=1", "-timeout", "30m", "-p", "2"}, ps...)...)
+	o, err := goTest(ctx, os.Stdout, env, append([]string{"-count=1", "-timeout", "15m", "-p", "2"}, ps...)...)
 	wg.Wait()
 	if err := stop(); err != nil {
 		return err
@@ -190,7 +190,7 @@ func race(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
-	o, err := goTest(ctx, os.Stdout, env, append([]string{"-race", "-short", "-vet=off", "-count=1", "-timeout", "30m", "-p", "2"}, racePackages...)...)
+	o, err := goTest(ctx, os.Stdout, env, append([]string{"-race", "-short", "-vet=off", "-count=1", "-timeout", "15m", "-p", "2"}, racePackages...)...)
 	if err := stop(); err != nil {
 		return err
 	}

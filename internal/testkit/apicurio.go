@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -78,23 +77,13 @@ func (a *Apicurio) start(ctx context.Context, home string) error {
 		"-Dquarkus.http.host=127.0.0.1", "-Dquarkus.http.port="+strconv.Itoa(a.Port),
 		"-jar", filepath.Join(home, "apicurio-registry-app-"+ApicurioVersion+"-runner.jar"))
 	a.cmd.Stdout, a.cmd.Stderr, a.cmd.Dir = log, log, a.dir
-	setDieWithParent(a.cmd)
-	started := make(chan error, 1)
-	go func() {
-		// The kernel ends the JVM when the thread that forked it ends, so
-		// the thread waits with it.
-		runtime.LockOSThread()
+	// How it ended is of no interest: it is only ever killed.
+	err = StartChild(a.cmd, func(error) {
 		defer close(a.done)
 		defer log.Close()
-		err := a.cmd.Start()
-		started <- err
-		if err == nil {
-			// How it ended is of no interest: it is only ever killed.
-			a.cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
-		return fmt.Errorf("starting Apicurio: %w", err)
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("starting Apicurio: %w", err), log.Close())
 	}
 	if err := a.awaitReady(ctx); err != nil {
 		return errors.Join(err, a.kill())

@@ -1,14 +1,9 @@
-// What the kernel does for a server whose parent was killed.
+// What the kernel does for a child whose parent was killed.
 
 package testkit
 
-import (
-	"os/exec"
-	"syscall"
-)
+import "syscall"
 
-// setDieWithParent has the kernel kill the process when the thread that forks
-// it ends.
-func setDieWithParent(cmd *exec.Cmd) {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-}
+// dieWithParent has the kernel kill the process when the thread that forks it
+// ends.
+func dieWithParent(a *syscall.SysProcAttr) { a.Pdeathsig = syscall.SIGKILL }

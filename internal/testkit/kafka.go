@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -197,34 +196,25 @@ func (k *Kafka) start(ctx context.Context) error {
 		"-cp", filepath.Join(k.libs, "*"), "kafka.Kafka", k.properties())
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Dir = k.Dir
-	setDieWithParent(cmd)
 
-	done, started := make(chan struct{}), make(chan error, 1)
+	done := make(chan struct{})
 	k.mu.Lock()
 	k.done, k.err = done, nil
-	k.mu.Unlock()
-	go func() {
-		// The kernel ends the JVM when the thread that forked it ends, so
-		// the thread waits with it.
-		runtime.LockOSThread()
+	err = StartChild(cmd, func(err error) {
 		defer close(done)
 		defer log.Close()
-		err := cmd.Start()
-		if err == nil {
-			k.mu.Lock()
-			k.pid = cmd.Process.Pid
-			k.mu.Unlock()
-		}
-		started <- err
-		if err == nil {
-			err = cmd.Wait()
-		}
 		k.mu.Lock()
 		k.pid, k.err = 0, err
 		k.mu.Unlock()
-	}()
-	if err := <-started; err != nil {
-		return fmt.Errorf("starting Kafka: %w", err)
+	})
+	if err == nil {
+		k.pid = cmd.Process.Pid
+	} else {
+		k.done = nil
+	}
+	k.mu.Unlock()
+	if err != nil {
+		return errors.Join(fmt.Errorf("starting Kafka: %w", err), log.Close())
 	}
 	err = noteServer(k.Dir, k.PID(), os.Getpid())
 	if err == nil {

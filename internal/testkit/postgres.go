@@ -43,7 +43,8 @@ type PostgresOptions struct {
 	// whoever comes from their networks.
 	Listen []string
 	// Adopt takes over a server that runs on Dir already, left behind by a run
-	// that was killed. Without it such a server is an error.
+	// that was killed. Without it such a server is an error, and what is
+	// started ends with this process (StartChild).
 	Adopt bool
 }
 
@@ -55,10 +56,11 @@ type Postgres struct {
 	Dir     string
 	Adopted bool // it was running already
 
-	bin     string
-	params  map[string]string
-	temp    bool
-	sockets string // folder of the Unix socket; empty: none
+	bin      string
+	params   map[string]string
+	temp     bool
+	sockets  string // folder of the Unix socket; empty: none
+	outlives bool   // this process: for the next one to adopt
 
 	mu   sync.Mutex
 	pid  int           // of the postmaster; 0: not running
@@ -75,7 +77,7 @@ func StartPostgres(ctx context.Context, o PostgresOptions) (*Postgres, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Postgres{Port: o.Port, Version: o.Version, Dir: o.Dir, bin: bin, params: o.Params}
+	p := &Postgres{Port: o.Port, Version: o.Version, Dir: o.Dir, bin: bin, params: o.Params, outlives: o.Adopt}
 	if p.Dir == "" {
 		reapOnce.Do(reap)
 		if p.Dir, err = os.MkdirTemp("", tempPrefix); err != nil {
@@ -318,14 +320,18 @@ func (p *Postgres) start(ctx context.Context) error {
 	cmd.SysProcAttr = postgresProcess()
 	cmd.Env = p.env()
 	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
+	done := make(chan struct{})          // closed with the server; Stop and Kill wait for it
+	ended := func(error) { close(done) } // how it ended shows in its log
+	if p.outlives {
+		if err = cmd.Start(); err == nil {
+			go func() { ended(cmd.Wait()) }()
+		}
+	} else {
+		err = StartChild(cmd, ended)
+	}
+	if err != nil {
 		return fmt.Errorf("starting Postgres %s: %w", p.Version, err)
 	}
-	done := make(chan struct{})
-	go func() { // ends with the server; Stop and Kill wait for it
-		_ = cmd.Wait() // how it ended shows in its log
-		close(done)
-	}()
 	p.mu.Lock()
 	p.pid, p.done, p.Adopted = cmd.Process.Pid, done, false
 	p.mu.Unlock()

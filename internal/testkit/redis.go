@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -111,22 +110,9 @@ func (r *Redis) launch(ctx context.Context, bin, addr string) error {
 		return err
 	}
 	cmd := exec.Command(bin, args...)
-	// A group of its own: a Ctrl-C in the terminal is for us, we stop it in
-	// order. When we are killed, it goes with us.
-	setDieWithParent(cmd)
 	cmd.Dir = dir
-	started, done := make(chan error, 1), make(chan error, 1)
-	go func() {
-		// The kernel ends it when the thread that forked it ends, so the
-		// thread waits with it.
-		runtime.LockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			done <- cmd.Wait()
-		}
-	}()
-	if err := <-started; err != nil {
+	done := make(chan error, 1)
+	if err := StartChild(cmd, func(err error) { done <- err }); err != nil {
 		return fmt.Errorf("starting redis-server: %w", err)
 	}
 	if err := noteServer(dir, cmd.Process.Pid, os.Getpid()); err != nil {
