@@ -17,6 +17,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 const (
@@ -37,7 +38,7 @@ func RunTransform(ctx context.Context, env *Env, spec TransformSpec) error {
 	t := &transform{env: env, spec: spec, comp: env.Obs.Component("transform", spec.Name)}
 	for _, st := range spec.Stages {
 		if k, ok := st.(Keeper); ok {
-			for _, s := range k.States() {
+			for _, s := range k.Stores() {
 				t.kept = append(t.kept, kept{k, s})
 			}
 		}
@@ -58,7 +59,7 @@ type transform struct {
 // kept is one state with the stage that fills it.
 type kept struct {
 	keeper Keeper
-	state  *State
+	state  *state.Store
 }
 
 // groupSession is one life of the group client. After an abort, or an end that was

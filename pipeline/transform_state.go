@@ -14,6 +14,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // checkState compares every state of the place's topic with the offset, below
@@ -36,7 +37,7 @@ func (s *groupSession) checkState(ctx context.Context, p *place, offset int64) e
 		if _, ok, err := k.state.Check(ctx, p.topic, p.partition, offset); err != nil {
 			return err
 		} else if !ok {
-			return ErrStateLost.New("state of partition %d of topic %q was lost again while it was rebuilt", p.partition, p.topic.Name)
+			return state.ErrLost.New("state of partition %d of topic %q was lost again while it was rebuilt", p.partition, p.topic.Name)
 		}
 	}
 	return nil

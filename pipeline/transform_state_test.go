@@ -11,6 +11,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/redis"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // waiter is a Keeper of two topics. When flush is set it empties Redis in the
@@ -19,16 +20,16 @@ import (
 type waiter struct {
 	*copier
 	rdb      *goredis.Client
-	states   []*State
+	states   []*state.Store
 	flush    atomic.Bool
 	waiting  string // a topic
 	restored map[string]int
 }
 
-func (w *waiter) States() []*State { return w.states }
+func (w *waiter) Stores() []*state.Store { return w.states }
 
 func (w *waiter) keep(ctx context.Context, in *change.Batch, restoring bool) error {
-	return Write(ctx, w.states, in, restoring, func(goredis.Pipeliner, func(*change.Change) bool) error { return nil })
+	return state.Apply(ctx, w.states, in, restoring, func(goredis.Pipeliner, func(*change.Change) bool) error { return nil })
 }
 
 func (w *waiter) Restore(ctx context.Context, in *change.Batch) error {
@@ -54,7 +55,7 @@ func (w *waiter) Apply(ctx context.Context, in *change.Batch, out Outlet) error 
 	}
 	if w.waiting != "" && w.restored[w.waiting] == 0 {
 		in.Release()
-		return ErrStateUnknown.New("the state of %s is not there", w.waiting)
+		return state.ErrUnknown.New("the state of %s is not there", w.waiting)
 	}
 	if err := w.keep(ctx, in, false); err != nil {
 		in.Release()
@@ -94,7 +95,7 @@ func TestTransformRebuildsWhatOthersWaitFor(t *testing.T) {
 	}
 	w := &waiter{copier: &copier{topic: b.output()}, rdb: b.env.Redis, restored: map[string]int{}}
 	for _, topic := range []string{b.in.Topic, other.Topic} {
-		w.states = append(w.states, NewState(b.env.Redis, b.env.Obs.Log, b.source, topic))
+		w.states = append(w.states, state.NewStore(b.env.Redis, b.env.Obs.Log, b.source, topic))
 	}
 	spec := b.spec(w)
 	spec.CoPartitioned = []string{b.in.Topic, other.Topic}

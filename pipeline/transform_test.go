@@ -17,6 +17,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // Without it: nothing arrives, or offsets move without records.
@@ -346,7 +347,7 @@ func TestTransformStageErrors(t *testing.T) {
 	st := &failing{copier: &copier{topic: b.output()}, err: func() error {
 		if waits > 0 {
 			waits--
-			return ErrStateUnknown.New("not yet")
+			return state.ErrUnknown.New("not yet")
 		}
 		return nil
 	}}

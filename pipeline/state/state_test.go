@@ -1,4 +1,4 @@
-package pipeline_test
+package state_test
 
 import (
 	"context"
@@ -14,7 +14,7 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/testkit"
-	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // stateServers runs a test against the embedded Redis and a real one.
@@ -49,19 +49,19 @@ func stateServers(t *testing.T, f func(t *testing.T, rdb *goredis.Client)) {
 
 var stateTopic = &change.Topic{Name: "ps.project", ID: [16]byte{1, 2, 3}, Partitions: 1}
 
-func newState(rdb *goredis.Client) *pipeline.State {
-	s := pipeline.NewState(rdb, slog.New(slog.DiscardHandler), "costed", stateTopic.Name)
+func newStore(rdb *goredis.Client) *state.Store {
+	s := state.NewStore(rdb, slog.New(slog.DiscardHandler), "costed", stateTopic.Name)
 	s.CheckEvery = 0 // each Check really looks
 	return s
 }
 
 // put writes key = value at an offset as a stage does.
-func put(ctx context.Context, s *pipeline.State, t *change.Topic, offset int64, key, value string, restoring bool) error {
+func put(ctx context.Context, s *state.Store, t *change.Topic, offset int64, key, value string, restoring bool) error {
 	b := change.Get()
 	defer b.Release()
 	b.Ranges = append(b.Ranges, change.Range{Topic: t, From: offset, To: offset + 1})
 	b.Append(nil, change.Update).Coord = change.Coord{Topic: t, Offset: offset}
-	return pipeline.Write(ctx, []*pipeline.State{s}, b, restoring,
+	return state.Apply(ctx, []*state.Store{s}, b, restoring,
 		func(p goredis.Pipeliner, fresh func(*change.Change) bool) error {
 			if fresh(&b.Changes[0]) {
 				p.HSet(ctx, s.RowsKey(t, 0), key, value)
@@ -71,8 +71,8 @@ func put(ctx context.Context, s *pipeline.State, t *change.Topic, offset int64, 
 }
 
 // get reads a row as the other side of a join does.
-func get(ctx context.Context, rdb *goredis.Client, r *pipeline.StateReader, key string) (string, error) {
-	look, err := pipeline.NewLook(ctx, r)
+func get(ctx context.Context, rdb *goredis.Client, r *state.Reader, key string) (string, error) {
+	look, err := state.NewConsistentRead(ctx, r)
 	if err != nil {
 		return "", err
 	}
@@ -86,8 +86,8 @@ func get(ctx context.Context, rdb *goredis.Client, r *pipeline.StateReader, key 
 	return v.Val(), look.Err()
 }
 
-func reader(topics ...*change.Topic) *pipeline.StateReader {
-	return pipeline.NewStateReader("costed", topics[0].Name, func(context.Context, string) (*change.Topic, error) {
+func reader(topics ...*change.Topic) *state.Reader {
+	return state.NewReader("costed", topics[0].Name, func(context.Context, string) (*change.Topic, error) {
 		t := topics[0]
 		if len(topics) > 1 {
 			topics = topics[1:]
@@ -96,7 +96,7 @@ func reader(topics ...*change.Topic) *pipeline.StateReader {
 	})
 }
 
-func mustCheck(t *testing.T, s *pipeline.State, topic *change.Topic, committed int64, want bool) {
+func mustCheck(t *testing.T, s *state.Store, topic *change.Topic, committed int64, want bool) {
 	t.Helper()
 	from, ok, err := s.Check(t.Context(), topic, 0, committed)
 	if err != nil || ok != want {
@@ -120,12 +120,12 @@ func mustBe(t *testing.T, err error, code problem.Code) {
 
 // If a flush in mid-run went unnoticed, entries would wait for projects that
 // are long there, and nothing would ever release them.
-func TestStateFlushIsNoticedAndRebuilt(t *testing.T) {
+func TestFlushIsNoticedAndRebuilt(t *testing.T) {
 	stateServers(t, func(t *testing.T, rdb *goredis.Client) {
 		ctx := t.Context()
-		s, r := newState(rdb), reader(stateTopic)
+		s, r := newStore(rdb), reader(stateTopic)
 		_, err := get(ctx, rdb, r, "17")
-		mustBe(t, err, pipeline.ErrStateUnknown) // nobody has begun
+		mustBe(t, err, state.ErrUnknown) // nobody has begun
 		mustCheck(t, s, stateTopic, 0, true)
 		if v, err := get(ctx, rdb, r, "17"); v != "" || err != nil {
 			t.Fatalf("empty but known: %q, %v", v, err)
@@ -138,17 +138,17 @@ func TestStateFlushIsNoticedAndRebuilt(t *testing.T) {
 
 		must(t, rdb.FlushAll(ctx).Err())
 		_, err = get(ctx, rdb, r, "17")
-		mustBe(t, err, pipeline.ErrStateUnknown)
-		mustBe(t, put(ctx, s, stateTopic, 2, "19", "c", false), pipeline.ErrStateLost)
+		mustBe(t, err, state.ErrUnknown)
+		mustBe(t, put(ctx, s, stateTopic, 2, "19", "c", false), state.ErrLost)
 		if n := rdb.DBSize(ctx).Val(); n != 0 {
 			t.Fatalf("a write after the loss left %d keys", n)
 		}
 		mustCheck(t, s, stateTopic, 2, false)
 		_, err = get(ctx, rdb, r, "17")
-		mustBe(t, err, pipeline.ErrStateUnknown) // a rebuild under way is no answer
+		mustBe(t, err, state.ErrUnknown) // a rebuild under way is no answer
 		must(t, put(ctx, s, stateTopic, 0, "17", "a", true))
 		_, err = get(ctx, rdb, r, "17")
-		mustBe(t, err, pipeline.ErrStateUnknown)
+		mustBe(t, err, state.ErrUnknown)
 		must(t, put(ctx, s, stateTopic, 1, "18", "b", true))
 		must(t, s.Replayed(ctx, stateTopic, 0, 2))
 		mustCheck(t, s, stateTopic, 2, true)
@@ -161,13 +161,13 @@ func TestStateFlushIsNoticedAndRebuilt(t *testing.T) {
 
 // A loss and a whole rebuild between two reads of one look must not pass for
 // 'missing'.
-func TestStateRebuildInMidLook(t *testing.T) {
+func TestRebuildInMidRead(t *testing.T) {
 	stateServers(t, func(t *testing.T, rdb *goredis.Client) {
 		ctx := t.Context()
-		s, r := newState(rdb), reader(stateTopic)
+		s, r := newStore(rdb), reader(stateTopic)
 		mustCheck(t, s, stateTopic, 0, true)
 		must(t, put(ctx, s, stateTopic, 0, "17", "a", false))
-		look, err := pipeline.NewLook(ctx, r)
+		look, err := state.NewConsistentRead(ctx, r)
 		must(t, err)
 		p := rdb.Pipeline()
 		look.Begin(ctx, p)
@@ -186,21 +186,21 @@ func TestStateRebuildInMidLook(t *testing.T) {
 		look.End(ctx, p)
 		_, err = p.Exec(ctx)
 		must(t, err)
-		mustBe(t, look.Err(), pipeline.ErrStateUnknown)
+		mustBe(t, look.Err(), state.ErrUnknown)
 	})
 }
 
 // What an aborted transaction wrote is not written again: a row must not go
 // back to an older version while others read it.
-func TestStateRedoDoesNotGoBack(t *testing.T) {
+func TestRedoDoesNotGoBack(t *testing.T) {
 	stateServers(t, func(t *testing.T, rdb *goredis.Client) {
 		ctx := t.Context()
-		s, r := newState(rdb), reader(stateTopic)
+		s, r := newStore(rdb), reader(stateTopic)
 		mustCheck(t, s, stateTopic, 0, true)
 		must(t, put(ctx, s, stateTopic, 0, "17", "old", false))
 		must(t, put(ctx, s, stateTopic, 1, "17", "new", false))
 		// The transaction was aborted; another process starts at offset 0.
-		s = newState(rdb)
+		s = newStore(rdb)
 		mustCheck(t, s, stateTopic, 0, true)
 		must(t, put(ctx, s, stateTopic, 0, "17", "old", false))
 		if v, err := get(ctx, rdb, r, "17"); v != "new" || err != nil {
@@ -210,15 +210,15 @@ func TestStateRedoDoesNotGoBack(t *testing.T) {
 }
 
 // A process that lost its partition must not write over its successor.
-func TestStateZombieWritesNothing(t *testing.T) {
+func TestZombieWritesNothing(t *testing.T) {
 	stateServers(t, func(t *testing.T, rdb *goredis.Client) {
 		ctx := t.Context()
-		zombie, owner := newState(rdb), newState(rdb)
+		zombie, owner := newStore(rdb), newStore(rdb)
 		mustCheck(t, zombie, stateTopic, 0, true)
 		must(t, put(ctx, zombie, stateTopic, 0, "17", "a", false))
 		mustCheck(t, owner, stateTopic, 0, true)
 		must(t, put(ctx, owner, stateTopic, 1, "17", "b", false))
-		mustBe(t, put(ctx, zombie, stateTopic, 1, "17", "zombie", false), pipeline.ErrStateLost)
+		mustBe(t, put(ctx, zombie, stateTopic, 1, "17", "zombie", false), state.ErrLost)
 		if v := rdb.HGet(ctx, owner.RowsKey(stateTopic, 0), "17").Val(); v != "b" {
 			t.Fatalf("row is %q", v)
 		}
@@ -227,11 +227,11 @@ func TestStateZombieWritesNothing(t *testing.T) {
 
 // A topic that was deleted and created again has other records: rows of the
 // old one must not answer for the new one.
-func TestStateOfAnotherTopicIsDiscarded(t *testing.T) {
+func TestOfAnotherTopicIsDiscarded(t *testing.T) {
 	stateServers(t, func(t *testing.T, rdb *goredis.Client) {
 		ctx := t.Context()
 		other := &change.Topic{Name: stateTopic.Name, ID: [16]byte{9}, Partitions: 1}
-		s, r := newState(rdb), reader(stateTopic, other)
+		s, r := newStore(rdb), reader(stateTopic, other)
 		mustCheck(t, s, stateTopic, 0, true)
 		must(t, put(ctx, s, stateTopic, 0, "17", "a", false))
 		if v, err := get(ctx, rdb, r, "17"); v != "a" || err != nil {
@@ -239,7 +239,7 @@ func TestStateOfAnotherTopicIsDiscarded(t *testing.T) {
 		}
 		mustCheck(t, s, other, 0, true)
 		_, err := get(ctx, rdb, r, "17")
-		mustBe(t, err, pipeline.ErrStateUnknown) // the reader still thinks of the old one
+		mustBe(t, err, state.ErrUnknown) // the reader still thinks of the old one
 		if v, err := get(ctx, rdb, r, "17"); v != "" || err != nil {
 			t.Fatalf("new topic: %q, %v", v, err)
 		}
@@ -254,13 +254,13 @@ func TestStateOfAnotherTopicIsDiscarded(t *testing.T) {
 // Redis comes back from an older copy on disk: a reader that knows nothing of
 // what was lost must not take 'not there' for 'missing' before the owner has
 // compared.
-func TestStateRolledBackByRestart(t *testing.T) {
+func TestRolledBackByRestart(t *testing.T) {
 	ctx := t.Context()
 	srv := testkit.NewRedis(t, "--dbfilename", "dump.rdb")
 	rdb, err := redis.Open(ctx, srv.Addr)
 	must(t, err)
 	t.Cleanup(func() { must(t, rdb.Close()) })
-	s := newState(rdb)
+	s := newStore(rdb)
 	mustCheck(t, s, stateTopic, 0, true)
 	must(t, put(ctx, s, stateTopic, 0, "17", "a", false))
 	must(t, rdb.Save(ctx).Err())
@@ -271,8 +271,8 @@ func TestStateRolledBackByRestart(t *testing.T) {
 	must(t, srv.Start(ctx))
 
 	_, err = get(ctx, rdb, reader(stateTopic), "18")
-	mustBe(t, err, pipeline.ErrStateUnknown)
-	mustBe(t, put(ctx, s, stateTopic, 2, "19", "c", false), pipeline.ErrStateLost)
+	mustBe(t, err, state.ErrUnknown)
+	mustBe(t, put(ctx, s, stateTopic, 2, "19", "c", false), state.ErrLost)
 	mustCheck(t, s, stateTopic, 2, false)
 	must(t, put(ctx, s, stateTopic, 0, "17", "a", true))
 	must(t, put(ctx, s, stateTopic, 1, "18", "b", true))
@@ -286,7 +286,7 @@ func TestStateRolledBackByRestart(t *testing.T) {
 	must(t, srv.Kill())
 	must(t, srv.Start(ctx))
 	_, err = get(ctx, rdb, reader(stateTopic), "18")
-	mustBe(t, err, pipeline.ErrStateUnknown)
+	mustBe(t, err, state.ErrUnknown)
 	mustCheck(t, s, stateTopic, 2, true)
 	if v, err := get(ctx, rdb, reader(stateTopic), "18"); v != "b" || err != nil {
 		t.Fatalf("after the confirmation: %q, %v", v, err)
@@ -295,13 +295,13 @@ func TestStateRolledBackByRestart(t *testing.T) {
 
 // A full Redis is waited for, and leaves neither half a write nor a mark that
 // claims it.
-func TestStateFullRedis(t *testing.T) {
+func TestFullRedis(t *testing.T) {
 	ctx := t.Context()
 	srv := testkit.NewRedis(t, "--maxmemory", "4mb")
 	rdb, err := redis.Open(ctx, srv.Addr)
 	must(t, err)
 	t.Cleanup(func() { must(t, rdb.Close()) })
-	s := newState(rdb)
+	s := newStore(rdb)
 	mustCheck(t, s, stateTopic, 0, true)
 	big := strings.Repeat("x", 64<<10)
 	var offset int64
