@@ -260,7 +260,7 @@ func (a *assignment) adjusted(ctx context.Context, offsets map[string]map[int32]
 			from = p.start
 		}
 		if p.next > e.Offset {
-			return nil, ErrOffsetRange.New("partition %d of topic %q ends at offset %d, but %d was to be read next: the topic lost records or was made anew",
+			return nil, kafka.ErrOffsetRange.New("partition %d of topic %q ends at offset %d, but %d was to be read next: the topic lost records or was made anew",
 				p.partition, p.topic.Name, e.Offset, p.next)
 		}
 		was, ok := offsets[p.topic.Name][p.partition]
@@ -278,7 +278,7 @@ func (a *assignment) adjusted(ctx context.Context, offsets map[string]map[int32]
 }
 
 func outOfRange(p *place, from, to int64) error {
-	return ErrOffsetRange.New("partition %d of topic %q starts at offset %d now: records %d to %d were never read and are gone",
+	return kafka.ErrOffsetRange.New("partition %d of topic %q starts at offset %d now: records %d to %d were never read and are gone",
 		p.partition, p.topic.Name, to, from, to-1)
 }
 

@@ -407,7 +407,7 @@ func TestDeliverWithoutControlHalts(t *testing.T) {
 	_, ended := b.delivering(b.env, b.dspec(m))
 	select {
 	case err := <-ended:
-		if !hasCode(err, ErrNoControl) {
+		if !problem.Has(err, ErrNoControl) {
 			t.Fatalf("ended with %v", err)
 		}
 	case <-time.After(testkit.Patience):

@@ -134,7 +134,7 @@ func (s *deliverSession) write(ctx context.Context, pc *portion) error {
 	switch {
 	case pc.counted:
 		failures, err = s.keeper.WriteWithOffsets(ctx, s.id, pc.batch)
-		if hasCode(err, ErrFenced) {
+		if problem.Has(err, ErrFenced) {
 			err = ErrOwner.New("writing %d changes: %w", pc.batch.Len(), err)
 		}
 	case pc.batch.Len() > 0:

@@ -446,7 +446,7 @@ func (b *bed) committed() []*kgo.Record {
 	var out []*kgo.Record
 	for p := range topic.Partitions {
 		end, _ := ends.Lookup(topic.Name, p)
-		err := scan(ctx, cl, topic, p, 0, end.Offset, func(r *kgo.Record) error {
+		err := kafka.Scan(ctx, cl, topic, p, 0, end.Offset, func(r *kgo.Record) error {
 			if !r.Attrs.IsControl() {
 				c := *r
 				out = append(out, &c)

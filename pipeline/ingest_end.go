@@ -205,11 +205,11 @@ func (s *session) unknown(t *ingestTxn, err error) error {
 // own lock decides who goes on.
 func (s *session) classify(t *ingestTxn, err error, format string, args ...any) error {
 	switch {
-	case fenced(err) && t.opened.IsZero(): // of an idempotent producer, whom nobody fences
+	case kafka.Fenced(err) && t.opened.IsZero(): // of an idempotent producer, whom nobody fences
 		return kafka.ErrUnavailable.New("source %q: %w", s.in.spec.Name, err)
-	case fenced(err) && time.Since(t.opened) < s.in.limits.TxnTimeout:
+	case kafka.Fenced(err) && time.Since(t.opened) < s.in.limits.TxnTimeout:
 		return ErrFenced.New("source %q (transactional id %q): %w", s.in.spec.Name, t.turn.id, err)
-	case fenced(err):
+	case kafka.Fenced(err):
 		return ErrTxnUnknown.New("source %q: a transaction of %v timed out: %w", s.in.spec.Name, time.Since(t.opened).Round(time.Second), err)
 	case errors.Is(err, context.Canceled):
 		if f := s.failure(); f != nil {

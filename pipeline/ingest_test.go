@@ -415,7 +415,7 @@ func (b *bed) parked() map[string]parkedRecord {
 	}
 	end, _ := ends.Lookup(topic.Name, 0)
 	out := map[string]parkedRecord{}
-	err = scan(ctx, cl, topic, 0, 0, end.Offset, func(r *kgo.Record) error {
+	err = kafka.Scan(ctx, cl, topic, 0, 0, end.Offset, func(r *kgo.Record) error {
 		if r.Attrs.IsControl() {
 			return nil
 		}

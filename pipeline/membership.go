@@ -97,7 +97,7 @@ func (m *membership) close(ctx context.Context, cl *kgo.Client, err error) error
 // judge turns being fenced by a join of our own into an outage, and notes when
 // the place is not ours any more.
 func (m *membership) judge(err error) error {
-	if !hasCode(err, ErrFenced) {
+	if !problem.Has(err, ErrFenced) {
 		return err
 	}
 	if errors.Is(err, kerr.FencedInstanceID) && time.Since(m.nameless) < sessionTimeout+farewell {

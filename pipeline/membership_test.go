@@ -13,6 +13,7 @@ import (
 
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
 )
 
@@ -152,7 +153,7 @@ func TestMemberWithTheSameInstanceFences(t *testing.T) {
 		_, second := start(b.beside())
 		select {
 		case err := <-ended:
-			if !hasCode(err, ErrFenced) {
+			if !problem.Has(err, ErrFenced) {
 				t.Fatalf("ended with %v, want TW-FENCED", err)
 			}
 		case err := <-second:
@@ -228,15 +229,15 @@ func TestMemberKeepsItsPlaceAcrossSessions(t *testing.T) {
 func TestMemberForgivesItsOwnLateJoin(t *testing.T) {
 	m := &membership{group: "g", held: true}
 	fenced := groupFenced(kerr.FencedInstanceID, "reading")
-	if err := m.judge(fenced); !hasCode(err, ErrFenced) || m.held {
+	if err := m.judge(fenced); !problem.Has(err, ErrFenced) || m.held {
 		t.Errorf("a fenced member made %v of it, held %v", err, m.held)
 	}
 	m.held, m.nameless = true, time.Now()
-	if err := m.judge(fenced); !hasCode(err, kafka.ErrUnavailable) || hasCode(err, ErrFenced) || !m.held {
+	if err := m.judge(fenced); !problem.Has(err, kafka.ErrUnavailable) || problem.Has(err, ErrFenced) || !m.held {
 		t.Errorf("fenced by a join of its own: %v, held %v", err, m.held)
 	}
 	other := ErrFenced.New("a newer producer: %w", kerr.ProducerFenced)
-	if err := m.judge(other); !hasCode(err, ErrFenced) {
+	if err := m.judge(other); !problem.Has(err, ErrFenced) {
 		t.Errorf("a fenced producer: %v", err)
 	}
 }
@@ -252,7 +253,7 @@ func TestMemberThatIsRefusedHalts(t *testing.T) {
 	defer cancel()
 	select {
 	case err := <-ended:
-		if !hasCode(err, kafka.ErrRefused) {
+		if !problem.Has(err, kafka.ErrRefused) {
 			t.Fatalf("ended with %v, want TW-KAFKA-REFUSED", err)
 		}
 	case <-ctx.Done():

@@ -65,7 +65,7 @@ func (s *parkedSet) load(ctx context.Context, cl *kgo.Client, cluster *kafka.Clu
 			return kafka.ErrUnavailable.New("partition %d of topic %q has no known end", part, s.topic.Name)
 		}
 		found := map[string]control.Parked{}
-		err := scan(ctx, cl, s.topic, part, start.Offset, end.Offset, func(r *kgo.Record) error {
+		err := kafka.Scan(ctx, cl, s.topic, part, start.Offset, end.Offset, func(r *kgo.Record) error {
 			if r.Attrs.IsControl() || len(r.Key) == 0 || r.Key[0] == unitSeparator {
 				return nil // a command, or its end
 			}

@@ -111,13 +111,13 @@ func fetchError(a *assignment, ftp kgo.FetchTopicPartition) error {
 			return kafka.ErrUnavailable.New("offset %d of partition %d of topic %q was compacted away: %w", pl.next, ftp.Partition, ftp.Topic, ftp.Err)
 		}
 		if pl != nil {
-			return ErrOffsetRange.New("offset %d of partition %d of topic %q was to be read next and is not there: %w", pl.next, ftp.Partition, ftp.Topic, ftp.Err)
+			return kafka.ErrOffsetRange.New("offset %d of partition %d of topic %q was to be read next and is not there: %w", pl.next, ftp.Partition, ftp.Topic, ftp.Err)
 		}
-		return ErrOffsetRange.New("partition %d of topic %q: %w", ftp.Partition, ftp.Topic, ftp.Err)
+		return kafka.ErrOffsetRange.New("partition %d of topic %q: %w", ftp.Partition, ftp.Topic, ftp.Err)
 	}
 	var lost *kgo.ErrDataLoss
 	if errors.As(ftp.Err, &lost) {
-		return ErrOffsetRange.New("partition %d of topic %q: the broker lost records that it had confirmed: %w", ftp.Partition, ftp.Topic, ftp.Err)
+		return kafka.ErrOffsetRange.New("partition %d of topic %q: the broker lost records that it had confirmed: %w", ftp.Partition, ftp.Topic, ftp.Err)
 	}
 	if errors.Is(ftp.Err, kerr.FencedInstanceID) {
 		return groupFenced(ftp.Err, "reading as a member of it")

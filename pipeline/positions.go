@@ -146,42 +146,25 @@ func settledEnd(ctx context.Context, cluster *kafka.Cluster, t *change.Topic) (i
 
 // lastPosition gives the last committed record in [from, end), or nil.
 func lastPosition(ctx context.Context, cl *kgo.Client, t *change.Topic, from, end int64) (*position, error) {
-	leader, err := leaderOf(ctx, cl, t.Name, 0)
+	at, last := int64(-1), []byte(nil)
+	err := kafka.Scan(ctx, cl, t, 0, from, end, func(r *kgo.Record) error {
+		if !r.Attrs.IsControl() && r.Value != nil {
+			at, last = r.Offset, append(last[:0], r.Value...)
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, kafka.Wrap(err, "finding the leader of topic %q", t.Name)
+		return nil, err
 	}
-	var last *kgo.Record
-	for next := from; next < end; {
-		fp, after, err := fetch(ctx, leader, t, 0, next)
-		if err != nil {
-			return nil, kafka.Wrap(err, "reading topic %q from offset %d", t.Name, next)
-		}
-		if fp.Err != nil {
-			if fp.LogStartOffset > next {
-				next = fp.LogStartOffset
-				continue
-			}
-			return nil, kafka.Wrap(fp.Err, "reading topic %q from offset %d", t.Name, next)
-		}
-		for _, r := range fp.Records {
-			if r.Offset < end && !r.Attrs.IsControl() && r.Value != nil {
-				last = r
-			}
-		}
-		if after <= next { // what is missing up to the end was compacted away
-			break
-		}
-		next = after
-	}
-	if last == nil {
+	if at < 0 {
 		return nil, nil
 	}
 	p := new(position)
-	if err := json.Unmarshal(last.Value, p); err != nil {
-		return nil, ErrPositionForm.New("offset %d of topic %q: %w", last.Offset, t.Name, err)
+	if err := json.Unmarshal(last, p); err != nil {
+		return nil, ErrPositionForm.New("offset %d of topic %q: %w", at, t.Name, err)
 	}
 	if p.resume() == nil {
-		return nil, ErrPositionForm.New("offset %d of topic %q has no resume token", last.Offset, t.Name)
+		return nil, ErrPositionForm.New("offset %d of topic %q has no resume token", at, t.Name)
 	}
 	return p, nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -29,9 +30,6 @@ var (
 	ErrTxnUnknown = problem.Define("TW-TRANSACTION-UNKNOWN", problem.Retry,
 		"A Kafka transaction was aborted, or its end was not confirmed.",
 		"Nothing to do: the work goes on from the offsets that Kafka has committed.")
-	ErrOffsetRange = problem.Define("TW-OFFSET-OUT-OF-RANGE", problem.Halt,
-		"Records that were to be read next are no longer in Kafka.",
-		"If the missing range may be skipped, set the group's offset with kafka-consumer-groups --reset-offsets; otherwise load the source again. Raise the topic's retention.")
 	ErrTopicRecreated = problem.Define("TW-TOPIC-RECREATED", problem.Halt,
 		"A topic was deleted and created again: committed offsets mean other records now.",
 		"Decide where to go on and say so with kafka-consumer-groups --reset-offsets (--to-earliest reads all of the new topic).")
@@ -67,7 +65,7 @@ func outage(err error) bool {
 	switch {
 	case errors.As(err, &pgErr): // before ConnectError, which wraps it when the server refuses
 		return pgOutage(pgErr.Code)
-	case fenced(err):
+	case kafka.Fenced(err):
 		return false
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &connErr), errors.As(err, &netErr),
 		pgconn.Timeout(err), pgconn.SafeToRetry(err),
@@ -83,11 +81,6 @@ func outage(err error) bool {
 		}
 	}
 	return false
-}
-
-// fenced reports whether a newer producer with our transactional id was seen.
-func fenced(err error) bool {
-	return errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) || errors.Is(err, kerr.FencedInstanceID)
 }
 
 // pgOutage tells SQLSTATE classes that pass by themselves from those that need

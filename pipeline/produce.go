@@ -324,7 +324,7 @@ func (o *Outputs) Encode(rs *Records, b *change.Batch, from, to int) error {
 		if err == nil {
 			err = rs.tooLarge(out, from.records)
 		}
-		if err != nil && hasCode(err, ErrRecordTooLarge) {
+		if err != nil && problem.Has(err, ErrRecordTooLarge) {
 			rs.back(from)
 			if lean := leanOld(b, c); lean != nil && rs.change(out, b, lean, i) == nil && rs.tooLarge(out, from.records) == nil {
 				err = nil

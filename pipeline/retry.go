@@ -79,10 +79,6 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// hasCode reports whether the chain holds an occurrence of c, not only as its
-// outermost problem.
-func hasCode(err error, c problem.Code) bool { return errors.Is(err, &problem.Error{Code: c}) }
-
 // codeOf is the problem's code; an outage that no code names is TW-OUTAGE.
 func codeOf(err error) string {
 	if e := problem.Of(err); e != nil {

@@ -155,7 +155,7 @@ func (t *transform) awaitInputs(ctx context.Context, inputs []string) (int32, er
 func awaitTopic(ctx context.Context, c *kafka.Cluster, name string, comp *obs.Component) (*change.Topic, error) {
 	for {
 		topic, err := c.Topic(ctx, name)
-		if err == nil || !hasCode(err, kafka.ErrNoTopic) {
+		if err == nil || !problem.Has(err, kafka.ErrNoTopic) {
 			return topic, err
 		}
 		comp.Is(obs.Starting, "waiting for topic "+name)
@@ -298,9 +298,9 @@ func (s *groupSession) producerError(err error, began time.Time, format string, 
 		return werr
 	case errors.Is(err, kerr.FencedInstanceID):
 		return groupFenced(err, format, args...)
-	case fenced(err) && time.Since(began) < s.spec.TxnTimeout*9/10:
+	case kafka.Fenced(err) && time.Since(began) < s.spec.TxnTimeout*9/10:
 		return ErrFenced.New("%w", werr)
-	case hasCode(werr, kafka.ErrRefused):
+	case problem.Has(werr, kafka.ErrRefused):
 		return werr
 	}
 	return ErrTxnUnknown.New("%w", werr)

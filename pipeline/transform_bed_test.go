@@ -182,7 +182,7 @@ func (b *tbed) read(name string) []*kgo.Record {
 	var out []*kgo.Record
 	for p := range topic.Partitions {
 		end, _ := ends.Lookup(name, p)
-		err := scan(ctx, b.cl, topic, p, 0, end.Offset, func(r *kgo.Record) error {
+		err := kafka.Scan(ctx, b.cl, topic, p, 0, end.Offset, func(r *kgo.Record) error {
 			if !r.Attrs.IsControl() {
 				c := *r
 				c.Key, c.Value = append([]byte(nil), r.Key...), append([]byte(nil), r.Value...)

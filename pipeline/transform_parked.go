@@ -13,6 +13,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -125,7 +126,7 @@ func (tx *txn) runCommand(ctx context.Context, command string, rec *kgo.Record) 
 	orig := originalRecord(&p)
 	if omitted {
 		found := false
-		err := scan(ctx, tx.side, pl.topic, p.Partition, p.Offset, p.Offset+1, func(r *kgo.Record) error {
+		err := kafka.Scan(ctx, tx.side, pl.topic, p.Partition, p.Offset, p.Offset+1, func(r *kgo.Record) error {
 			orig.Value, found = r.Value, true
 			return nil
 		})

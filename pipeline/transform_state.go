@@ -60,7 +60,7 @@ func (s *groupSession) checkAll(ctx context.Context) error {
 func (s *groupSession) restore(ctx context.Context, k kept, p *place, from, to int64) error {
 	what := "state of " + p.topic.Name
 	s.comp.Is(obs.Restoring, what)
-	start, err := startOf(ctx, s.env.Kafka.Admin(), p.topic, p.partition)
+	start, err := kafka.StartOf(ctx, s.env.Kafka.Admin(), p.topic, p.partition)
 	if err != nil {
 		return err
 	}
@@ -75,7 +75,7 @@ func (s *groupSession) restore(ctx context.Context, k kept, p *place, from, to i
 		s.comp.Progress(what, upTo, to)
 		return k.keeper.Restore(ctx, full)
 	}
-	err = scan(ctx, s.side, p.topic, p.partition, from, to, func(r *kgo.Record) error {
+	err = kafka.Scan(ctx, s.side, p.topic, p.partition, from, to, func(r *kgo.Record) error {
 		if r.Attrs.IsControl() {
 			return nil
 		}
@@ -100,18 +100,6 @@ func (s *groupSession) restore(ctx context.Context, k kept, p *place, from, to i
 		}
 	}
 	return k.state.Replayed(ctx, p.topic, p.partition, to)
-}
-
-func startOf(ctx context.Context, adm *kadm.Client, t *change.Topic, partition int32) (int64, error) {
-	starts, err := adm.ListStartOffsets(ctx, t.Name)
-	if err != nil {
-		return 0, kafka.Wrap(err, "listing where topic %q starts", t.Name)
-	}
-	o, ok := starts.Lookup(t.Name, partition)
-	if !ok || o.Err != nil {
-		return 0, kafka.ErrUnavailable.New("partition %d of topic %q has no known start", partition, t.Name)
-	}
-	return o.Offset, nil
 }
 
 // trim deletes the records of queues behind the committed offset (D2), but for

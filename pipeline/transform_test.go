@@ -16,6 +16,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline/state"
 )
@@ -203,7 +204,7 @@ func TestTransformFencedHalts(t *testing.T) {
 		b.many(10)
 		select {
 		case err := <-ended:
-			if !hasCode(err, ErrFenced) {
+			if !problem.Has(err, ErrFenced) {
 				t.Fatalf("ended with %v, want TW-FENCED", err)
 			}
 		case <-time.After(testkit.Patience):
@@ -310,7 +311,7 @@ func TestTransformOffsetOutOfRangeHalts(t *testing.T) {
 		_, ended := b.transforming(b.env, b.spec(&copier{topic: b.output()}))
 		select {
 		case err := <-ended:
-			if !hasCode(err, ErrOffsetRange) || !strings.Contains(err.Error(), "never read") {
+			if !problem.Has(err, kafka.ErrOffsetRange) || !strings.Contains(err.Error(), "never read") {
 				t.Fatalf("ended with %v, want TW-OFFSET-OUT-OF-RANGE with the missing range", err)
 			}
 		case <-time.After(testkit.Patience):
@@ -330,7 +331,7 @@ func TestTransformOtherPartitionCountHalts(t *testing.T) {
 	_, ended := b.transforming(b.env, spec)
 	select {
 	case err := <-ended:
-		if !hasCode(err, ErrCoPartition) {
+		if !problem.Has(err, ErrCoPartition) {
 			t.Fatalf("ended with %v, want TW-CO-PARTITION", err)
 		}
 	case <-time.After(testkit.Patience):

@@ -1,9 +1,9 @@
-// scan: reading a range of one partition to its very end, beside the group.
+// Scan: reading a range of one partition to its very end, without a group.
 // A consumer cannot tell "nothing left" from "nothing yet" when the last
 // offsets of the range are markers or were compacted away; a plain Fetch can,
 // since it says which offset comes next.
 
-package pipeline
+package kafka
 
 import (
 	"context"
@@ -16,7 +16,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tallywire/tallywire/change"
-	"github.com/tallywire/tallywire/internal/kafka"
 )
 
 const (
@@ -24,11 +23,12 @@ const (
 	scanBytes      = 8 << 20
 )
 
-// scan gives fn the committed records of partition p of t from offset from up
+// Scan gives fn the committed records of partition p of t from offset from up
 // to but not including to, as far as they are still there, markers of
-// transactions too. It waits for transactions that are open below to. Records are valid during the call. cl
-// may be any client of the cluster.
-func scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, to int64, fn func(*kgo.Record) error) error {
+// transactions too; a record is valid during the call. It waits for
+// transactions that are open below to. cl may be any client of the cluster. An
+// error of fn ends it, and is returned as it is; others are ErrUnavailable, ErrRefused or ErrOffsetRange.
+func Scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, to int64, fn func(*kgo.Record) error) error {
 	if from >= to {
 		return nil
 	}
@@ -41,19 +41,19 @@ func scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, t
 		if leader == nil {
 			b, err := leaderOf(ctx, cl, t.Name, p)
 			if err != nil {
-				return kafka.Wrap(err, "%s: finding its leader", doing)
+				return Wrap(err, "%s: finding its leader", doing)
 			}
 			leader = b
 		}
 		fp, after, err := fetch(ctx, leader, t, p, next)
 		if err != nil {
-			return kafka.Wrap(err, "%s", doing)
+			return Wrap(err, "%s", doing)
 		}
 		if fp.Err != nil {
 			if !errors.Is(fp.Err, kerr.OffsetOutOfRange) {
-				return kafka.Wrap(fp.Err, "%s", doing)
+				return Wrap(fp.Err, "%s", doing)
 			}
-			start, err := startOf(ctx, kadm.NewClient(cl), t, p)
+			start, err := StartOf(ctx, kadm.NewClient(cl), t, p)
 			if err != nil {
 				return err
 			}
@@ -75,11 +75,24 @@ func scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, t
 			return nil // the rest was compacted away: nothing is there, and nothing is to come
 		}
 		if after == next && fp.HighWatermark < to {
-			return kafka.ErrUnavailable.New("%s: it ends at %d for now", doing, fp.HighWatermark)
+			return ErrUnavailable.New("%s: it ends at %d for now", doing, fp.HighWatermark)
 		}
 		next = after
 	}
 	return nil
+}
+
+// StartOf is the first offset of a partition that is there.
+func StartOf(ctx context.Context, adm *kadm.Client, t *change.Topic, partition int32) (int64, error) {
+	starts, err := adm.ListStartOffsets(ctx, t.Name)
+	if err != nil {
+		return 0, Wrap(err, "listing where topic %q starts", t.Name)
+	}
+	o, ok := starts.Lookup(t.Name, partition)
+	if !ok || o.Err != nil {
+		return 0, ErrUnavailable.New("partition %d of topic %q has no known start", partition, t.Name)
+	}
+	return o.Offset, nil
 }
 
 func leaderOf(ctx context.Context, cl *kgo.Client, topic string, p int32) (*kgo.Broker, error) {
