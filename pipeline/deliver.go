@@ -24,7 +24,9 @@ import (
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/internal/retry"
 )
 
 // ErrOwner says that the sink has another owner for a partition, or another
@@ -44,7 +46,7 @@ func RunDeliver(ctx context.Context, env *Env, spec DeliverSpec) error {
 	}
 	d.member = newMembership(env, d.comp.Log, GroupOf(spec.Name), unique(spec.Topics))
 	defer d.member.leave(ctx)
-	return Keep(ctx, d.comp, d.run)
+	return retry.Run(ctx, d.comp, d.run)
 }
 
 type deliver struct {
@@ -275,7 +277,7 @@ func (s *deliverSession) step(ctx context.Context) error {
 // read again (invariant 14).
 func (d *deliver) hold(ctx context.Context, s *deliverSession, p *polled) error {
 	began := time.Now()
-	for pause := firstRetry; ; pause = min(2*pause, 5*time.Second) {
+	for pause := retry.First; ; pause = min(2*pause, 5*time.Second) {
 		err := s.deliverPolled(ctx, p)
 		if err == nil || d.keeper != nil || Classify(err) != problem.Retry || ctx.Err() != nil || errors.Is(err, errCommit) {
 			return err
@@ -287,9 +289,9 @@ func (d *deliver) hold(ctx context.Context, s *deliverSession, p *polled) error 
 		if time.Since(began)+wait > time.Minute || s.wanted.Load() {
 			return err
 		}
-		d.comp.Failed(problem.Retry.String(), codeOf(err))
-		d.comp.Is(obs.Retrying, reasonOf(err))
-		if !sleep(ctx, wait) {
+		d.comp.Failed(problem.Retry.String(), outage.CodeOf(err))
+		d.comp.Is(obs.Retrying, outage.ReasonOf(err))
+		if !retry.Sleep(ctx, wait) {
 			return ctx.Err()
 		}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -80,7 +81,7 @@ func (s *deliverSession) tick(ctx context.Context) error {
 	if e := problem.Of(err); e != nil {
 		s.tickAt = s.tickAt.Add(e.After)
 	}
-	s.comp.Failed(problem.Retry.String(), codeOf(err))
+	s.comp.Failed(problem.Retry.String(), outage.CodeOf(err))
 	return nil
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -45,7 +46,7 @@ func (pc *portion) add(ctx context.Context, s *deliverSession, pl *place, rec *k
 		if Classify(err) != problem.Reject {
 			return err
 		}
-		s.comp.Failed(problem.Reject.String(), codeOf(err))
+		s.comp.Failed(problem.Reject.String(), outage.CodeOf(err))
 		it.at, it.err = -1, err
 	} else if pc.batch.Len() == n {
 		return nil
@@ -229,7 +230,7 @@ func (s *deliverSession) settle(ctx context.Context, pc *portion, failed map[int
 		}
 		if bad {
 			if it.at >= 0 {
-				s.comp.Failed(problem.Reject.String(), codeOf(f.Err))
+				s.comp.Failed(problem.Reject.String(), outage.CodeOf(f.Err))
 			}
 			parked = append(parked, s.parkedOf(pc, it, f))
 			continue

@@ -13,13 +13,14 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/pipeline/internal/retry"
 )
 
 // RunIngest runs a source until ctx ends (nil) or it must halt (the error). It
 // runs it again after outages and aborted transactions.
 func RunIngest(ctx context.Context, env *Env, spec IngestSpec) error {
 	in := newIngest(env, spec)
-	return Keep(ctx, in.comp, in.run)
+	return retry.Run(ctx, in.comp, in.run)
 }
 
 // ingest is what outlives the sessions of one source.

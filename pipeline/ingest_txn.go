@@ -18,6 +18,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -375,7 +376,7 @@ func (s *session) park(r *Refused) {
 	p := control.Parked{
 		Stage: s.in.spec.Name, Kind: control.KindTransform, Topic: r.Topic, Offset: -1, Key: r.Key, RecordKey: r.RecordKey,
 		Headers: []control.Header{{Key: kafka.HeaderPos, Value: change.AppendPos(nil, r.Pos)}},
-		Millis:  r.Time / 1000, Code: codeOf(r.Err), Reason: reasonText(r.Err), Remedy: remedyOf(r.Err), Attempts: 1,
+		Millis:  r.Time / 1000, Code: outage.CodeOf(r.Err), Reason: reasonText(r.Err), Remedy: outage.RemedyOf(r.Err), Attempts: 1,
 	}
 	p.FirstAt = time.Now().UTC().Truncate(time.Microsecond)
 	p.LastAt = p.FirstAt

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -100,7 +101,7 @@ func (s *groupSession) forwardRequests(ctx context.Context) error {
 	rows, err := s.parked.store.Due(ctx, s.spec.Name, parts, time.Hour*24*365*100, 1000)
 	if err != nil {
 		// The control database is no part of this flow: it shows, and asks.
-		s.comp.Failed(problem.Retry.String(), codeOf(err))
+		s.comp.Failed(problem.Retry.String(), outage.CodeOf(err))
 		return nil
 	}
 	refs := make([]control.Ref, 0, len(rows))
@@ -111,7 +112,7 @@ func (s *groupSession) forwardRequests(ctx context.Context) error {
 		refs = append(refs, control.Ref{Topic: rows[i].Topic, RecordKey: rows[i].RecordKey})
 	}
 	if err := s.parked.store.ClearRetry(ctx, s.spec.Name, refs); err != nil {
-		s.comp.Failed(problem.Retry.String(), codeOf(err)) // the command comes once more, which does no harm
+		s.comp.Failed(problem.Retry.String(), outage.CodeOf(err)) // the command comes once more, which does no harm
 	}
 	return nil
 }

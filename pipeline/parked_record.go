@@ -17,6 +17,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -70,7 +71,7 @@ func parkRecord(stage, kind string, t *change.Topic, rec *kgo.Record, key string
 	p := control.Parked{
 		Stage: stage, Kind: kind, Topic: t.Name, TopicID: t.ID, Partition: rec.Partition, Offset: rec.Offset,
 		Key: key, RecordKey: recordKey(rec), Keyless: rec.Key == nil, Value: rec.Value, Millis: rec.Timestamp.UnixMilli(),
-		Code: codeOf(err), Reason: reasonText(err), Remedy: remedyOf(err), Attempts: 1,
+		Code: outage.CodeOf(err), Reason: reasonText(err), Remedy: outage.RemedyOf(err), Attempts: 1,
 	}
 	if p.Key == "" {
 		p.Key = readableKey(p.RecordKey)

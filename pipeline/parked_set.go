@@ -14,6 +14,7 @@ import (
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 )
 
 // parkedRef is what is kept in memory of a parked record.
@@ -155,7 +156,7 @@ func (s *parkedSet) project(ctx context.Context, write func(context.Context) err
 	s.tried = time.Now()
 	if err := write(ctx); err != nil {
 		s.stale = true
-		s.comp.Failed("retry", codeOf(err))
+		s.comp.Failed("retry", outage.CodeOf(err))
 		s.comp.Log.Warn("the control database does not show what is parked; trying again", "err", err)
 		return
 	}

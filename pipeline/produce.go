@@ -25,6 +25,7 @@ import (
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -316,7 +317,7 @@ func (o *Outputs) Encode(rs *Records, b *change.Batch, from, to int) error {
 		if c.Table != table {
 			table = c.Table
 			if out = o.Find(table); out == nil {
-				return ErrUnclassified.New("BUG: table %q of topic %q was not ensured", table.Name, table.Topic)
+				return outage.ErrUnclassified.New("BUG: table %q of topic %q was not ensured", table.Name, table.Topic)
 			}
 		}
 		from := rs.filled()

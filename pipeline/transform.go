@@ -16,7 +16,9 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/internal/retry"
 	"github.com/tallywire/tallywire/pipeline/state"
 )
 
@@ -45,7 +47,7 @@ func RunTransform(ctx context.Context, env *Env, spec TransformSpec) error {
 	}
 	t.member = newMembership(env, t.comp.Log, GroupOf(spec.Name), append(spec.inputs(), ParkedTopicOf(spec.Name)))
 	defer t.member.leave(ctx)
-	return Keep(ctx, t.comp, t.run)
+	return retry.Run(ctx, t.comp, t.run)
 }
 
 type transform struct {
@@ -146,7 +148,7 @@ func (t *transform) awaitInputs(ctx context.Context, inputs []string) (int32, er
 		}
 	}
 	if first == nil {
-		return 0, ErrUnclassified.New("transform %q reads no topic", t.spec.Name)
+		return 0, outage.ErrUnclassified.New("transform %q reads no topic", t.spec.Name)
 	}
 	return first.Partitions, nil
 }
@@ -159,7 +161,7 @@ func awaitTopic(ctx context.Context, c *kafka.Cluster, name string, comp *obs.Co
 			return topic, err
 		}
 		comp.Is(obs.Starting, "waiting for topic "+name)
-		if !sleep(ctx, 200*time.Millisecond) {
+		if !retry.Sleep(ctx, 200*time.Millisecond) {
 			return nil, ctx.Err()
 		}
 	}
@@ -263,9 +265,9 @@ func (s *groupSession) hold(ctx context.Context, p *polled) error {
 			return nil
 		}
 		if tx.began.IsZero() && Classify(err) == problem.Retry && time.Since(began) < holdAtMost && ctx.Err() == nil {
-			s.comp.Failed("retry", codeOf(err))
-			s.comp.Is(obs.Retrying, reasonOf(err))
-			if sleep(ctx, pause) {
+			s.comp.Failed("retry", outage.CodeOf(err))
+			s.comp.Is(obs.Retrying, outage.ReasonOf(err))
+			if retry.Sleep(ctx, pause) {
 				// What the stage waits for may itself wait for state that this
 				// group keeps, of places that the poll did not touch: after a
 				// flush two groups would hold each other up.

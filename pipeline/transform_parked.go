@@ -14,6 +14,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -102,7 +103,7 @@ func (tx *txn) runCommand(ctx context.Context, command string, rec *kgo.Record) 
 	p, omitted, err := parseParked(tx.spec.Name, rec.Value)
 	if err != nil {
 		// Anybody may write a command; a bad one does nothing, visibly.
-		tx.comp.Failed(problem.Reject.String(), codeOf(err))
+		tx.comp.Failed(problem.Reject.String(), outage.CodeOf(err))
 		tx.comp.Log.Warn("ignoring a command", "command", command, "partition", rec.Partition, "offset", rec.Offset, "err", err)
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -196,7 +197,7 @@ func (tx *txn) reject(c *change.Change, err error) {
 func (tx *txn) rejectRecord(rec *kgo.Record, err error) {
 	if tx.rejected[rec] == nil {
 		tx.rejected[rec] = err
-		tx.comp.Failed(problem.Reject.String(), codeOf(err))
+		tx.comp.Failed(problem.Reject.String(), outage.CodeOf(err))
 	}
 }
 
