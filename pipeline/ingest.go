@@ -14,6 +14,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/pipeline/internal/retry"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 // RunIngest runs a source until ctx ends (nil) or it must halt (the error). It
@@ -29,7 +30,7 @@ type ingest struct {
 	spec   IngestSpec
 	limits IngestLimits
 	comp   *obs.Component
-	large  largeTopics
+	large  records.LargeTopics
 
 	mu sync.Mutex
 	// wanted are Tables whose topic or schemas could not be made in the last

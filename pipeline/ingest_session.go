@@ -25,6 +25,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 const (
@@ -34,7 +35,7 @@ const (
 
 type session struct {
 	in   *ingest
-	outs *Outputs
+	outs *records.Outputs
 
 	ctx  context.Context // ends when the session fails, never with a shutdown
 	fail context.CancelCauseFunc
@@ -53,7 +54,7 @@ type session struct {
 	wg      sync.WaitGroup
 
 	mu      sync.Mutex
-	rejects []Refused // of the source, to go with the next batch
+	rejects []records.Refused // of the source, to go with the next batch
 
 	open atomic.Bool // a transaction is open
 
@@ -67,30 +68,29 @@ type session struct {
 // piece is a batch, or a checkpoint.
 type piece struct {
 	batch   *change.Batch
-	rejects []Refused
+	rejects []records.Refused
 	resume  Resume        // after the piece; nil: not a boundary
 	done    chan struct{} // closed when committed; nil: nobody waits
 	cost    int64         // of the budget
 
 	encoded chan struct{} // closed by the worker
-	recs    *Records
+	recs    *records.Buffer
 	err     error
 	left    atomic.Int64 // records without their promise, and one for the sequencer
 	txn     *ingestTxn   // that holds its records
 }
 
-var recordsPool recordsList
+var recordsPool records.Pool
 
 func newSession(ctx context.Context, in *ingest) *session {
 	s := &session{
-		in: in, outs: NewOutputs(in.env, in.rawTopic, in.limits.MaxRecordBytes),
+		in: in, outs: records.NewOutputs(in.env.Kafka, in.env.Registry, in.rawTopic, in.limits.MaxRecordBytes, &in.large),
 		budget:  semaphore.NewWeighted(in.limits.MaxBytes),
 		order:   make(chan *piece, queuedPieces),
 		work:    make(chan *piece, queuedPieces),
 		durable: make(chan Resume, 1),
 		ended:   make(chan *ingestTxn, 1),
 	}
-	s.outs.large = &in.large
 	s.ctx, s.fail = context.WithCancelCause(context.WithoutCancel(ctx))
 	return s
 }
@@ -217,7 +217,7 @@ func (s *session) Durable() <-chan Resume { return s.durable }
 // checkpoint. Its values lie in a batch that we do not have, so it is known by
 // its position.
 func (s *session) Reject(c *change.Change, err error) {
-	r := Refused{Pos: c.Pos, Time: c.Time, Key: c.Pos.String(), Err: err}
+	r := records.Refused{Pos: c.Pos, Time: c.Time, Key: c.Pos.String(), Err: err}
 	if c.Table != nil {
 		r.Topic = c.Table.Topic
 	}
@@ -227,7 +227,7 @@ func (s *session) Reject(c *change.Change, err error) {
 	s.mu.Unlock()
 }
 
-func (s *session) takeRejects() []Refused {
+func (s *session) takeRejects() []records.Refused {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.rejects

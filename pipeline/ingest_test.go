@@ -16,6 +16,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 const endTxn = 26
@@ -372,7 +373,7 @@ func TestIngestParksAnOversizeRecord(t *testing.T) {
 			t.Fatalf("%d records are parked, want 1", len(parked))
 		}
 		for _, p := range parked {
-			if p.Code != ErrRecordTooLarge.ID || p.Key != "2" || p.Topic != b.topic() || p.Remedy == "" {
+			if p.Code != records.ErrTooLarge.ID || p.Key != "2" || p.Topic != b.topic() || p.Remedy == "" {
 				t.Errorf("parked: %+v", p)
 			}
 			if len(p.Value) != 0 {

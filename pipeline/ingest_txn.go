@@ -20,6 +20,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 // ErrNoBoundary says that a source kept a transaction open too long.
@@ -372,7 +373,7 @@ func (t *ingestTxn) settle() {
 
 // park writes a refused change to the parked topic, in the transaction that
 // its record would have been in.
-func (s *session) park(r *Refused) {
+func (s *session) park(r *records.Refused) {
 	p := control.Parked{
 		Stage: s.in.spec.Name, Kind: control.KindTransform, Topic: r.Topic, Offset: -1, Key: r.Key, RecordKey: r.RecordKey,
 		Headers: []control.Header{{Key: kafka.HeaderPos, Value: change.AppendPos(nil, r.Pos)}},

@@ -19,6 +19,7 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 var errNotTaken = problem.Define("TW-TEST-NOT-TAKEN", problem.Reject, "The test's stage does not take this.", "Mend it.")
@@ -67,7 +68,7 @@ func (c *copier) Apply(ctx context.Context, in *change.Batch, out Outlet) error 
 type tbed struct {
 	*bed
 	in   *change.Table
-	outs *Outputs
+	outs *records.Outputs
 	cl   *kgo.Client
 	n    int // records written so far; the LSN of each
 }
@@ -78,9 +79,9 @@ func newTransformBed(b *bed) *tbed {
 	tb := &tbed{bed: b, in: b.table()}
 	env := *b.env
 	env.Kafka = b.direct
-	tb.outs = NewOutputs(&env, func(tt *change.Table) kafka.TopicSpec {
+	tb.outs = records.NewOutputs(env.Kafka, env.Registry, func(tt *change.Table) kafka.TopicSpec {
 		return kafka.TopicSpec{Name: tt.Topic, Partitions: env.Partitions}
-	}, 0)
+	}, 0, nil)
 	if _, err := tb.outs.Ensure(t.Context(), tb.in); err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +103,7 @@ func (b *tbed) put(rows ...row) {
 		b.n++
 		appendRow(batch, b.in, r, b.n, 0)
 	}
-	rs := new(Records)
+	rs := new(records.Buffer)
 	if err := b.outs.Encode(rs, batch, 0, batch.Len()); err != nil {
 		b.t.Fatal(err)
 	}

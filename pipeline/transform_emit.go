@@ -11,6 +11,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 // Encoded records are kept until they are that large, in octets; then the
@@ -19,10 +20,10 @@ const emitAhead = 16 << 20
 
 // recordEncoder encodes for one session, and lends the memory of records.
 type recordEncoder struct {
-	outputs *Outputs
+	outputs *records.Outputs
 	queues  map[string]bool
 	parked  int // what a record of the parked topic may have, in octets
-	free    []*Records
+	free    []*records.Buffer
 }
 
 func newRecordEncoder(ctx context.Context, env *Env, spec TransformSpec) (*recordEncoder, error) {
@@ -30,25 +31,25 @@ func newRecordEncoder(ctx context.Context, env *Env, spec TransformSpec) (*recor
 	for _, q := range spec.Queues {
 		e.queues[q] = true
 	}
-	e.outputs = NewOutputs(env, func(t *change.Table) kafka.TopicSpec {
+	e.outputs = records.NewOutputs(env.Kafka, env.Registry, func(t *change.Table) kafka.TopicSpec {
 		return kafka.TopicSpec{Name: t.Topic, Partitions: env.Partitions, Compact: !e.queues[t.Topic]}
-	}, spec.MaxRecordBytes)
+	}, spec.MaxRecordBytes, nil)
 	n, err := env.Kafka.MaxRecordBytes(ctx, ParkedTopicOf(spec.Name))
 	e.parked = n
 	return e, err
 }
 
-func (e *recordEncoder) get() *Records {
+func (e *recordEncoder) get() *records.Buffer {
 	if n := len(e.free); n > 0 {
 		r := e.free[n-1]
 		e.free = e.free[:n-1]
 		return r
 	}
-	return new(Records)
+	return new(records.Buffer)
 }
 
 // put takes records back whose promises are all fulfilled.
-func (e *recordEncoder) put(rs []*Records) {
+func (e *recordEncoder) put(rs []*records.Buffer) {
 	for _, r := range rs {
 		if len(e.free) < 8 && r.Bytes < emitAhead {
 			r.Reset()

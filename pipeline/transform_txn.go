@@ -17,6 +17,7 @@ import (
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 type txn struct {
@@ -36,9 +37,9 @@ type txn struct {
 	outs     map[string]*outCount
 	chain    []chainOutlet
 
-	records   []*Records // encoded
-	sent      int        // of records, those produced
-	ahead     int        // octets encoded and not yet produced
+	records   []*records.Buffer // encoded
+	sent      int               // of records, those produced
+	ahead     int               // octets encoded and not yet produced
 	lastTopic string
 	lastOut   *outCount
 }

@@ -18,9 +18,10 @@ const module = "github.com/tallywire/tallywire/"
 var table = map[string][]string{
 	"change":   {},
 	"avro":     {"change", "internal/problem"},
-	"pipeline": {"pipeline/state", "pipeline/internal/...", "change", "avro", "internal/..."},
+	"pipeline": {"pipeline/state", "pipeline/records", "pipeline/internal/...", "change", "avro", "internal/..."},
 	// What the loops share.
 	"pipeline/internal": {"internal/..."},
+	"pipeline/records":  {"change", "avro", "internal/..."},
 	// State knows Redis and batches, not the loops that fill it.
 	"pipeline/state":        {"change", "internal/problem", "internal/redis"},
 	"pipeline/pipelinetest": {"pipeline", "pipeline/state", "change", "avro", "internal/..."},
@@ -166,6 +167,8 @@ func TestForbidden(t *testing.T) {
 		{"pipeline/state", "pipeline"},
 		{"pipeline/state", "internal/kafka"},
 		{"sinks/rest", "pipeline/state"},
+		{"pipeline/records", "pipeline"},
+		{"transforms/join", "pipeline/records"},
 	} {
 		if forbidden(c.from, c.to) == "" {
 			t.Errorf("%s may import %s", c.from, c.to)

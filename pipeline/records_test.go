@@ -12,6 +12,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 // shape is what a test compares of a record.
@@ -22,14 +23,14 @@ type shape struct {
 	newKey    string
 }
 
-func (b *bed) outputs(max int) *Outputs {
-	return NewOutputs(b.env, func(t *change.Table) kafka.TopicSpec {
+func (b *bed) outputs(max int) *records.Outputs {
+	return records.NewOutputs(b.env.Kafka, b.env.Registry, func(t *change.Table) kafka.TopicSpec {
 		return kafka.TopicSpec{Name: t.Topic, Default: b.env.Partitions}
-	}, max)
+	}, max, nil)
 }
 
 // encodeRows gives the records of rows and what was refused.
-func (b *bed) encodeRows(t *testing.T, outs *Outputs, table *change.Table, rows ...row) *Records {
+func (b *bed) encodeRows(t *testing.T, outs *records.Outputs, table *change.Table, rows ...row) *records.Buffer {
 	t.Helper()
 	batch := change.Get()
 	defer batch.Release()
@@ -39,14 +40,14 @@ func (b *bed) encodeRows(t *testing.T, outs *Outputs, table *change.Table, rows 
 	if err := outs.EnsureAll(t.Context(), batch); err != nil {
 		t.Fatal(err)
 	}
-	rs := new(Records)
+	rs := new(records.Buffer)
 	if err := outs.Encode(rs, batch, 0, batch.Len()); err != nil {
 		t.Fatal(err)
 	}
 	return rs
 }
 
-func (b *bed) shapes(t *testing.T, rs *Records) []shape {
+func (b *bed) shapes(t *testing.T, rs *records.Buffer) []shape {
 	t.Helper()
 	dec := avro.NewDecoder(b.env.Registry)
 	keyOf := func(raw []byte) string { // the id in an Avro key: its last octet, zigzag
@@ -62,9 +63,9 @@ func (b *bed) shapes(t *testing.T, rs *Records) []shape {
 		var pos []byte
 		for _, h := range r.Headers {
 			switch h.Key {
-			case headerOldKey:
+			case records.HeaderOldKey:
 				s.oldKey = keyOf(h.Value)
-			case headerNewKey:
+			case records.HeaderNewKey:
 				s.newKey = keyOf(h.Value)
 			case kafka.HeaderPos:
 				pos = h.Value
@@ -131,7 +132,7 @@ func TestProduceTruncateReachesEveryPartition(t *testing.T) {
 	if err := outs.EnsureAll(t.Context(), batch); err != nil {
 		t.Fatal(err)
 	}
-	rs := new(Records)
+	rs := new(records.Buffer)
 	if err := outs.Encode(rs, batch, 0, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +161,7 @@ func TestProduceRefusesOneChangeWhole(t *testing.T) {
 		t.Fatalf("%d records, %d refused", len(rs.Records), len(rs.Refused))
 	}
 	r := rs.Refused[0]
-	if r.Index != 1 || r.Key != "3" || !problem.Has(r.Err, ErrRecordTooLarge) || len(r.RecordKey) == 0 {
+	if r.Index != 1 || r.Key != "3" || !problem.Has(r.Err, records.ErrTooLarge) || len(r.RecordKey) == 0 {
 		t.Errorf("refused: %+v", r)
 	}
 	if bytes.Contains([]byte(r.Err.Error()), []byte("xxx")) {
@@ -184,7 +185,7 @@ func TestProduceLeavesOutALongOldRow(t *testing.T) {
 	if err := outs.EnsureAll(t.Context(), batch); err != nil {
 		t.Fatal(err)
 	}
-	rs := new(Records)
+	rs := new(records.Buffer)
 	if err := outs.Encode(rs, batch, 0, batch.Len()); err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +213,7 @@ func TestProduceReusesItsMemory(t *testing.T) {
 	if err := outs.EnsureAll(t.Context(), batch); err != nil {
 		t.Fatal(err)
 	}
-	rs := new(Records)
+	rs := new(records.Buffer)
 	encode := func() {
 		rs.Reset()
 		if err := outs.Encode(rs, batch, 0, batch.Len()); err != nil {
