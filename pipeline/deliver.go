@@ -27,6 +27,7 @@ import (
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline/internal/retry"
+	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
 // ErrOwner says that the sink has another owner for a partition, or another
@@ -69,12 +70,13 @@ type deliverSession struct {
 	// wanted: a rebalance waits for us.
 	wanted atomic.Bool
 
-	prepared int64  // generation that prepare has seen
-	id       string // the assignment's name for the sink; set by start
-	index    parkedIndex
-	tickAt   time.Time
-	lagAt    time.Time
-	due      bool // something was released: look at once
+	prepared   int64  // generation that prepare has seen
+	id         string // the assignment's name for the sink; set by start
+	index      parked.Index
+	othersWait bool // records in partitions of other processes
+	tickAt     time.Time
+	lagAt      time.Time
+	due        bool // something was released: look at once
 }
 
 func (d *deliver) run(ctx context.Context) (err error) {
@@ -194,17 +196,17 @@ func (s *deliverSession) prepare(ctx context.Context) error {
 	}
 	s.wanted.Store(false)
 	places := s.assignment.list()
-	s.index = parkedIndex{}
+	s.index = parked.Index{}
 	if s.store != nil {
 		rows, err := s.store.Index(ctx, s.spec.Name, partIDs(places))
 		if err != nil {
 			return err
 		}
 		for i := range rows {
-			s.index.add(&rows[i])
+			s.index.Add(&rows[i])
 		}
 	}
-	s.index.show(s.comp)
+	s.index.Show(s.comp)
 	var unsigned []*place
 	for _, p := range places {
 		if p.unsigned {

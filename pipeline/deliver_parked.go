@@ -12,41 +12,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/internal/control"
-	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/parked"
 )
-
-// parkedIndex is what is parked in the partitions owned here.
-type parkedIndex struct {
-	refs       map[string]bool // topic, 0x1F, record key → waits
-	waiting    int64
-	othersWait bool // in partitions of other processes
-}
-
-func (x *parkedIndex) add(p *control.Parked) {
-	k := string(appendParkedKey(nil, p.Topic, p.RecordKey))
-	x.remove(k)
-	if x.refs == nil {
-		x.refs = map[string]bool{}
-	}
-	x.refs[k] = p.WaitsFor != ""
-	if p.WaitsFor != "" {
-		x.waiting++
-	}
-}
-
-func (x *parkedIndex) remove(key string) {
-	if x.refs[key] {
-		x.waiting--
-	}
-	delete(x.refs, key)
-}
-
-func (x *parkedIndex) show(comp *obs.Component) {
-	comp.Parked(int64(len(x.refs)) - x.waiting)
-	comp.Waiting(x.waiting)
-}
 
 // tick does what is due between polls: retries, and the lag.
 func (s *deliverSession) tick(ctx context.Context) error {
@@ -66,8 +35,8 @@ func (s *deliverSession) tick(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.index.othersWait = waiting > s.index.waiting
-	if len(s.index.refs) == 0 {
+	s.othersWait = waiting > s.index.Waiting()
+	if s.index.Len() == 0 {
 		return nil
 	}
 	s.writing.Lock()
@@ -132,7 +101,7 @@ func (s *deliverSession) retryRows(ctx context.Context, rows []control.Parked) e
 			gone = append(gone, *row)
 			continue
 		}
-		var rec *kgo.Record = originalRecord(row)
+		var rec *kgo.Record = parked.Original(row)
 		if err := pc.add(ctx, s, pl, rec); err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
 var errSinkDown = problem.Define("TW-TEST-SINK-DOWN", problem.Retry, "The test's sink is down.", "Wait.")
@@ -237,7 +238,7 @@ func TestDeliverParksAndReplaces(t *testing.T) {
 			k.mu.Lock()
 			k.judge = nil
 			k.mu.Unlock()
-			if _, err := RetryParked(t.Context(), b.env, control.Filter{Stage: b.source, Key: "1"}); err != nil {
+			if _, err := parked.Retry(t.Context(), b.env.Kafka, b.env.Control, control.Filter{Stage: b.source, Key: "1"}); err != nil {
 				t.Fatal(err)
 			}
 			b.eventually("key 1 to be delivered", func() (bool, string) { return k.has(b.in.Topic+"/1") == "bad 1", k.has(b.in.Topic + "/1") })
@@ -407,7 +408,7 @@ func TestDeliverWithoutControlHalts(t *testing.T) {
 	_, ended := b.delivering(b.env, b.dspec(m))
 	select {
 	case err := <-ended:
-		if !problem.Has(err, ErrNoControl) {
+		if !problem.Has(err, control.ErrMissing) {
 			t.Fatalf("ended with %v", err)
 		}
 	case <-time.After(testkit.Patience):
@@ -476,7 +477,7 @@ func TestTransformRetriesParked(t *testing.T) {
 			t.Errorf("parked: %+v", p)
 		}
 		// Still refused: parked again, with one more attempt.
-		if n, err := RetryParked(t.Context(), b.env, control.Filter{Stage: b.source, Key: "1"}); n != 1 || err != nil {
+		if n, err := parked.Retry(t.Context(), b.env.Kafka, b.env.Control, control.Filter{Stage: b.source, Key: "1"}); n != 1 || err != nil {
 			t.Fatal(n, err)
 		}
 		b.eventually("the second attempt", func() (bool, string) {
@@ -488,13 +489,13 @@ func TestTransformRetriesParked(t *testing.T) {
 			return false, "gone"
 		})
 		refuse.Store(false)
-		if n, err := RetryParked(t.Context(), b.env, control.Filter{Stage: b.source, Key: "1"}); n != 1 || err != nil {
+		if n, err := parked.Retry(t.Context(), b.env.Kafka, b.env.Control, control.Filter{Stage: b.source, Key: "1"}); n != 1 || err != nil {
 			t.Fatal(n, err)
 		}
 		if n, err := store.RequestRetry(t.Context(), b.source, "", "2"); n != 1 || err != nil {
 			t.Fatal(n, err)
 		}
-		if n, err := DiscardParked(t.Context(), b.env, control.Filter{Stage: b.source, Key: "3"}); n != 1 || err != nil {
+		if n, err := parked.Discard(t.Context(), b.env.Kafka, b.env.Control, control.Filter{Stage: b.source, Key: "3"}); n != 1 || err != nil {
 			t.Fatal(n, err)
 		}
 		b.eventually("one to be left", func() (bool, string) { return len(list()) == 1 && len(b.parkedNow()) == 1, fmt.Sprint(list()) })

@@ -14,6 +14,7 @@ import (
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
 // portion is what one Write takes, and where its changes came from.
@@ -51,7 +52,7 @@ func (pc *portion) add(ctx context.Context, s *deliverSession, pl *place, rec *k
 	} else if pc.batch.Len() == n {
 		return nil
 	}
-	it.key = string(appendParkedKey(nil, rec.Topic, recordKey(rec)))
+	it.key = string(parked.AppendKey(nil, rec.Topic, parked.RecordKey(rec)))
 	pc.items = append(pc.items, it)
 	return nil
 }
@@ -151,7 +152,7 @@ func (s *deliverSession) write(ctx context.Context, pc *portion) error {
 	if err != nil {
 		return err
 	}
-	return s.settle(ctx, pc, failed)
+	return s.resolveParked(ctx, pc, failed)
 }
 
 // tryLast gives the failures by change index. Of a key that failed, the last
@@ -202,21 +203,21 @@ func (s *deliverSession) tryLast(ctx context.Context, pc *portion, failures []Fa
 	return failed, nil
 }
 
-// settle parks what failed, takes out what was delivered after all, and
+// resolveParked parks what failed, takes out what was delivered after all, and
 // releases what waited for it.
-func (s *deliverSession) settle(ctx context.Context, pc *portion, failed map[int]Failure) error {
+func (s *deliverSession) resolveParked(ctx context.Context, pc *portion, failed map[int]Failure) error {
 	last := make(map[string]int, len(pc.items))
 	anyBad := len(failed) > 0
 	for i := range pc.items {
 		anyBad = anyBad || pc.items[i].at < 0
 	}
-	if !anyBad && len(s.index.refs) == 0 && !s.index.othersWait {
+	if !anyBad && s.index.Len() == 0 && !s.othersWait {
 		return nil
 	}
 	for i := range pc.items {
 		last[pc.items[i].key] = i
 	}
-	var parked []control.Parked
+	var bad []control.Parked
 	var gone []control.Ref
 	var names []string
 	for i := range pc.items {
@@ -224,44 +225,44 @@ func (s *deliverSession) settle(ctx context.Context, pc *portion, failed map[int
 		if last[it.key] != i {
 			continue
 		}
-		f, bad := failed[it.at]
+		f, failure := failed[it.at]
 		if it.at < 0 {
-			f, bad = Failure{Err: it.err}, true
+			f, failure = Failure{Err: it.err}, true
 		}
-		if bad {
+		if failure {
 			if it.at >= 0 {
 				s.comp.Failed(problem.Reject.String(), outage.CodeOf(f.Err))
 			}
-			parked = append(parked, s.parkedOf(pc, it, f))
+			bad = append(bad, s.parkedOf(pc, it, f))
 			continue
 		}
-		if _, is := s.index.refs[it.key]; is {
-			gone = append(gone, control.Ref{Topic: it.rec.Topic, RecordKey: recordKey(it.rec)})
+		if s.index.Has(it.key) {
+			gone = append(gone, control.Ref{Topic: it.rec.Topic, RecordKey: parked.RecordKey(it.rec)})
 		}
 		names = appendNames(names, pc.batch, &pc.batch.Changes[it.at])
 	}
-	if len(parked) > 0 && s.store == nil {
-		return ErrNoControl.New("record %d of partition %d of topic %q cannot be written: %s", parked[0].Offset, parked[0].Partition, parked[0].Topic, parked[0].Reason)
+	if len(bad) > 0 && s.store == nil {
+		return control.ErrMissing.New("record %d of partition %d of topic %q cannot be written: %s", bad[0].Offset, bad[0].Partition, bad[0].Topic, bad[0].Reason)
 	}
 	if s.store == nil {
 		return nil
 	}
-	if err := s.store.Put(ctx, parked); err != nil {
+	if err := s.store.Put(ctx, bad); err != nil {
 		return err
 	}
 	if err := s.store.Delete(ctx, s.spec.Name, gone); err != nil {
 		return err
 	}
-	for i := range parked {
-		s.index.add(&parked[i])
+	for i := range bad {
+		s.index.Add(&bad[i])
 	}
 	for _, g := range gone {
-		s.index.remove(string(appendParkedKey(nil, g.Topic, g.RecordKey)))
+		s.index.Remove(string(parked.AppendKey(nil, g.Topic, g.RecordKey)))
 	}
-	if len(parked) > 0 || len(gone) > 0 {
-		s.index.show(s.comp)
+	if len(bad) > 0 || len(gone) > 0 {
+		s.index.Show(s.comp)
 	}
-	if s.index.waiting > 0 || s.index.othersWait {
+	if s.index.Waiting() > 0 || s.othersWait {
 		n, err := s.store.Release(ctx, s.spec.Name, names)
 		if err != nil {
 			return err
@@ -274,9 +275,9 @@ func (s *deliverSession) settle(ctx context.Context, pc *portion, failed map[int
 func (s *deliverSession) parkedOf(pc *portion, it *item, f Failure) control.Parked {
 	key := ""
 	if it.at >= 0 {
-		key = readKey(pc.batch, &pc.batch.Changes[it.at])
+		key = parked.KeyText(pc.batch, &pc.batch.Changes[it.at])
 	}
-	p := parkRecord(s.spec.Name, control.KindSink, it.place.topic, it.rec, key, f.Err)
+	p := parked.Of(s.spec.Name, control.KindSink, it.place.topic, it.rec, key, f.Err)
 	p.WaitsFor = f.WaitsFor
 	return p
 }
@@ -284,7 +285,7 @@ func (s *deliverSession) parkedOf(pc *portion, it *item, f Failure) control.Park
 // appendNames appends the names under which others may wait for a change:
 // topic/key, table/key, entity/key.
 func appendNames(dst []string, b *change.Batch, c *change.Change) []string {
-	key := readKey(b, c)
+	key := parked.KeyText(b, c)
 	dst = append(dst, c.Table.Topic+"/"+key)
 	if n := c.Table.Name; n != c.Table.Topic {
 		dst = append(dst, n+"/"+key)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
 // commit gives the open transaction its position as the last record and begins
@@ -33,7 +34,7 @@ func (s *session) commit() error {
 	s.mu.Unlock()
 	end := s.writePosition
 	if s.plainly() {
-		t.settle() // the sequencer's own: no piece comes any more
+		t.confirmed() // the sequencer's own: no piece comes any more
 	} else {
 		s.producePosition(t)
 		if err := s.flush(t, s.deadline(t)); err != nil {
@@ -157,18 +158,18 @@ func (s *session) collect(t *ingestTxn) error {
 		}
 	}
 	// Of a key that was parked and released the later one counts.
-	parked, released := t.parked[:0], t.released[:0]
+	bad, released := t.parked[:0], t.released[:0]
 	for _, p := range t.parked {
-		if t.touched[string(appendParkedKey(nil, p.Topic, p.RecordKey))] {
-			parked = append(parked, p)
+		if t.touched[string(parked.AppendKey(nil, p.Topic, p.RecordKey))] {
+			bad = append(bad, p)
 		}
 	}
 	for _, r := range t.released {
-		if !t.touched[string(appendParkedKey(nil, r.Topic, r.RecordKey))] {
+		if !t.touched[string(parked.AppendKey(nil, r.Topic, r.RecordKey))] {
 			released = append(released, r)
 		}
 	}
-	s.parked.applied(s.ctx, parked, released)
+	s.parked.Applied(s.ctx, bad, released)
 	return nil
 }
 

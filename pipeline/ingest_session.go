@@ -25,6 +25,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/records"
 )
 
@@ -44,7 +45,7 @@ type session struct {
 	turns     []*turn     // transactional ids in turn; all of them from Resume on
 	plain     *kgo.Client // at-least-once: what records go out through; else nil
 	positions *change.Topic
-	parked    *parkedSet
+	parked    *parked.Set
 	position  position // the last committed one, and then what the next will say
 
 	budget  *semaphore.Weighted
@@ -120,7 +121,7 @@ func (s *session) Resume(ctx context.Context) (Resume, error) {
 	if s.positions, err = env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: PositionsTopicOf(name), Partitions: 1, Compact: true}); err != nil {
 		return nil, err
 	}
-	parked, err := env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: ParkedTopicOf(name), Partitions: 1, Compact: true})
+	parkedTopic, err := env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: parked.TopicOf(name), Partitions: 1, Compact: true})
 	if err != nil {
 		return nil, err
 	}
@@ -148,8 +149,8 @@ func (s *session) Resume(ctx context.Context) (Resume, error) {
 			topics = append(topics, t)
 		}
 	}
-	s.parked = newParkedSet(env, name, parked, topics, s.in.comp)
-	if err := s.parked.load(ctx, client, env.Kafka, []int32{0}); err != nil {
+	s.parked = parked.NewSet(env.Control, name, parkedTopic, topics, s.in.comp)
+	if err := s.parked.Load(ctx, client, env.Kafka, []int32{0}); err != nil {
 		return nil, err
 	}
 	s.start()

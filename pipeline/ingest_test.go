@@ -16,6 +16,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/records"
 )
 
@@ -401,7 +402,7 @@ func TestIngestParksAnOversizeRecord(t *testing.T) {
 func (b *bed) parked() map[string]parkedRecord {
 	b.t.Helper()
 	ctx := b.t.Context()
-	topic, err := b.direct.Topic(ctx, ParkedTopicOf(b.source))
+	topic, err := b.direct.Topic(ctx, parked.TopicOf(b.source))
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -424,7 +425,7 @@ func (b *bed) parked() map[string]parkedRecord {
 			delete(out, string(r.Key))
 			return nil
 		}
-		p, _, err := parseParked(b.source, r.Value)
+		p, _, err := parked.Parse(b.source, r.Value)
 		out[string(r.Key)] = parkedRecord{p.Topic, p.Key, p.Code, p.Remedy, p.Value}
 		return err
 	})

@@ -20,6 +20,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/records"
 )
 
@@ -43,7 +44,7 @@ type ingestTxn struct {
 	waiting  []chan struct{} // of checkpoints
 	topics   map[string]*ingestTopic
 	parked   []control.Parked
-	released []release
+	released []parked.Release
 	touched  map[string]bool // parked keys, as this transaction leaves them
 
 	// Exactly-once: the first piece with records, when it was produced, and
@@ -267,7 +268,7 @@ func (s *session) produce(p *piece) error {
 	n := len(rs.Records)
 	p.left.Store(int64(n) + 1)
 	if s.plainly() {
-		t.left.Add(1) // settle takes it off with the piece's last record
+		t.left.Add(1) // recordConfirmed takes it off with the piece's last record
 	} else if t.first == nil && n > 0 {
 		t.first, t.sentAt = p, time.Now()
 	}
@@ -275,7 +276,7 @@ func (s *session) produce(p *piece) error {
 		if err != nil {
 			s.refused(t, r, err)
 		}
-		s.settle(p)
+		s.recordConfirmed(p)
 	}
 	t.bytes += int64(rs.Bytes)
 	var (
@@ -311,7 +312,7 @@ func (s *session) produce(p *piece) error {
 	for i := range refused {
 		s.park(&refused[i])
 	}
-	s.settle(p)
+	s.recordConfirmed(p)
 	return s.failure()
 }
 
@@ -334,7 +335,7 @@ func (s *session) produceOne(t *ingestTxn, r *kgo.Record) {
 			s.refused(t, r, err)
 		}
 		if s.plainly() {
-			t.settle()
+			t.confirmed()
 		}
 	})
 }
@@ -346,8 +347,8 @@ func (s *session) refused(t *ingestTxn, r *kgo.Record, err error) {
 	s.fail(s.classify(t, err, "producing to topic %q", r.Topic))
 }
 
-// settle counts a record of a piece off; with the last one its memory is free.
-func (s *session) settle(p *piece) {
+// recordConfirmed counts a record of a piece off; with the last one its memory is free.
+func (s *session) recordConfirmed(p *piece) {
 	if p.left.Add(-1) > 0 {
 		return
 	}
@@ -358,14 +359,14 @@ func (s *session) settle(p *piece) {
 	switch {
 	case s.plainly():
 		t.settled.Store(int64(time.Since(t.began)))
-		t.settle()
+		t.confirmed()
 	case t.first == p:
 		t.settled.Store(int64(time.Since(t.sentAt)))
 	}
 }
 
-// settle counts a piece, a single record or the sequencer off (at-least-once).
-func (t *ingestTxn) settle() {
+// confirmed counts a piece, a single record or the sequencer off (at-least-once).
+func (t *ingestTxn) confirmed() {
 	if t.left.Add(-1) == 0 {
 		close(t.settledAll)
 	}
@@ -377,39 +378,39 @@ func (s *session) park(r *records.Refused) {
 	p := control.Parked{
 		Stage: s.in.spec.Name, Kind: control.KindTransform, Topic: r.Topic, Offset: -1, Key: r.Key, RecordKey: r.RecordKey,
 		Headers: []control.Header{{Key: kafka.HeaderPos, Value: change.AppendPos(nil, r.Pos)}},
-		Millis:  r.Time / 1000, Code: outage.CodeOf(r.Err), Reason: reasonText(r.Err), Remedy: outage.RemedyOf(r.Err), Attempts: 1,
+		Millis:  r.Time / 1000, Code: outage.CodeOf(r.Err), Reason: parked.ReasonText(r.Err), Remedy: outage.RemedyOf(r.Err), Attempts: 1,
 	}
 	p.FirstAt = time.Now().UTC().Truncate(time.Microsecond)
 	p.LastAt = p.FirstAt
 	s.in.comp.Failed("reject", p.Code)
 	s.in.comp.Log.Warn("parked", "topic", p.Topic, "pos", r.Pos, "code", p.Code, "err", r.Err)
-	key := appendParkedKey(nil, r.Topic, r.RecordKey)
+	key := parked.AppendKey(nil, r.Topic, r.RecordKey)
 	s.txn.touched[string(key)] = true
 	s.txn.parked = append(s.txn.parked, p)
 	// The limit of one octet leaves the payload out: there is none.
-	s.produceOne(s.txn, &kgo.Record{Topic: s.parked.topic.Name, Key: key, Value: appendParked(nil, &p, 1)})
+	s.produceOne(s.txn, &kgo.Record{Topic: s.parked.Topic.Name, Key: key, Value: parked.Append(nil, &p, 1)})
 }
 
 // mayRelease reports whether anything is parked at all.
 func (s *session) mayRelease() bool {
-	return len(s.parked.byPart[0]) > 0 || len(s.txn.touched) > 0 || s.ending != nil && len(s.ending.touched) > 0
+	return len(s.parked.In(0)) > 0 || len(s.txn.touched) > 0 || s.ending != nil && len(s.ending.touched) > 0
 }
 
 // release takes a key out of the parked topic when a later record of it goes
 // through: raw records carry the whole row.
 func (s *session) release(r *kgo.Record) {
-	key := appendParkedKey(nil, r.Topic, r.Key)
-	parked, known := s.txn.touched[string(key)]
+	key := parked.AppendKey(nil, r.Topic, r.Key)
+	isParked, known := s.txn.touched[string(key)]
 	if !known && s.ending != nil { // what it parked is in the set with its end
-		parked, known = s.ending.touched[string(key)]
+		isParked, known = s.ending.touched[string(key)]
 	}
 	if !known {
-		_, parked = s.parked.byPart[0][string(key)]
+		_, isParked = s.parked.In(0)[string(key)]
 	}
-	if !parked {
+	if !isParked {
 		return
 	}
 	s.txn.touched[string(key)] = false
-	s.txn.released = append(s.txn.released, release{Ref: control.Ref{Topic: r.Topic, RecordKey: append([]byte{}, r.Key...)}})
-	s.produceOne(s.txn, &kgo.Record{Topic: s.parked.topic.Name, Key: key})
+	s.txn.released = append(s.txn.released, parked.Release{Ref: control.Ref{Topic: r.Topic, RecordKey: append([]byte{}, r.Key...)}})
+	s.produceOne(s.txn, &kgo.Record{Topic: s.parked.Topic.Name, Key: key})
 }

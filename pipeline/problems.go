@@ -21,9 +21,6 @@ var (
 	ErrCoPartition = problem.Define("TW-CO-PARTITION", problem.Halt,
 		"Topics that are read together do not lie together: another number of partitions, or a partition that was given to another process.",
 		"Give the topics the same number of partitions, and run the same configuration in every process of the group.")
-	ErrNoControl = problem.Define("TW-CONTROL-MISSING", problem.Halt,
-		"A record must be parked and there is no control database to park it in.",
-		"Set control.dsn.")
 )
 
 // Classify is where retry, reject or halt is decided (M6): an Error's own class;

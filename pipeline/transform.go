@@ -19,6 +19,7 @@ import (
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline/internal/retry"
+	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/state"
 )
 
@@ -45,7 +46,7 @@ func RunTransform(ctx context.Context, env *Env, spec TransformSpec) error {
 			}
 		}
 	}
-	t.member = newMembership(env, t.comp.Log, GroupOf(spec.Name), append(spec.inputs(), ParkedTopicOf(spec.Name)))
+	t.member = newMembership(env, t.comp.Log, GroupOf(spec.Name), append(spec.inputs(), parked.TopicOf(spec.Name)))
 	defer t.member.leave(ctx)
 	return retry.Run(ctx, t.comp, t.run)
 }
@@ -74,7 +75,7 @@ type groupSession struct {
 	side       *kgo.Client // reads beside the group: parked records, state to rebuild
 	decoder    *avro.Decoder
 	encoder    *recordEncoder
-	parked     *parkedSet
+	parked     *parked.Set
 	prepared   int64 // the generation of the assignment that prepare has seen
 	lagAt      time.Time
 	trimAt     time.Time
@@ -96,13 +97,13 @@ func (t *transform) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	parkedTopic, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: ParkedTopicOf(t.spec.Name), Partitions: partitions, Compact: true})
+	parkedTopic, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: parked.TopicOf(t.spec.Name), Partitions: partitions, Compact: true})
 	if err != nil {
 		return err
 	}
 	s := &groupSession{transform: t, trimmed: map[*place]int64{}, prepared: -1}
 	s.assignment = newAssignment(t.env.Kafka, append(inputs, parkedTopic.Name), true, func(err error) { cancel(err) })
-	s.parked = newParkedSet(t.env, t.spec.Name, parkedTopic, inputs, t.comp)
+	s.parked = parked.NewSet(t.env.Control, t.spec.Name, parkedTopic, inputs, t.comp)
 	s.decoder = avro.NewDecoder(t.env.Registry)
 	if s.encoder, err = newRecordEncoder(ctx, t.env, t.spec); err != nil {
 		return err
@@ -318,11 +319,11 @@ func (s *groupSession) prepare(ctx context.Context) error {
 	places := s.assignment.list()
 	var parts []int32
 	for _, p := range places {
-		if p.topic.Name == s.parked.topic.Name {
+		if p.topic.Name == s.parked.Topic.Name {
 			parts = append(parts, p.partition)
 		}
 	}
-	if err := s.parked.load(ctx, s.side, s.env.Kafka, parts); err != nil {
+	if err := s.parked.Load(ctx, s.side, s.env.Kafka, parts); err != nil {
 		return err
 	}
 	if err := s.checkAll(ctx); err != nil {
@@ -348,15 +349,14 @@ func (s *groupSession) idleWork(ctx context.Context) error {
 			return err
 		}
 	}
-	if s.parked.store != nil && time.Since(s.askAt) > time.Second {
+	if s.parked.Store() != nil && time.Since(s.askAt) > time.Second {
 		s.askAt = time.Now()
 		if err := s.forwardRequests(ctx); err != nil {
 			return err
 		}
 	}
-	if s.parked.due() {
+	if s.parked.Due() {
 		s.prepared = -1 // reads the parked topic again, and shows it
-		s.parked.stale = false
 	}
 	if len(s.spec.Trim) > 0 && time.Since(s.trimAt) > trimEvery {
 		s.trimAt = time.Now()
@@ -367,5 +367,5 @@ func (s *groupSession) idleWork(ctx context.Context) error {
 
 func (s *groupSession) lag(ctx context.Context) error {
 	s.lagAt = time.Now()
-	return setLag(ctx, s.assignment, s.comp, s.parked.topic.Name)
+	return setLag(ctx, s.assignment, s.comp, s.parked.Topic.Name)
 }

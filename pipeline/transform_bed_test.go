@@ -19,6 +19,7 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/records"
 )
 
@@ -317,15 +318,15 @@ func (b *tbed) view(env *Env, kind string) obs.View {
 func (b *tbed) parkedNow() map[string]string {
 	b.t.Helper()
 	out := map[string]string{}
-	for _, r := range b.read(ParkedTopicOf(b.source)) {
-		if len(r.Key) > 0 && r.Key[0] == unitSeparator {
+	for _, r := range b.read(parked.TopicOf(b.source)) {
+		if len(r.Key) > 0 && r.Key[0] == 0x1F {
 			continue
 		}
 		if r.Value == nil {
 			delete(out, string(r.Key))
 			continue
 		}
-		p, _, err := parseParked(b.source, r.Value)
+		p, _, err := parked.Parse(b.source, r.Value)
 		if err != nil {
 			b.t.Fatal(err)
 		}

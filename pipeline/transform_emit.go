@@ -11,6 +11,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/records"
 )
 
@@ -34,7 +35,7 @@ func newRecordEncoder(ctx context.Context, env *Env, spec TransformSpec) (*recor
 	e.outputs = records.NewOutputs(env.Kafka, env.Registry, func(t *change.Table) kafka.TopicSpec {
 		return kafka.TopicSpec{Name: t.Topic, Partitions: env.Partitions, Compact: !e.queues[t.Topic]}
 	}, spec.MaxRecordBytes, nil)
-	n, err := env.Kafka.MaxRecordBytes(ctx, ParkedTopicOf(spec.Name))
+	n, err := env.Kafka.MaxRecordBytes(ctx, parked.TopicOf(spec.Name))
 	e.parked = n
 	return e, err
 }

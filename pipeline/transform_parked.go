@@ -6,7 +6,6 @@ package pipeline
 import (
 	"bytes"
 	"context"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -16,6 +15,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
 // parkedOf describes a record that is to be parked; its key is shown as a
@@ -24,26 +24,21 @@ func (tx *txn) parkedOf(ctx context.Context, pl *place, rec *kgo.Record, err err
 	key := ""
 	b := change.Get()
 	if derr := decodeRecord(ctx, tx.decoder, b, pl, rec); derr == nil && b.Len() == 1 {
-		key = readKey(b, &b.Changes[0])
+		key = parked.KeyText(b, &b.Changes[0])
 	}
 	b.Release()
-	p := parkRecord(tx.spec.Name, control.KindTransform, pl.topic, rec, key, err)
+	p := parked.Of(tx.spec.Name, control.KindTransform, pl.topic, rec, key, err)
 	return &p
 }
 
-// readKey is the canonical key as text; its separator shows as a slash.
-func readKey(b *change.Batch, c *change.Change) string {
-	return strings.ReplaceAll(string(change.AppendKey(nil, b, c)), "\x1f", "/")
-}
-
 // produceParked writes parked records, releases, and the ends of commands.
-func (tx *txn) produceParked(ctx context.Context, parked []control.Parked, released []release) error {
-	topic := tx.parked.topic.Name
-	for i := range parked {
-		p := &parked[i]
+func (tx *txn) produceParked(ctx context.Context, bad []control.Parked, released []parked.Release) error {
+	topic := tx.parked.Topic.Name
+	for i := range bad {
+		p := &bad[i]
 		r := &kgo.Record{
-			Topic: topic, Partition: p.Partition, Key: appendParkedKey(nil, p.Topic, p.RecordKey),
-			Value: appendParked(nil, p, tx.encoder.parked), Timestamp: time.UnixMilli(p.Millis),
+			Topic: topic, Partition: p.Partition, Key: parked.AppendKey(nil, p.Topic, p.RecordKey),
+			Value: parked.Append(nil, p, tx.encoder.parked), Timestamp: time.UnixMilli(p.Millis),
 		}
 		if err := tx.produce(ctx, r); err != nil {
 			return err
@@ -51,7 +46,7 @@ func (tx *txn) produceParked(ctx context.Context, parked []control.Parked, relea
 	}
 	now := time.Now()
 	for _, g := range released {
-		r := &kgo.Record{Topic: topic, Partition: g.partition, Key: appendParkedKey(nil, g.Topic, g.RecordKey), Timestamp: now}
+		r := &kgo.Record{Topic: topic, Partition: g.Partition, Key: parked.AppendKey(nil, g.Topic, g.RecordKey), Timestamp: now}
 		if err := tx.produce(ctx, r); err != nil {
 			return err
 		}
@@ -68,11 +63,11 @@ func (tx *txn) produceParked(ctx context.Context, parked []control.Parked, relea
 // records: those are newer.
 func (tx *txn) runCommands(ctx context.Context) error {
 	for _, r := range tx.polled.runs {
-		if r.place.topic.Name != tx.parked.topic.Name {
+		if r.place.topic.Name != tx.parked.Topic.Name {
 			continue
 		}
 		for _, rec := range r.records {
-			command := commandOf(rec)
+			command := parked.CommandOf(rec)
 			if command == "" {
 				continue
 			}
@@ -85,46 +80,32 @@ func (tx *txn) runCommands(ctx context.Context) error {
 	return nil
 }
 
-// commandOf is the command of a record of the parked topic, or "" when it is
-// none, or the end of one.
-func commandOf(rec *kgo.Record) string {
-	if rec.Attrs.IsControl() || rec.Value == nil || len(rec.Key) == 0 || rec.Key[0] != unitSeparator {
-		return ""
-	}
-	for _, h := range rec.Headers {
-		if h.Key == headerCommand {
-			return string(h.Value)
-		}
-	}
-	return ""
-}
-
 func (tx *txn) runCommand(ctx context.Context, command string, rec *kgo.Record) error {
-	p, omitted, err := parseParked(tx.spec.Name, rec.Value)
+	p, omitted, err := parked.Parse(tx.spec.Name, rec.Value)
 	if err != nil {
 		// Anybody may write a command; a bad one does nothing, visibly.
 		tx.comp.Failed(problem.Reject.String(), outage.CodeOf(err))
 		tx.comp.Log.Warn("ignoring a command", "command", command, "partition", rec.Partition, "offset", rec.Offset, "err", err)
 		return nil
 	}
-	parkedKey := appendParkedKey(nil, p.Topic, p.RecordKey)
-	ref, is := tx.parked.byPart[rec.Partition][string(parkedKey)]
+	parkedKey := parked.AppendKey(nil, p.Topic, p.RecordKey)
+	ref, is := tx.parked.In(rec.Partition)[string(parkedKey)]
 	pl := tx.assignment.find(p.Topic, p.Partition)
-	if !is || ref.offset != p.Offset || ref.topicID != p.TopicID || p.Partition != rec.Partition || pl == nil || pl.topic.ID != p.TopicID ||
-		!bytes.Equal(rec.Key, commandKey(command, parkedKey)) {
+	if !is || ref.Offset != p.Offset || ref.TopicID != p.TopicID || p.Partition != rec.Partition || pl == nil || pl.topic.ID != p.TopicID ||
+		!bytes.Equal(rec.Key, parked.CommandKey(command, parkedKey)) {
 		tx.comp.Log.Info("a command is about a record that is not parked any more", "command", command, "topic", p.Topic, "offset", p.Offset)
 		return nil
 	}
 	switch command {
-	case commandDiscard:
-		tx.discards = append(tx.discards, release{control.Ref{Topic: p.Topic, RecordKey: p.RecordKey}, p.Partition})
+	case parked.CommandDiscard:
+		tx.discards = append(tx.discards, parked.Release{Ref: control.Ref{Topic: p.Topic, RecordKey: p.RecordKey}, Partition: p.Partition})
 		return nil
-	case commandRetry:
+	case parked.CommandRetry:
 	default:
 		tx.comp.Log.Warn("ignoring an unknown command", "command", command)
 		return nil
 	}
-	orig := originalRecord(&p)
+	orig := parked.Original(&p)
 	if omitted {
 		found := false
 		err := kafka.Scan(ctx, tx.side, pl.topic, p.Partition, p.Offset, p.Offset+1, func(r *kgo.Record) error {
@@ -151,4 +132,35 @@ func (tx *txn) runCommand(ctx context.Context, command string, rec *kgo.Record) 
 		return nil
 	}
 	return tx.chain[0].Send(ctx, b)
+}
+
+// forwardRequests turns what was asked for in the control database into
+// commands on the parked topic, so that either way of asking works.
+func (s *groupSession) forwardRequests(ctx context.Context) error {
+	var parts []control.PartID
+	for _, p := range s.assignment.list() {
+		if len(s.parked.In(p.partition)) > 0 && p.topic.Name != s.parked.Topic.Name {
+			parts = append(parts, control.PartID{Topic: p.topic.Name, Partition: p.partition})
+		}
+	}
+	if len(parts) == 0 {
+		return nil
+	}
+	rows, err := s.parked.Store().Due(ctx, s.spec.Name, parts, time.Hour*24*365*100, 1000)
+	if err != nil {
+		// The control database is no part of this flow: it shows, and asks.
+		s.comp.Failed(problem.Retry.String(), outage.CodeOf(err))
+		return nil
+	}
+	refs := make([]control.Ref, 0, len(rows))
+	for i := range rows {
+		if err := parked.Send(ctx, s.env.Kafka, s.side, &rows[i], parked.CommandRetry); err != nil {
+			return err
+		}
+		refs = append(refs, control.Ref{Topic: rows[i].Topic, RecordKey: rows[i].RecordKey})
+	}
+	if err := s.parked.Store().ClearRetry(ctx, s.spec.Name, refs); err != nil {
+		s.comp.Failed(problem.Retry.String(), outage.CodeOf(err)) // the command comes once more, which does no harm
+	}
+	return nil
 }

@@ -85,6 +85,3 @@ func unique(lists ...[]string) []string {
 
 // GroupOf is the consumer group of a transform or a sink.
 func GroupOf(name string) string { return "tallywire." + name }
-
-// ParkedTopicOf is the topic that keeps what a transform could not take.
-func ParkedTopicOf(name string) string { return "_tallywire.parked." + name }

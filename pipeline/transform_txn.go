@@ -17,6 +17,7 @@ import (
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/records"
 )
 
@@ -33,7 +34,7 @@ type txn struct {
 	rejected map[*kgo.Record]error // first reason per record
 	retried  []*retried
 	commands []*kgo.Record // to be taken out of the parked topic
-	discards []release
+	discards []parked.Release
 	outs     map[string]*outCount
 	chain    []chainOutlet
 
@@ -48,7 +49,7 @@ type txn struct {
 type retried struct {
 	rec   *kgo.Record // the original
 	place *place      // of its input partition
-	ref   parkedRef
+	ref   parked.Ref
 }
 
 type outCount struct {
@@ -71,7 +72,7 @@ func (tx *txn) do(ctx context.Context) error {
 		return err
 	}
 	for _, r := range tx.polled.runs {
-		if r.place.topic.Name == tx.parked.topic.Name {
+		if r.place.topic.Name == tx.parked.Topic.Name {
 			continue
 		}
 		if err := tx.checkState(work, r.place, r.place.next); err != nil {
@@ -81,11 +82,11 @@ func (tx *txn) do(ctx context.Context) error {
 	if err := tx.apply(work); err != nil {
 		return err
 	}
-	parked, released := tx.settle(work)
+	bad, released := tx.resolveParked(work)
 	if err := tx.produceEncoded(work); err != nil {
 		return err
 	}
-	if err := tx.produceParked(work, parked, released); err != nil {
+	if err := tx.produceParked(work, bad, released); err != nil {
 		return err
 	}
 	if err := tx.commit(ctx); err != nil {
@@ -95,7 +96,7 @@ func (tx *txn) do(ctx context.Context) error {
 		r.place.next = r.end()
 	}
 	tx.encoder.put(tx.records)
-	tx.parked.applied(ctx, parked, released)
+	tx.parked.Applied(ctx, bad, released)
 	tx.account()
 	return nil
 }
@@ -111,7 +112,7 @@ func (tx *txn) apply(ctx context.Context) error {
 	}
 	defer func() { b.Release() }()
 	for _, r := range tx.polled.runs {
-		if r.place.topic.Name == tx.parked.topic.Name {
+		if r.place.topic.Name == tx.parked.Topic.Name {
 			continue
 		}
 		from := r.place.next
@@ -273,7 +274,7 @@ func (tx *txn) abort(ctx context.Context) {
 // account counts what was committed.
 func (tx *txn) account() {
 	for _, r := range tx.polled.runs {
-		if r.place.topic.Name == tx.parked.topic.Name {
+		if r.place.topic.Name == tx.parked.Topic.Name {
 			continue
 		}
 		n, bytes := 0, 0
@@ -291,31 +292,31 @@ func (tx *txn) account() {
 	now := time.Now()
 	for topic, o := range tx.outs {
 		tx.comp.Out(topic, o.records, o.bytes)
-		if topic != tx.parked.topic.Name && o.oldest.UnixMilli() > 0 {
+		if topic != tx.parked.Topic.Name && o.oldest.UnixMilli() > 0 {
 			tx.comp.Latency(topic, now.Sub(o.oldest))
 		}
 	}
 }
 
-// settle decides, per key, what is parked when the transaction commits, and
+// resolveParked decides, per key, what is parked when the transaction commits, and
 // what is released: the last record of a key counts, since entities carry
 // their full state (G2).
-func (tx *txn) settle(ctx context.Context) ([]control.Parked, []release) {
+func (tx *txn) resolveParked(ctx context.Context) ([]control.Parked, []parked.Release) {
 	type outcome struct {
-		parked *control.Parked
-		gone   *release
+		bad  *control.Parked
+		gone *parked.Release
 	}
 	var order []string
 	outcomes := map[string]outcome{}
 	note := func(rec *kgo.Record, o outcome) {
-		k := string(appendParkedKey(nil, rec.Topic, recordKey(rec)))
+		k := string(parked.AppendKey(nil, rec.Topic, parked.RecordKey(rec)))
 		if _, seen := outcomes[k]; !seen {
 			order = append(order, k)
 		}
 		outcomes[k] = o
 	}
-	releaseOf := func(rec *kgo.Record) *release {
-		return &release{control.Ref{Topic: rec.Topic, RecordKey: recordKey(rec)}, rec.Partition}
+	releaseOf := func(rec *kgo.Record) *parked.Release {
+		return &parked.Release{Ref: control.Ref{Topic: rec.Topic, RecordKey: parked.RecordKey(rec)}, Partition: rec.Partition}
 	}
 	for i := range tx.discards {
 		d := tx.discards[i]
@@ -324,17 +325,17 @@ func (tx *txn) settle(ctx context.Context) ([]control.Parked, []release) {
 	for _, q := range tx.retried {
 		if err := tx.rejected[q.rec]; err != nil {
 			p := tx.parkedOf(ctx, q.place, q.rec, err)
-			p.Attempts, p.FirstAt = q.ref.attempts+1, q.ref.firstAt
-			note(q.rec, outcome{parked: p})
+			p.Attempts, p.FirstAt = q.ref.Attempts+1, q.ref.FirstAt
+			note(q.rec, outcome{bad: p})
 		} else {
 			note(q.rec, outcome{gone: releaseOf(q.rec)})
 		}
 	}
 	for _, r := range tx.polled.runs {
-		if r.place.topic.Name == tx.parked.topic.Name {
+		if r.place.topic.Name == tx.parked.Topic.Name {
 			continue
 		}
-		known := tx.parked.byPart[r.place.partition]
+		known := tx.parked.In(r.place.partition)
 		if len(known) == 0 && len(tx.rejected) == 0 {
 			continue
 		}
@@ -345,7 +346,7 @@ func (tx *txn) settle(ctx context.Context) ([]control.Parked, []release) {
 			}
 			err := tx.rejected[rec]
 			if err == nil {
-				k = appendParkedKey(k[:0], rec.Topic, recordKey(rec))
+				k = parked.AppendKey(k[:0], rec.Topic, parked.RecordKey(rec))
 				if _, is := known[string(k)]; !is {
 					continue
 				}
@@ -354,20 +355,20 @@ func (tx *txn) settle(ctx context.Context) ([]control.Parked, []release) {
 				continue
 			}
 			if err != nil {
-				note(rec, outcome{parked: tx.parkedOf(ctx, r.place, rec, err)})
+				note(rec, outcome{bad: tx.parkedOf(ctx, r.place, rec, err)})
 			} else {
 				note(rec, outcome{gone: releaseOf(rec)})
 			}
 		}
 	}
-	var parked []control.Parked
-	var released []release
+	var bad []control.Parked
+	var released []parked.Release
 	for _, k := range order {
-		if o := outcomes[k]; o.parked != nil {
-			parked = append(parked, *o.parked)
+		if o := outcomes[k]; o.bad != nil {
+			bad = append(bad, *o.bad)
 		} else {
 			released = append(released, *o.gone)
 		}
 	}
-	return parked, released
+	return bad, released
 }

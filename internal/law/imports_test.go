@@ -18,10 +18,11 @@ const module = "github.com/tallywire/tallywire/"
 var table = map[string][]string{
 	"change":   {},
 	"avro":     {"change", "internal/problem"},
-	"pipeline": {"pipeline/state", "pipeline/records", "pipeline/internal/...", "change", "avro", "internal/..."},
+	"pipeline": {"pipeline/state", "pipeline/records", "pipeline/parked", "pipeline/internal/...", "change", "avro", "internal/..."},
 	// What the loops share.
 	"pipeline/internal": {"internal/..."},
 	"pipeline/records":  {"change", "avro", "internal/..."},
+	"pipeline/parked":   {"change", "internal/..."},
 	// State knows Redis and batches, not the loops that fill it.
 	"pipeline/state":        {"change", "internal/problem", "internal/redis"},
 	"pipeline/pipelinetest": {"pipeline", "pipeline/state", "change", "avro", "internal/..."},

@@ -1,7 +1,7 @@
 // The form of a parked record: the original record with why it is parked, in
 // the parked topic of a transform and, field by field, in the control database.
 
-package pipeline
+package parked
 
 import (
 	"encoding/base64"
@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -21,29 +22,20 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
-// ErrParkedForm says that a record of a parked topic is not one of ours.
-var ErrParkedForm = problem.Define("TW-PARKED-FORM", problem.Halt,
+// ErrForm says that a record of a parked topic is not one of ours.
+var ErrForm = problem.Define("TW-PARKED-FORM", problem.Halt,
 	"A record of a parked topic cannot be read.",
 	"Somebody else wrote to the topic, or a newer version did. Delete the record with a tombstone for its key, or run that version.")
 
-// A record of `_tallywire.parked.<name>`:
-//
-//	key    topic 0x1F record key        (a record without key: "@partition/offset")
-//	value  4 octets n, big-endian · n octets of JSON (parkedMeta) · the original value
-//
-// A null value is the release. A command has the header tw.command, the key
-// 0x1F command 0x1F <key of the parked record>, so that compaction keeps both,
-// and as its value a copy of the parked record that it is about: it applies
-// only while that very record is the parked one.
 const (
-	headerCommand  = "tw.command"
-	commandRetry   = "retry"
-	commandDiscard = "discard"
-	unitSeparator  = 0x1F
-	parkedVersion  = 1
+	HeaderCommand  = "tw.command"
+	CommandRetry   = "retry"
+	CommandDiscard = "discard"
+	separator      = 0x1F
+	version        = 1
 )
 
-type parkedMeta struct {
+type meta struct {
 	Version   int              `json:"v"`
 	Topic     string           `json:"topic"`
 	TopicID   string           `json:"topic_id"`
@@ -65,13 +57,13 @@ type parkedMeta struct {
 	LastAt    time.Time        `json:"last_at"`
 }
 
-// parkRecord describes rec, parked because of err. key is how a person knows
+// Of describes rec, parked because of err. key is how a person knows
 // it, or "" when it could not be read.
-func parkRecord(stage, kind string, t *change.Topic, rec *kgo.Record, key string, err error) control.Parked {
+func Of(stage, kind string, t *change.Topic, rec *kgo.Record, key string, err error) control.Parked {
 	p := control.Parked{
 		Stage: stage, Kind: kind, Topic: t.Name, TopicID: t.ID, Partition: rec.Partition, Offset: rec.Offset,
-		Key: key, RecordKey: recordKey(rec), Keyless: rec.Key == nil, Value: rec.Value, Millis: rec.Timestamp.UnixMilli(),
-		Code: outage.CodeOf(err), Reason: reasonText(err), Remedy: outage.RemedyOf(err), Attempts: 1,
+		Key: key, RecordKey: RecordKey(rec), Keyless: rec.Key == nil, Value: rec.Value, Millis: rec.Timestamp.UnixMilli(),
+		Code: outage.CodeOf(err), Reason: ReasonText(err), Remedy: outage.RemedyOf(err), Attempts: 1,
 	}
 	if p.Key == "" {
 		p.Key = readableKey(p.RecordKey)
@@ -86,7 +78,7 @@ func parkRecord(stage, kind string, t *change.Topic, rec *kgo.Record, key string
 
 // recordKey is the identity of a record within its topic: its key, or where it
 // lies when it has none.
-func recordKey(rec *kgo.Record) []byte {
+func RecordKey(rec *kgo.Record) []byte {
 	if rec.Key == nil {
 		return control.KeylessKey(rec.Partition, rec.Offset)
 	}
@@ -107,16 +99,16 @@ func readableKey(b []byte) string {
 	return "0x" + hex.EncodeToString(b)
 }
 
-// reasonText is the message without the code, which stands beside it.
-func reasonText(err error) string {
+// ReasonText is the message without the code, which stands beside it.
+func ReasonText(err error) string {
 	if e := problem.Of(err); e != nil {
 		return e.Text
 	}
 	return err.Error()
 }
 
-// originalRecord is the record as it was read.
-func originalRecord(p *control.Parked) *kgo.Record {
+// Original is the record as it was read.
+func Original(p *control.Parked) *kgo.Record {
 	r := &kgo.Record{
 		Topic: p.Topic, Partition: p.Partition, Offset: p.Offset, Key: p.RecordKey, Value: p.Value,
 		Timestamp: time.UnixMilli(p.Millis),
@@ -130,24 +122,25 @@ func originalRecord(p *control.Parked) *kgo.Record {
 	return r
 }
 
-// appendParkedKey appends the key of the parked topic for a record.
-func appendParkedKey(dst []byte, topic string, recordKey []byte) []byte {
+// AppendKey appends the key of the parked topic for a record.
+func AppendKey(dst []byte, topic string, recordKey []byte) []byte {
 	dst = append(dst, topic...)
-	dst = append(dst, unitSeparator)
+	dst = append(dst, separator)
 	return append(dst, recordKey...)
 }
 
-func commandKey(command string, parkedKey []byte) []byte {
-	k := append([]byte{unitSeparator}, command...)
-	k = append(k, unitSeparator)
+// CommandKey is the key of a command about a parked record.
+func CommandKey(command string, parkedKey []byte) []byte {
+	k := append([]byte{separator}, command...)
+	k = append(k, separator)
 	return append(k, parkedKey...)
 }
 
-// appendParked appends the value of a parked record; the original value is
+// Append appends the value of a parked record; the original value is
 // left out when the whole would be larger than limit octets.
-func appendParked(dst []byte, p *control.Parked, limit int) []byte {
-	m := parkedMeta{
-		Version: parkedVersion, Topic: p.Topic, TopicID: hex.EncodeToString(p.TopicID[:]), Partition: p.Partition, Offset: p.Offset,
+func Append(dst []byte, p *control.Parked, limit int) []byte {
+	m := meta{
+		Version: version, Topic: p.Topic, TopicID: hex.EncodeToString(p.TopicID[:]), Partition: p.Partition, Offset: p.Offset,
 		Millis: p.Millis, Key: p.Key, RecordKey: p.RecordKey, Keyless: p.Keyless, Null: p.Value == nil, Headers: p.Headers,
 		Code: p.Code, Reason: p.Reason, Remedy: p.Remedy, WaitsFor: p.WaitsFor, Attempts: p.Attempts, FirstAt: p.FirstAt, LastAt: p.LastAt,
 	}
@@ -167,20 +160,20 @@ func appendParked(dst []byte, p *control.Parked, limit int) []byte {
 	return append(dst, p.Value...)
 }
 
-// parseParked reads what appendParked wrote. The value is a slice of b. When
+// Parse reads what Append wrote. The value is a slice of b. When
 // omitted is true the original must be read where it lies.
-func parseParked(stage string, b []byte) (p control.Parked, omitted bool, err error) {
-	var m parkedMeta
+func Parse(stage string, b []byte) (p control.Parked, omitted bool, err error) {
+	var m meta
 	if len(b) < 4 || uint64(binary.BigEndian.Uint32(b)) > uint64(len(b)-4) {
-		return p, false, ErrParkedForm.New("parked record of %q: %d octets, the length at its start does not fit", stage, len(b))
+		return p, false, ErrForm.New("parked record of %q: %d octets, the length at its start does not fit", stage, len(b))
 	}
 	n := 4 + int(binary.BigEndian.Uint32(b))
 	if err := json.Unmarshal(b[4:n], &m); err != nil {
-		return p, false, ErrParkedForm.New("parked record of %q: %w", stage, err)
+		return p, false, ErrForm.New("parked record of %q: %w", stage, err)
 	}
 	id, err := hex.DecodeString(m.TopicID)
-	if m.Version != parkedVersion || err != nil || len(id) != 16 {
-		return p, false, ErrParkedForm.New("parked record of %q: version %d, topic id %q", stage, m.Version, m.TopicID)
+	if m.Version != version || err != nil || len(id) != 16 {
+		return p, false, ErrForm.New("parked record of %q: version %d, topic id %q", stage, m.Version, m.TopicID)
 	}
 	p = control.Parked{
 		Stage: stage, Kind: control.KindTransform, Topic: m.Topic, TopicID: [16]byte(id), Partition: m.Partition, Offset: m.Offset,
@@ -195,3 +188,11 @@ func parseParked(stage string, b []byte) (p control.Parked, omitted bool, err er
 	}
 	return p, m.Omitted, nil
 }
+
+// KeyText is the canonical key as text; its separator shows as a slash.
+func KeyText(b *change.Batch, c *change.Change) string {
+	return strings.ReplaceAll(string(change.AppendKey(nil, b, c)), "\x1f", "/")
+}
+
+// TopicOf is the topic that keeps what a source or a transform could not take.
+func TopicOf(name string) string { return "_tallywire.parked." + name }
