@@ -16,7 +16,7 @@ const (
 )
 
 // wide writes rows of many octets, before anybody reads them: a poll finds many.
-func (b *tbed) wide() {
+func wide(b *tbed) {
 	b.t.Helper()
 	rows := make([]row, 60)
 	for i := range rows {
@@ -44,11 +44,11 @@ func (y *tally) check(t *testing.T) {
 
 func TestTransformBatchesAreBoundedInOctets(t *testing.T) {
 	b := newTransformBed(newBed(t, ""))
-	b.wide()
+	wide(b)
 	var y tally
 	spec := b.spec(&copier{topic: b.output(), before: y.begin, refuse: func(note string) bool { y.add(note); return false }})
 	spec.BatchBytes = boundRows * wideOctets
-	stop, _ := b.transforming(b.env, spec)
+	stop, _ := transforming(b, b.env, spec)
 	b.drained()
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -59,14 +59,14 @@ func TestTransformBatchesAreBoundedInOctets(t *testing.T) {
 
 func TestDeliverBatchesAreBoundedInOctets(t *testing.T) {
 	b := newTransformBed(newBed(t, ""))
-	b.wide()
+	wide(b)
 	m := newMemory()
 	var y tally
 	m.down = func() error { y.begin(); return nil }
 	m.judge = func(_, _, note string) (error, string) { y.add(note); return nil, "" }
 	spec := b.dspec(m)
 	spec.MaxBytes = boundRows * wideOctets
-	stop, _ := b.delivering(b.env, spec)
+	stop, _ := delivering(b, b.env, spec)
 	b.drained()
 	if err := stop(); err != nil {
 		t.Fatal(err)

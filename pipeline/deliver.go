@@ -45,7 +45,7 @@ func RunDeliver(ctx context.Context, env *Env, spec DeliverSpec) error {
 	if env.Control != nil {
 		d.store = control.NewParked(env.Control)
 	}
-	d.member = newMembership(env, d.comp.Log, GroupOf(spec.Name), unique(spec.Topics))
+	d.member = newMembership(env, d.comp.Log, GroupOf(spec.Name), spec.Inputs())
 	defer d.member.leave(ctx)
 	return retry.Run(ctx, d.comp, d.run)
 }
@@ -90,7 +90,7 @@ func (d *deliver) run(ctx context.Context) (err error) {
 		}
 	}
 	s := &deliverSession{deliver: d, prepared: -1, decoder: avro.NewDecoder(d.env.Registry)}
-	s.assignment = newAssignment(d.env.Kafka, unique(d.spec.Topics), false, func(err error) { cancel(err) })
+	s.assignment = newAssignment(d.env.Kafka, d.spec.Inputs(), false, func(err error) { cancel(err) })
 	s.assignment.start = s.start
 	s.assignment.onRevoked = func() { // wait for the write in flight
 		s.writing.Lock()
@@ -237,7 +237,7 @@ func (s *deliverSession) lag(ctx context.Context) error {
 
 // step polls, gathers while there is much, and delivers.
 func (s *deliverSession) step(ctx context.Context) error {
-	wait := min(idlePoll, s.spec.Tick)
+	wait := min(IdlePoll, s.spec.Tick)
 	p := newPolled()
 	for began := time.Now(); ; {
 		pollCtx, cancel := context.WithTimeout(ctx, wait)

@@ -194,26 +194,8 @@ func (b *tbed) dspec(s Sink, topics ...string) DeliverSpec {
 }
 
 // delivering runs a sink until the test ends, or stop is called.
-func (b *tbed) delivering(env *Env, spec DeliverSpec) (stop func() error, ended <-chan error) {
-	ctx, cancel := context.WithCancel(b.t.Context())
-	done := make(chan error, 1)
-	result := make(chan error, 1)
-	go func() {
-		err := RunDeliver(ctx, env, spec)
-		done <- err
-		result <- err
-	}()
-	var once sync.Once
-	var err error
-	stop = func() error {
-		once.Do(func() {
-			cancel()
-			err = <-done
-		})
-		return err
-	}
-	b.t.Cleanup(func() { _ = stop() })
-	return stop, result
+func delivering(b *tbed, env *Env, spec DeliverSpec) (stop func() error, ended <-chan error) {
+	return b.running(func(ctx context.Context) error { return RunDeliver(ctx, env, spec) })
 }
 
 // newest fails unless the sink has the last note of each key of the input.

@@ -22,7 +22,7 @@ func (s *deliverSession) tick(ctx context.Context) error {
 	if gen, ready := s.assignment.current(); !ready || gen != s.prepared {
 		return nil
 	}
-	if time.Since(s.lagAt) > lagEvery {
+	if time.Since(s.lagAt) > LagEvery {
 		if err := s.lag(ctx); err != nil {
 			return err
 		}

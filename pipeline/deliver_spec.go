@@ -34,6 +34,9 @@ type DeliverLimits struct {
 	Patience time.Duration
 }
 
+// Inputs are Topics, each once.
+func (s *DeliverSpec) Inputs() []string { return unique(s.Topics) }
+
 func (l DeliverLimits) withDefaults() DeliverLimits {
 	if l.MaxRecords <= 0 {
 		l.MaxRecords = 5000

@@ -33,7 +33,7 @@ func TestDeliverWritesAllAndResumes(t *testing.T) {
 				b := newTransformBed(&bd)
 				s, m := sink()
 				b.many(500)
-				stop, _ := b.delivering(b.env, b.dspec(s))
+				stop, _ := delivering(b, b.env, b.dspec(s))
 				b.drained()
 				b.newest(m)
 				b.many(100)
@@ -42,7 +42,7 @@ func TestDeliverWritesAllAndResumes(t *testing.T) {
 					t.Fatal(err)
 				}
 				b.many(100)
-				b.delivering(b.env, b.dspec(s))
+				delivering(b, b.env, b.dspec(s))
 				b.drained()
 				b.newest(m)
 				b.shows(b.env, "sink", "no lag", func(v obs.View) bool { return v.State == obs.Running && v.Lag[b.in.Topic] == 0 })
@@ -65,7 +65,7 @@ func TestDeliverCrashAfterTheWrite(t *testing.T) {
 			return nil
 		}
 		b.many(1000)
-		b.delivering(b.env, b.dspec(k))
+		delivering(b, b.env, b.dspec(k))
 		b.drained()
 		b.newest(k.memory)
 		k.mu.Lock()
@@ -103,7 +103,7 @@ func TestDeliverResetIsHonoured(t *testing.T) {
 		b := newTransformBed(bd)
 		k := newKeeping()
 		b.many(300)
-		stop, _ := b.delivering(b.env, b.dspec(k))
+		stop, _ := delivering(b, b.env, b.dspec(k))
 		b.drained()
 		if err := stop(); err != nil {
 			t.Fatal(err)
@@ -117,7 +117,7 @@ func TestDeliverResetIsHonoured(t *testing.T) {
 		} else {
 			resetByTool(t, b)
 		}
-		stop, _ = b.delivering(b.env, b.dspec(k))
+		stop, _ = delivering(b, b.env, b.dspec(k))
 		b.eventually("all records to be applied again", func() (bool, string) {
 			k.mu.Lock()
 			defer k.mu.Unlock()
@@ -132,7 +132,7 @@ func TestDeliverResetIsHonoured(t *testing.T) {
 		// must apply nothing.
 		reset(t, b)
 		for range 2 {
-			stop, _ = b.delivering(b.env, b.dspec(k))
+			stop, _ = delivering(b, b.env, b.dspec(k))
 			b.drained()
 			if err := stop(); err != nil {
 				t.Fatal(err)
@@ -162,7 +162,7 @@ func TestDeliverOffsetsAbsentInKafka(t *testing.T) {
 	b := newTransformBed(newBed(t, ""))
 	k := newKeeping()
 	b.many(200)
-	stop, _ := b.delivering(b.env, b.dspec(k))
+	stop, _ := delivering(b, b.env, b.dspec(k))
 	b.drained()
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -171,7 +171,7 @@ func TestDeliverOffsetsAbsentInKafka(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.many(50)
-	b.delivering(b.env, b.dspec(k))
+	delivering(b, b.env, b.dspec(k))
 	b.drained()
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -209,7 +209,7 @@ func TestDeliverParksAndReplaces(t *testing.T) {
 			if err := b.cl.ProduceSync(t.Context(), garbage).FirstErr(); err != nil {
 				t.Fatal(err)
 			}
-			stop, _ := b.delivering(b.env, b.dspec(s))
+			stop, _ := delivering(b, b.env, b.dspec(s))
 			b.drained()
 			if got := k.has(b.in.Topic + "/2"); got != "good after all" {
 				t.Errorf("key 2 is %q: the newer version was not tried", got)
@@ -263,7 +263,7 @@ func TestDeliverNewerVersionReleases(t *testing.T) {
 		return nil, ""
 	}
 	b.put(row{op: change.Update, id: 1, val: "bad 1"})
-	stop, _ := b.delivering(b.env, b.dspec(m))
+	stop, _ := delivering(b, b.env, b.dspec(m))
 	b.drained()
 	b.put(row{op: change.Update, id: 1, val: "bad 2"})
 	b.drained()
@@ -274,7 +274,7 @@ func TestDeliverNewerVersionReleases(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	b.delivering(b.env, b.dspec(m))
+	delivering(b, b.env, b.dspec(m))
 	b.put(row{op: change.Update, id: 1, val: "good"})
 	b.drained()
 	b.eventually("the row to go", func() (bool, string) {
@@ -309,7 +309,7 @@ func TestDeliverDependentsWait(t *testing.T) {
 	}
 	spec := b.dspec(m, parents.in.Topic, b.in.Topic)
 	spec.Patience = time.Hour // nothing but their parents releases them
-	b.delivering(b.env, spec)
+	delivering(b, b.env, spec)
 	b.drained()
 	b.shows(b.env, "sink", "who waits", func(v obs.View) bool { return v.Waiting == 20 && v.Parked == 0 })
 	for id := int64(1); id <= 20; id++ {
@@ -347,7 +347,7 @@ func TestDeliverSinkDown(t *testing.T) {
 		return nil
 	}
 	b.many(200)
-	stop, _ := b.delivering(b.env, b.dspec(m))
+	stop, _ := delivering(b, b.env, b.dspec(m))
 	b.eventually("the state to say so", func() (bool, string) {
 		v := b.view(b.env, "sink")
 		return v.State == obs.Retrying && strings.Contains(v.Reason, "no answer"), string(v.State)
@@ -367,9 +367,9 @@ func TestDeliverRebalances(t *testing.T) {
 		k := newKeeping()
 		b.many(1000)
 		a, second := b.member("a"), b.member("b")
-		stopA, _ := b.delivering(a, b.dspec(k))
+		stopA, _ := delivering(b, a, b.dspec(k))
 		b.many(500)
-		b.delivering(second, b.dspec(k))
+		delivering(b, second, b.dspec(k))
 		b.eventually("the second member to work", func() (bool, string) {
 			b.many(50)
 			v := b.view(second, "sink")
@@ -405,7 +405,7 @@ func TestDeliverWithoutControlHalts(t *testing.T) {
 	m := newMemory()
 	m.judge = func(string, string, string) (error, string) { return errNotTaken.New("never"), "" }
 	b.many(1)
-	_, ended := b.delivering(b.env, b.dspec(m))
+	_, ended := delivering(b, b.env, b.dspec(m))
 	select {
 	case err := <-ended:
 		if !problem.Has(err, control.ErrMissing) {
@@ -440,7 +440,7 @@ func TestDeliverCrashBeforeParking(t *testing.T) {
 	for id := int64(10); id < 40; id++ {
 		b.put(row{op: change.Update, id: id, val: "bad"})
 	}
-	b.delivering(b.env, b.dspec(k))
+	delivering(b, b.env, b.dspec(k))
 	b.drained()
 	ps, err := store.List(t.Context(), control.Filter{})
 	if err != nil {
@@ -460,7 +460,7 @@ func TestTransformRetriesParked(t *testing.T) {
 		var refuse atomic.Bool
 		refuse.Store(true)
 		st := &copier{topic: b.output(), refuse: func(n string) bool { return refuse.Load() && strings.Contains(n, "bad") }}
-		stop, _ := b.transforming(b.env, b.spec(st))
+		stop, _ := transforming(b, b.env, b.spec(st))
 		for id := int64(1); id <= 4; id++ {
 			b.put(row{op: change.Update, id: id, val: "bad"})
 		}
@@ -507,7 +507,7 @@ func TestTransformRetriesParked(t *testing.T) {
 		if err := store.Delete(t.Context(), b.source, []control.Ref{{Topic: list()[0].Topic, RecordKey: list()[0].RecordKey}}); err != nil {
 			t.Fatal(err)
 		}
-		b.transforming(b.env, b.spec(st))
+		transforming(b, b.env, b.spec(st))
 		b.eventually("the projection to be mended", func() (bool, string) { return len(list()) == 1, "" })
 	})
 }

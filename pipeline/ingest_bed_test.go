@@ -377,7 +377,7 @@ func inserts(txs, rows int) [][]row {
 
 // running runs a source until the test ends, or stop is called, which gives
 // what RunIngest returned.
-func (b *bed) running(src Source, limits IngestLimits) (stop func() error, ended <-chan struct{}) {
+func running(b *bed, src Source, limits IngestLimits) (stop func() error, ended <-chan struct{}) {
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan struct{})
 	var err error
@@ -399,7 +399,7 @@ func (b *bed) running(src Source, limits IngestLimits) (stop func() error, ended
 }
 
 // run runs a source to its end and gives what RunIngest returned.
-func (b *bed) run(ctx context.Context, src Source, limits IngestLimits) error {
+func runIngest(b *bed, ctx context.Context, src Source, limits IngestLimits) error {
 	b.t.Helper()
 	ended := make(chan error, 1)
 	go func() {
@@ -462,7 +462,7 @@ func (b *bed) committed() []*kgo.Record {
 
 // checkOnce fails unless the raw topic holds each change of txs once and, per
 // key, in order. Tombstones are counted with their delete.
-func (b *bed) checkOnce(txs [][]row) {
+func checkOnce(b *bed, txs [][]row) {
 	b.t.Helper()
 	type coord struct{ lsn, ordinal uint64 }
 	seen := map[coord]int{}

@@ -16,7 +16,7 @@ func BenchmarkIngest(b *testing.B) {
 	for _, delivery := range []Delivery{ExactlyOnce, AtLeastOnce} {
 		b.Run(string(delivery), func(b *testing.B) {
 			bed := newBed(b, testkit.SharedKafka(b).Addr())
-			bed.patient()
+			patient(bed)
 			table := bed.table()
 			const rows = 400
 			src := scripted(func(ctx context.Context, out SourceOutlet) error {

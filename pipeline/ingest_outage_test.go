@@ -19,7 +19,7 @@ import (
 // connection, and a slot its place.
 func TestIngestRidesOutAShortOutage(t *testing.T) {
 	onBoth(t, func(t *testing.T, b *bed) {
-		b.patient()
+		patient(b)
 		txs := inserts(30, 20)
 		f := newFeed(b.table(), txs)
 		f.before = func(n int) {
@@ -28,12 +28,12 @@ func TestIngestRidesOutAShortOutage(t *testing.T) {
 				time.AfterFunc(700*time.Millisecond, b.proxy.Mend)
 			}
 		}
-		stop, _ := b.running(f, IngestLimits{TxnTimeout: 30 * time.Second})
+		stop, _ := running(b, f, IngestLimits{TxnTimeout: 30 * time.Second})
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 		f.check(t)
 		if f.runs != 1 {
 			t.Errorf("the source ran %d times: a short outage of Kafka reached it", f.runs)
@@ -47,7 +47,7 @@ func TestIngestStopsWhileKafkaIsAway(t *testing.T) {
 	for _, delivery := range []Delivery{ExactlyOnce, AtLeastOnce} {
 		t.Run(string(delivery), func(t *testing.T) {
 			onBoth(t, func(t *testing.T, b *bed) {
-				b.patient()
+				patient(b)
 				f := newFeed(b.table(), inserts(3000, 20))
 				// The cut meets what is under way then: the reply of one
 				// position never comes.
@@ -59,7 +59,7 @@ func TestIngestStopsWhileKafkaIsAway(t *testing.T) {
 						close(cut)
 					}
 				}
-				stop, _ := b.running(f, IngestLimits{Delivery: delivery, TxnTimeout: 3 * time.Second})
+				stop, _ := running(b, f, IngestLimits{Delivery: delivery, TxnTimeout: 3 * time.Second})
 				b.await("the cut", cut)
 				began := time.Now()
 				if err := stop(); err != nil {
@@ -76,7 +76,7 @@ func TestIngestStopsWhileKafkaIsAway(t *testing.T) {
 
 // patient makes the clients' retries those of production; the bed's own are
 // few, so that an error gets through.
-func (b *bed) patient() {
+func patient(b *bed) {
 	b.t.Helper()
 	c, err := kafka.New(kafka.Config{Brokers: []string{b.proxy.Addr()}, Opts: []kgo.Opt{kgo.Dialer(b.proxy.Dial)}}, b.env.Obs)
 	if err != nil {
@@ -100,12 +100,12 @@ func TestIngestOutageLongerThanTheTransaction(t *testing.T) {
 				time.AfterFunc(5*time.Second, b.proxy.Mend)
 			}
 		}
-		stop, _ := b.running(f, IngestLimits{TxnTimeout: 3 * time.Second})
+		stop, _ := running(b, f, IngestLimits{TxnTimeout: 3 * time.Second})
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 		f.check(t)
 	})
 }
@@ -119,7 +119,7 @@ func TestIngestKafkaKilled(t *testing.T) {
 	}
 	k := testkit.NewKafka(t, testkit.KafkaOptions{})
 	b := newBed(t, k.Addr())
-	b.patient()
+	patient(b)
 	txs := inserts(200, 20)
 	f := newFeed(b.table(), txs)
 	kill := make(chan struct{})
@@ -129,7 +129,7 @@ func TestIngestKafkaKilled(t *testing.T) {
 			once.Do(func() { close(kill) })
 		}
 	}
-	stop, _ := b.running(f, small)
+	stop, _ := running(b, f, small)
 	b.await("the moment of the kill", kill)
 	if err := k.Kill(); err != nil {
 		t.Fatal(err)
@@ -141,7 +141,7 @@ func TestIngestKafkaKilled(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	b.checkOnce(txs)
+	checkOnce(b, txs)
 	f.check(t)
 }
 
@@ -149,7 +149,7 @@ func TestIngestKafkaKilled(t *testing.T) {
 // (invariant 12)
 func TestIngestBlocksWhenTheBudgetIsUsedUp(t *testing.T) {
 	b := newBed(t, "")
-	b.patient()
+	patient(b)
 	table := b.table()
 	const budget = 1 << 20
 	var accepted atomic.Int64 // by this session, since the broker is away
@@ -180,7 +180,7 @@ func TestIngestBlocksWhenTheBudgetIsUsedUp(t *testing.T) {
 			}
 		}
 	})
-	stop, ended := b.running(src, IngestLimits{MaxBytes: budget})
+	stop, ended := running(b, src, IngestLimits{MaxBytes: budget})
 	b.await("the end", ended)
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -222,7 +222,7 @@ func TestIngestCheckpointIsDurable(t *testing.T) {
 			}
 			return nil
 		})
-		stop, ended := b.running(src, IngestLimits{})
+		stop, ended := running(b, src, IngestLimits{})
 		b.await("the end", ended)
 		if err := stop(); err != nil {
 			t.Fatal(err)
@@ -259,7 +259,7 @@ func TestIngestParksWhatCannotBeEncoded(t *testing.T) {
 		<-out.Durable()
 		return nil
 	})
-	stop, ended := b.running(src, IngestLimits{})
+	stop, ended := running(b, src, IngestLimits{})
 	b.await("the end", ended)
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -267,7 +267,7 @@ func TestIngestParksWhatCannotBeEncoded(t *testing.T) {
 	if n := len(b.committed()); n != 2 {
 		t.Errorf("%d records came through, want 2", n)
 	}
-	parked := b.parked()
+	parked := parkedOf(b)
 	if len(parked) != 1 {
 		t.Fatalf("parked: %+v", parked)
 	}

@@ -19,14 +19,14 @@ var plain = IngestLimits{Delivery: AtLeastOnce, TxnTimeout: 10 * time.Second}
 
 // outsideTransactions matches produce requests of records that go out outside of
 // transactions.
-func (b *bed) outsideTransactions(r testkit.KafkaRequest) bool {
+func outsideTransactions(b *bed, r testkit.KafkaRequest) bool {
 	return r.Key() == produce && !slices.ContainsFunc(IngestTransactionalIDs(b.source), r.Names)
 }
 
 // checkLeast fails unless the raw topic holds each change of txs, each seen
 // first in the order of its key, and each key ends with its last change. It
 // tells how many came again.
-func (b *bed) checkLeast(txs [][]row) (again int) {
+func checkLeast(b *bed, txs [][]row) (again int) {
 	b.t.Helper()
 	seen := map[change.Pos]bool{}
 	newest, last := map[string]change.Pos{}, map[string]change.Pos{}
@@ -81,12 +81,12 @@ func TestIngestAtLeastOnceWithoutFault(t *testing.T) {
 		txs := inserts(60, 40)
 		f := newFeed(b.table(), txs)
 		f.cut = true
-		stop, _ := b.running(f, plain)
+		stop, _ := running(b, f, plain)
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 		f.check(t)
 
 		// A restart sends nothing again; neither does one with the other
@@ -94,12 +94,12 @@ func TestIngestAtLeastOnceWithoutFault(t *testing.T) {
 		for _, limits := range []IngestLimits{plain, {}, plain} {
 			f.txs = append(f.txs, inserts(5, 10)...)
 			f.all = make(chan struct{})
-			stop, _ = b.running(f, limits)
+			stop, _ = running(b, f, limits)
 			b.await("the rest", f.all)
 			if err := stop(); err != nil {
 				t.Fatal(err)
 			}
-			b.checkOnce(f.txs)
+			checkOnce(b, f.txs)
 			f.check(t)
 		}
 	})
@@ -122,7 +122,7 @@ func TestIngestAtLeastOncePositionWaitsForRecords(t *testing.T) {
 			}
 			switch n {
 			case 10:
-				hold = b.proxy.Hold(b.outsideTransactions)
+				hold = b.proxy.Hold(func(r testkit.KafkaRequest) bool { return outsideTransactions(b, r) })
 			case 20:
 				b.await("records to be held", hold.Held())
 				// Time for several positions; none may come.
@@ -144,12 +144,12 @@ func TestIngestAtLeastOncePositionWaitsForRecords(t *testing.T) {
 		b.await("the death", died)
 		cancel()
 
-		stop, _ := b.beside().running(f, plain)
+		stop, _ := running(b.beside(), f, plain)
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.checkLeast(txs)
+		checkLeast(b, txs)
 		f.check(t)
 		b.await("the end of the dead one", dead)
 	})
@@ -170,13 +170,13 @@ func TestIngestAtLeastOnceEndLost(t *testing.T) {
 						lost = b.proxy.Lose(endTxn, loss, 3)
 					}
 				}
-				stop, _ := b.running(f, plain)
+				stop, _ := running(b, f, plain)
 				b.await("all changes", f.all)
 				if err := stop(); err != nil {
 					t.Fatal(err)
 				}
 				b.await("the loss", lost)
-				b.checkLeast(txs)
+				checkLeast(b, txs)
 				f.check(t)
 				if f.runs < 2 {
 					t.Errorf("the source ran %d times: the error of End was not taken as unknown", f.runs)
@@ -193,10 +193,10 @@ func TestIngestAtLeastOnceRecordsDoNotWaitForPositions(t *testing.T) {
 		txs := inserts(40, 20)
 		f := newFeed(b.table(), txs)
 		hold := b.proxy.Hold(func(r testkit.KafkaRequest) bool { return r.Key() == endTxn })
-		stop, _ := b.running(f, plain)
+		stop, _ := running(b, f, plain)
 		b.await("a position", hold.Held())
 		b.awaitHigh(40 * 20)
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 		if at := f.confirmedTo(); at != 0 {
 			t.Errorf("the source was told that %d is durable while its position is not", at)
 		}
@@ -218,18 +218,18 @@ func TestIngestAtLeastOnceFencedPredecessorHalts(t *testing.T) {
 			if _, err := out.Resume(ctx); err != nil {
 				return err
 			}
-			stop, _ := b.running(f, plain)
+			stop, _ := running(b, f, plain)
 			b.await("the successor's changes", f.all)
 			if err := stop(); err != nil {
 				t.Errorf("the successor: %v", err)
 			}
 			return out.Checkpoint(ctx, Resume(`{"lsn":99}`))
 		})
-		err := b.run(t.Context(), zombie, plain)
+		err := runIngest(b, t.Context(), zombie, plain)
 		if !problem.Has(err, ErrFenced) {
 			t.Errorf("the zombie ended with %v, want TW-FENCED", err)
 		}
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 	})
 }
 
@@ -247,12 +247,12 @@ func TestIngestAtLeastOnceOutage(t *testing.T) {
 				time.AfterFunc(5*time.Second, b.proxy.Mend)
 			}
 		}
-		stop, _ := b.running(f, IngestLimits{Delivery: AtLeastOnce, TxnTimeout: 3 * time.Second})
+		stop, _ := running(b, f, IngestLimits{Delivery: AtLeastOnce, TxnTimeout: 3 * time.Second})
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.checkLeast(txs)
+		checkLeast(b, txs)
 		f.check(t)
 	})
 }
@@ -266,7 +266,7 @@ func TestIngestAtLeastOnceParks(t *testing.T) {
 		{{op: change.Update, id: 2, val: "two"}},
 	}
 	f := newFeed(b.table(), txs)
-	stop, _ := b.running(f, IngestLimits{Delivery: AtLeastOnce, MaxRecordBytes: 2000})
+	stop, _ := running(b, f, IngestLimits{Delivery: AtLeastOnce, MaxRecordBytes: 2000})
 	b.await("all changes", f.all)
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -274,7 +274,7 @@ func TestIngestAtLeastOnceParks(t *testing.T) {
 	if n := len(b.committed()); n != 2 {
 		t.Errorf("%d records came through, want 2", n)
 	}
-	parked := b.parked()
+	parked := parkedOf(b)
 	for _, p := range parked {
 		if p.Key != "3" {
 			t.Errorf("parked: %+v", p)

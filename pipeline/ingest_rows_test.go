@@ -64,7 +64,7 @@ func TestIngestDecodesInTheWorkers(t *testing.T) {
 			<-ctx.Done()
 			return ctx.Err()
 		})
-		err := b.run(t.Context(), source, IngestLimits{})
+		err := runIngest(b, t.Context(), source, IngestLimits{})
 		if !sent || !problem.Has(err, errMalformed) {
 			t.Fatalf("it ended with %v (all sent: %v), want %s", err, sent, errMalformed.ID)
 		}
@@ -79,7 +79,7 @@ func TestIngestDecodesInTheWorkers(t *testing.T) {
 			}
 			return errors.Join(err, errMalformed.New("enough"))
 		})
-		if err := b.run(t.Context(), probe, IngestLimits{}); !problem.Has(err, errMalformed) {
+		if err := runIngest(b, t.Context(), probe, IngestLimits{}); !problem.Has(err, errMalformed) {
 			t.Fatal(err)
 		}
 		if at != nil {
@@ -102,17 +102,17 @@ func TestIngestTakesARecordLargerThanItsBatches(t *testing.T) {
 			{{op: change.Create, id: 4, val: big}},
 		}
 		f := newFeed(b.table(), txs)
-		stop, _ := b.running(f, IngestLimits{})
+		stop, _ := running(b, f, IngestLimits{})
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 		f.check(t)
 		if f.runs != 2 {
 			t.Errorf("the source ran %d times, want once more for the first large record", f.runs)
 		}
-		if parked := b.parked(); len(parked) != 0 {
+		if parked := parkedOf(b); len(parked) != 0 {
 			t.Errorf("parked: %v", parked)
 		}
 	})

@@ -32,23 +32,23 @@ func TestIngestDeliversEachChangeOnce(t *testing.T) {
 		txs := inserts(60, 40)
 		f := newFeed(b.table(), txs)
 		f.cut = true
-		stop, _ := b.running(f, small)
+		stop, _ := running(b, f, small)
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 		f.check(t)
 
 		// A restart sends nothing again and goes on where it was.
 		f.txs = append(txs, inserts(5, 10)...)
 		f.all = make(chan struct{})
-		stop, _ = b.running(f, small)
+		stop, _ = running(b, f, small)
 		b.await("the rest", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.checkOnce(f.txs)
+		checkOnce(b, f.txs)
 		f.check(t)
 	})
 }
@@ -66,13 +66,13 @@ func TestIngestReplyOfEndLost(t *testing.T) {
 				lost = b.proxy.Lose(endTxn, testkit.LoseReply, 3)
 			}
 		}
-		stop, _ := b.running(f, small)
+		stop, _ := running(b, f, small)
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
 		b.await("the loss", lost)
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 		f.check(t)
 	})
 }
@@ -91,13 +91,13 @@ func TestIngestEndNeverArrives(t *testing.T) {
 				lost = b.proxy.Lose(endTxn, testkit.LoseRequest, 3)
 			}
 		}
-		stop, _ := b.running(f, small)
+		stop, _ := running(b, f, small)
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
 		b.await("the loss", lost)
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 		f.check(t)
 		if f.runs < 2 {
 			t.Errorf("the source ran %d times: the error of End was not taken as unknown", f.runs)
@@ -117,7 +117,7 @@ func TestIngestProduceFailureAborts(t *testing.T) {
 			refused = b.fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: b.topic(), Err: kerr.MessageTooLarge})
 		}
 	}
-	stop, _ := b.running(f, small)
+	stop, _ := running(b, f, small)
 	b.await("all changes", f.all)
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -125,7 +125,7 @@ func TestIngestProduceFailureAborts(t *testing.T) {
 	if refused.Hits() == 0 {
 		t.Fatal("nothing was refused")
 	}
-	b.checkOnce(txs)
+	checkOnce(b, txs)
 	f.check(t)
 }
 
@@ -210,7 +210,7 @@ func TestIngestFencedPredecessorHalts(t *testing.T) {
 				}
 				return nil
 			})
-			stop, ended := b.running(second, IngestLimits{})
+			stop, ended := running(b, second, IngestLimits{})
 			b.await("the successor", successorResumed)
 			sent = out.Checkpoint(ctx, Resume(`{"lsn":1}`))
 			close(predecessorEnded)
@@ -220,14 +220,14 @@ func TestIngestFencedPredecessorHalts(t *testing.T) {
 			}
 			return sent
 		})
-		err := b.run(t.Context(), first, IngestLimits{})
+		err := runIngest(b, t.Context(), first, IngestLimits{})
 		if sent == nil {
 			t.Error("the predecessor committed after its successor had read the position")
 		}
 		if !problem.Has(err, ErrFenced) {
 			t.Errorf("the predecessor ended with %v, want TW-FENCED", err)
 		}
-		b.checkOnce([][]row{{{id: 1, val: "same"}}})
+		checkOnce(b, [][]row{{{id: 1, val: "same"}}})
 	})
 }
 
@@ -237,7 +237,7 @@ func TestIngestFencedPredecessorHalts(t *testing.T) {
 func TestPositionBehindAnOpenTransaction(t *testing.T) {
 	onBoth(t, func(t *testing.T, b *bed) {
 		f := newFeed(b.table(), inserts(1, 3))
-		stop, _ := b.running(f, IngestLimits{})
+		stop, _ := running(b, f, IngestLimits{})
 		b.await("the first position", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
@@ -328,7 +328,7 @@ func TestIngestKilledInMidTransaction(t *testing.T) {
 			kill() // or it would begin again, once it notices the cut
 			return nil
 		})
-		if err := b.run(life, dying, IngestLimits{TxnTimeout: 30 * time.Second}); err != nil {
+		if err := runIngest(b, life, dying, IngestLimits{TxnTimeout: 30 * time.Second}); err != nil {
 			t.Fatal(err)
 		}
 		if life.Err() == nil {
@@ -336,7 +336,7 @@ func TestIngestKilledInMidTransaction(t *testing.T) {
 		}
 		b.proxy.Mend()
 		began := time.Now()
-		stop, _ := b.running(f, IngestLimits{})
+		stop, _ := running(b, f, IngestLimits{})
 		b.await("all changes", f.all)
 		if took := time.Since(began); took > 25*time.Second {
 			t.Errorf("the successor needed %v: it waited for the timeout of 30 s", took)
@@ -344,7 +344,7 @@ func TestIngestKilledInMidTransaction(t *testing.T) {
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 		f.check(t)
 	})
 }
@@ -361,7 +361,7 @@ func TestIngestParksAnOversizeRecord(t *testing.T) {
 		}
 		f := newFeed(b.table(), txs)
 		limits := IngestLimits{MaxRecordBytes: 2000}
-		stop, _ := b.running(f, limits)
+		stop, _ := running(b, f, limits)
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
@@ -369,7 +369,7 @@ func TestIngestParksAnOversizeRecord(t *testing.T) {
 		if n := len(b.committed()); n != 3 {
 			t.Errorf("%d records came through, want 3", n)
 		}
-		parked := b.parked()
+		parked := parkedOf(b)
 		if len(parked) != 1 {
 			t.Fatalf("%d records are parked, want 1", len(parked))
 		}
@@ -384,12 +384,12 @@ func TestIngestParksAnOversizeRecord(t *testing.T) {
 		// A smaller version of the row releases it.
 		f.txs = append(txs, []row{{op: change.Update, id: 2, val: "two"}})
 		f.all = make(chan struct{})
-		stop, _ = b.running(f, limits)
+		stop, _ = running(b, f, limits)
 		b.await("the smaller row", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		if parked := b.parked(); len(parked) != 0 {
+		if parked := parkedOf(b); len(parked) != 0 {
 			t.Errorf("still parked: %+v", parked)
 		}
 		if n := len(b.committed()); n != 4 {
@@ -399,7 +399,7 @@ func TestIngestParksAnOversizeRecord(t *testing.T) {
 }
 
 // parked reads what the parked topic of the source holds in the end.
-func (b *bed) parked() map[string]parkedRecord {
+func parkedOf(b *bed) map[string]parkedRecord {
 	b.t.Helper()
 	ctx := b.t.Context()
 	topic, err := b.direct.Topic(ctx, parked.TopicOf(b.source))
@@ -445,7 +445,7 @@ type parkedRecord struct {
 func TestIngestHaltsWhenATopicIsNotTheOne(t *testing.T) {
 	b := newBed(t, "")
 	f := newFeed(b.table(), inserts(2, 5))
-	stop, _ := b.running(f, IngestLimits{})
+	stop, _ := running(b, f, IngestLimits{})
 	b.await("all changes", f.all)
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -453,14 +453,14 @@ func TestIngestHaltsWhenATopicIsNotTheOne(t *testing.T) {
 	if _, err := b.direct.Admin().DeleteTopic(t.Context(), b.topic()); err != nil {
 		t.Fatal(err)
 	}
-	err := b.run(t.Context(), f, IngestLimits{})
+	err := runIngest(b, t.Context(), f, IngestLimits{})
 	if !problem.Has(err, ErrPositionTopics) {
 		t.Errorf("topic gone: %v, want TW-POSITION-TOPICS", err)
 	}
 	if _, err := b.direct.EnsureTopic(t.Context(), kafka.TopicSpec{Name: b.topic(), Partitions: 5}); err != nil {
 		t.Fatal(err)
 	}
-	err = b.run(t.Context(), f, IngestLimits{})
+	err = runIngest(b, t.Context(), f, IngestLimits{})
 	if !problem.Has(err, ErrPositionTopics) {
 		t.Errorf("other partitions: %v, want TW-POSITION-TOPICS", err)
 	}
@@ -473,7 +473,7 @@ func TestIngestWithoutRegistryWaitsOutsideTransactions(t *testing.T) {
 	b.registry.setDown(true)
 	txs := inserts(3, 5)
 	f := newFeed(b.table(), txs)
-	stop, _ := b.running(f, IngestLimits{})
+	stop, _ := running(b, f, IngestLimits{})
 	b.await("the registry to be asked", b.registry.refused)
 	b.await("the registry to be asked again", b.registry.refused)
 	if records := b.committed(); len(records) != 0 {
@@ -491,6 +491,6 @@ func TestIngestWithoutRegistryWaitsOutsideTransactions(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	b.checkOnce(txs)
+	checkOnce(b, txs)
 	f.check(t)
 }

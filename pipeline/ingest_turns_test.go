@@ -32,7 +32,7 @@ type requestOf struct {
 	id string
 }
 
-func (b *bed) requestOf(key int16) *requestOf {
+func newRequestOf(b *bed, key int16) *requestOf {
 	return &requestOf{key: key, ids: IngestTransactionalIDs(b.source)}
 }
 
@@ -82,7 +82,7 @@ func TestIngestEndHeldWhileTheNextFills(t *testing.T) {
 				f := newFeed(b.table(), txs)
 				var hold *testkit.KafkaHold
 				over := false
-				first := b.requestOf(endTxn)
+				first := newRequestOf(b, endTxn)
 				f.before = func(n int) {
 					switch {
 					case over:
@@ -101,12 +101,12 @@ func TestIngestEndHeldWhileTheNextFills(t *testing.T) {
 						hold.Release()
 					}
 				}
-				stop, _ := b.running(f, IngestLimits{TxnTimeout: 10 * time.Second})
+				stop, _ := running(b, f, IngestLimits{TxnTimeout: 10 * time.Second})
 				b.await("all changes", f.all)
 				if err := stop(); err != nil {
 					t.Fatal(err)
 				}
-				b.checkOnce(txs)
+				checkOnce(b, txs)
 				f.check(t)
 				if c.again && f.runs < 2 {
 					t.Errorf("the source ran %d times: the error of End was not taken as unknown", f.runs)
@@ -125,19 +125,19 @@ func TestIngestNextTransactionDoesNotOvertake(t *testing.T) {
 		f := newFeed(b.table(), txs)
 		f.before = func(n int) {
 			if n%20 == 10 {
-				first := b.requestOf(produce)
+				first := newRequestOf(b, produce)
 				hold := b.proxy.Hold(first.match)
 				// Time for others to overtake; they may not, so no signal of
 				// theirs can be waited for.
 				time.AfterFunc(300*time.Millisecond, hold.Release)
 			}
 		}
-		stop, _ := b.running(f, small)
+		stop, _ := running(b, f, small)
 		b.await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
-		b.checkOnce(txs)
+		checkOnce(b, txs)
 		f.check(t)
 		if f.runs != 1 {
 			t.Errorf("the source ran %d times", f.runs)
@@ -151,14 +151,14 @@ func TestIngestNextTransactionDoesNotOvertake(t *testing.T) {
 func TestIngestZombieOnEachID(t *testing.T) {
 	for n := range ingestTurns {
 		t.Run(fmt.Sprint("after ", n, " transactions"), func(t *testing.T) {
-			onBoth(t, func(t *testing.T, b *bed) { b.zombie(n) })
+			onBoth(t, func(t *testing.T, b *bed) { zombie(b, n) })
 		})
 	}
 }
 
 // zombie commits n transactions and leaves the next one open; its successor
 // sends that one again, and then the zombie tries to commit it.
-func (b *bed) zombie(n int) {
+func zombie(b *bed, n int) {
 	t, table := b.t, b.table()
 	txs := inserts(n+1, 3)
 	send := func(ctx context.Context, out SourceOutlet, lsn int, boundary bool) error {
@@ -211,7 +211,7 @@ func (b *bed) zombie(n int) {
 			return err
 		}
 		b.awaitHigh(int64(3*n + 3))
-		stop, ended := b.running(successor, IngestLimits{})
+		stop, ended := running(b, successor, IngestLimits{})
 		b.await("the successor", resumed)
 		committed = out.Checkpoint(ctx, Resume(fmt.Sprintf(`{"lsn":%d}`, n+1)))
 		close(over)
@@ -221,14 +221,14 @@ func (b *bed) zombie(n int) {
 		}
 		return committed
 	})
-	err := b.run(t.Context(), zombie, IngestLimits{})
+	err := runIngest(b, t.Context(), zombie, IngestLimits{})
 	if committed == nil {
 		t.Error("the zombie committed after its successor had read the position")
 	}
 	if !problem.Has(err, ErrFenced) {
 		t.Errorf("the zombie ended with %v, want TW-FENCED", err)
 	}
-	b.checkOnce(txs)
+	checkOnce(b, txs)
 }
 
 // A process dies with two transactions open: the end of the first is sent and
@@ -241,7 +241,7 @@ func TestIngestKilledWithTwoOpenTransactions(t *testing.T) {
 			onBoth(t, func(t *testing.T, b *bed) {
 				txs := inserts(12, 10)
 				f := newFeed(b.table(), txs)
-				first := b.requestOf(endTxn)
+				first := newRequestOf(b, endTxn)
 				died := make(chan struct{})
 				var hold *testkit.KafkaHold
 				f.before = func(n int) {
@@ -278,7 +278,7 @@ func TestIngestKilledWithTwoOpenTransactions(t *testing.T) {
 
 				next := b.beside()
 				began := time.Now()
-				stop, _ := next.running(f, IngestLimits{})
+				stop, _ := running(next, f, IngestLimits{})
 				b.await("all changes", f.all)
 				if took := time.Since(began); took > 25*time.Second {
 					t.Errorf("the successor needed %v: it waited for the timeout of 30 s", took)
@@ -286,7 +286,7 @@ func TestIngestKilledWithTwoOpenTransactions(t *testing.T) {
 				if err := stop(); err != nil {
 					t.Fatal(err)
 				}
-				b.checkOnce(txs)
+				checkOnce(b, txs)
 				f.check(t)
 				b.await("the end of the dead one", dead)
 			})
@@ -317,7 +317,7 @@ func TestIngestFencingWaitsForMarkers(t *testing.T) {
 			Keys: []kmsg.Key{kmsg.InitProducerID}, TxnID: id, Err: kerr.ConcurrentTransactions, Count: 5,
 		}))
 	}
-	stop, _ := b.running(f, IngestLimits{})
+	stop, _ := running(b, f, IngestLimits{})
 	b.await("all changes", f.all)
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -327,7 +327,7 @@ func TestIngestFencingWaitsForMarkers(t *testing.T) {
 			t.Errorf("id %d was fenced after %d attempts, want 5 that wait", i, p.Hits())
 		}
 	}
-	b.checkOnce(txs)
+	checkOnce(b, txs)
 	if f.runs != 1 {
 		t.Errorf("the source ran %d times", f.runs)
 	}
@@ -346,7 +346,7 @@ func TestIngestTakesTurns(t *testing.T) {
 		ends = append(ends, r.(*kmsg.EndTxnRequest).TransactionalID)
 		return true
 	}})
-	stop, _ := b.running(f, small)
+	stop, _ := running(b, f, small)
 	b.await("all changes", f.all)
 	if err := stop(); err != nil {
 		t.Fatal(err)
@@ -382,7 +382,7 @@ func TestIngestReleasesWhatTheEndingTransactionParked(t *testing.T) {
 		{{op: change.Update, id: 2, val: "two"}},
 	}
 	f := newFeed(b.table(), txs)
-	first := b.requestOf(endTxn)
+	first := newRequestOf(b, endTxn)
 	var hold *testkit.KafkaHold
 	f.before = func(n int) {
 		switch n {
@@ -399,12 +399,12 @@ func TestIngestReleasesWhatTheEndingTransactionParked(t *testing.T) {
 			}()
 		}
 	}
-	stop, _ := b.running(f, IngestLimits{MaxRecordBytes: 2000})
+	stop, _ := running(b, f, IngestLimits{MaxRecordBytes: 2000})
 	b.await("all changes", f.all)
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if parked := b.parked(); len(parked) != 0 {
+	if parked := parkedOf(b); len(parked) != 0 {
 		t.Errorf("still parked: %+v", parked)
 	}
 }

@@ -22,7 +22,9 @@ import (
 var loops = map[string]func(b *tbed) (start func(env *Env) (stop func() error, ended <-chan error), through func() int){
 	"transform": func(b *tbed) (func(*Env) (func() error, <-chan error), func() int) {
 		st := &copier{topic: b.output()}
-		return func(env *Env) (func() error, <-chan error) { return b.transforming(env, b.spec(st)) },
+		return func(env *Env) (func() error, <-chan error) {
+				return b.running(func(ctx context.Context) error { return RunTransform(ctx, env, b.spec(st)) })
+			},
 			func() int {
 				if _, err := b.direct.Topic(b.t.Context(), b.output()); err != nil {
 					return 0
@@ -32,7 +34,9 @@ var loops = map[string]func(b *tbed) (start func(env *Env) (stop func() error, e
 	},
 	"sink": func(b *tbed) (func(*Env) (func() error, <-chan error), func() int) {
 		k := newKeeping()
-		return func(env *Env) (func() error, <-chan error) { return b.delivering(env, b.dspec(k)) },
+		return func(env *Env) (func() error, <-chan error) {
+				return b.running(func(ctx context.Context) error { return RunDeliver(ctx, env, b.dspec(k)) })
+			},
 			func() int {
 				k.mu.Lock()
 				defer k.mu.Unlock()
@@ -125,7 +129,7 @@ func TestMemberLeavesWhenStoppedInAPause(t *testing.T) {
 	m := newMemory()
 	k := &keeping{memory: m, offsets: map[string]int64{}, owner: map[string]string{}, applied: map[string]int{}}
 	b.many(10)
-	stop, _ := b.delivering(b.env, b.dspec(k))
+	stop, _ := b.running(func(ctx context.Context) error { return RunDeliver(ctx, b.env, b.dspec(k)) })
 	b.drained()
 	k.mu.Lock()
 	k.down = func() error { return errSinkDown.New("down") }
@@ -212,7 +216,7 @@ func TestMemberKeepsItsPlaceAcrossSessions(t *testing.T) {
 			}
 			return nil
 		}
-		_, ended := b.delivering(b.env, b.dspec(k))
+		_, ended := b.running(func(ctx context.Context) error { return RunDeliver(ctx, b.env, b.dspec(k)) })
 		b.drained()
 		b.newest(k.memory)
 		select {
@@ -248,7 +252,9 @@ func TestMemberThatIsRefusedHalts(t *testing.T) {
 	b := newTransformBed(newBed(t, ""))
 	b.many(10)
 	b.fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.JoinGroup}, Err: kerr.GroupAuthorizationFailed})
-	_, ended := b.transforming(b.env, b.spec(&copier{topic: b.output()}))
+	_, ended := b.running(func(ctx context.Context) error {
+		return RunTransform(ctx, b.env, b.spec(&copier{topic: b.output()}))
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	select {

@@ -37,7 +37,7 @@ func TestStableAge(t *testing.T) {
 func TestStableAgeIsShown(t *testing.T) {
 	b := newTransformBed(newBed(t, ""))
 	b.many(30)
-	b.transforming(b.env, b.spec(&copier{topic: b.output()}))
+	transforming(b, b.env, b.spec(&copier{topic: b.output()}))
 	b.drained()
 	other, err := b.direct.Client(kgo.TransactionalID("other"), kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err != nil {

@@ -23,14 +23,14 @@ type shape struct {
 	newKey    string
 }
 
-func (b *bed) outputs(max int) *records.Outputs {
+func outputs(b *bed, max int) *records.Outputs {
 	return records.NewOutputs(b.env.Kafka, b.env.Registry, func(t *change.Table) kafka.TopicSpec {
 		return kafka.TopicSpec{Name: t.Topic, Default: b.env.Partitions}
 	}, max, nil)
 }
 
 // encodeRows gives the records of rows and what was refused.
-func (b *bed) encodeRows(t *testing.T, outs *records.Outputs, table *change.Table, rows ...row) *records.Buffer {
+func encodeRows(b *bed, t *testing.T, outs *records.Outputs, table *change.Table, rows ...row) *records.Buffer {
 	t.Helper()
 	batch := change.Get()
 	defer batch.Release()
@@ -47,7 +47,7 @@ func (b *bed) encodeRows(t *testing.T, outs *records.Outputs, table *change.Tabl
 	return rs
 }
 
-func (b *bed) shapes(t *testing.T, rs *records.Buffer) []shape {
+func shapes(b *bed, t *testing.T, rs *records.Buffer) []shape {
 	t.Helper()
 	dec := avro.NewDecoder(b.env.Registry)
 	keyOf := func(raw []byte) string { // the id in an Avro key: its last octet, zigzag
@@ -93,8 +93,8 @@ func part(id int64) int32 { return kafka.Partition(fmt.Append(nil, id), 3) }
 // under a key that it no longer has.
 func TestProduceRawRecords(t *testing.T) {
 	b := newBed(t, "")
-	outs := b.outputs(0)
-	rs := b.encodeRows(t, outs, b.table(),
+	outs := outputs(b, 0)
+	rs := encodeRows(b, t, outs, b.table(),
 		row{op: change.Create, id: 1, val: "a"},
 		row{op: change.Update, id: 1, val: "b"},
 		row{op: change.Delete, id: 1, val: "b"},
@@ -111,7 +111,7 @@ func TestProduceRawRecords(t *testing.T) {
 		{op: "c", key: "3", partition: part(3), oldKey: "2"},
 		{op: "r", key: "4", partition: part(4)},
 	}
-	got := b.shapes(t, rs)
+	got := shapes(b, t, rs)
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("got  %v\nwant %v", got, want)
 	}
@@ -124,7 +124,7 @@ func TestProduceRawRecords(t *testing.T) {
 // only.
 func TestProduceTruncateReachesEveryPartition(t *testing.T) {
 	b := newBed(t, "")
-	outs, table := b.outputs(0), b.table()
+	outs, table := outputs(b, 0), b.table()
 	batch := change.Get()
 	defer batch.Release()
 	c := batch.Append(table, change.Truncate)
@@ -150,9 +150,9 @@ func TestProduceTruncateReachesEveryPartition(t *testing.T) {
 // part of its own records behind.
 func TestProduceRefusesOneChangeWhole(t *testing.T) {
 	b := newBed(t, "")
-	outs := b.outputs(1000)
+	outs := outputs(b, 1000)
 	big := string(bytes.Repeat([]byte("x"), 900))
-	rs := b.encodeRows(t, outs, b.table(),
+	rs := encodeRows(b, t, outs, b.table(),
 		row{op: change.Create, id: 1, val: "a"},
 		row{op: change.Update, id: 3, was: 2, val: big}, // d, tombstone, c: too large all
 		row{op: change.Create, id: 5, val: "e"},
@@ -173,7 +173,7 @@ func TestProduceRefusesOneChangeWhole(t *testing.T) {
 // the update that shortens it carries the long version as its old row.
 func TestProduceLeavesOutALongOldRow(t *testing.T) {
 	b := newBed(t, "")
-	outs := b.outputs(1000)
+	outs := outputs(b, 1000)
 	big := string(bytes.Repeat([]byte("x"), 2000))
 	batch := change.Get()
 	defer batch.Release()
@@ -192,7 +192,7 @@ func TestProduceLeavesOutALongOldRow(t *testing.T) {
 	if len(rs.Records) != 3 || len(rs.Refused) != 0 { // u, d, tombstone
 		t.Fatalf("%d records, refused %+v", len(rs.Records), rs.Refused)
 	}
-	if got := b.shapes(t, rs); got[0].key != "1" || got[1].key != "2" {
+	if got := shapes(b, t, rs); got[0].key != "1" || got[1].key != "2" {
 		t.Errorf("got %+v", got)
 	}
 	if batch.String(batch.Changes[0].Old[1]) != big {
@@ -204,7 +204,7 @@ func TestProduceLeavesOutALongOldRow(t *testing.T) {
 // or grow the heap with every batch.
 func TestProduceReusesItsMemory(t *testing.T) {
 	b := newBed(t, "")
-	outs, table := b.outputs(0), b.table()
+	outs, table := outputs(b, 0), b.table()
 	batch := change.Get()
 	defer batch.Release()
 	for i := range 1000 {

@@ -24,8 +24,13 @@ import (
 )
 
 const (
-	idlePoll  = 500 * time.Millisecond // how long a poll waits before the idle work is looked at
-	lagEvery  = 2 * time.Second
+	// IdlePoll is how long a poll waits before the idle work is looked at.
+	IdlePoll = 500 * time.Millisecond
+	// LagEvery is how often the lag of a group is looked up.
+	LagEvery = 2 * time.Second
+)
+
+const (
 	trimEvery = 30 * time.Second
 	// A stage may find out, before it has sent anything, that it must wait
 	// (state of another owner not known yet). So long the records are held,
@@ -46,7 +51,7 @@ func RunTransform(ctx context.Context, env *Env, spec TransformSpec) error {
 			}
 		}
 	}
-	t.member = newMembership(env, t.comp.Log, GroupOf(spec.Name), append(spec.inputs(), parked.TopicOf(spec.Name)))
+	t.member = newMembership(env, t.comp.Log, GroupOf(spec.Name), append(spec.Inputs(), parked.TopicOf(spec.Name)))
 	defer t.member.leave(ctx)
 	return retry.Run(ctx, t.comp, t.run)
 }
@@ -92,7 +97,7 @@ func (t *transform) run(ctx context.Context) (err error) {
 	if err := t.ensureOutputs(ctx); err != nil {
 		return err
 	}
-	inputs := t.spec.inputs()
+	inputs := t.spec.Inputs()
 	partitions, err := t.awaitInputs(ctx, inputs)
 	if err != nil {
 		return err
@@ -169,12 +174,12 @@ func awaitTopic(ctx context.Context, c *kafka.Cluster, name string, comp *obs.Co
 }
 
 func (t *transform) ensureOutputs(ctx context.Context) error {
-	for _, name := range unique(t.spec.Outputs) {
+	for _, name := range t.spec.Outputs {
 		if _, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: name, Partitions: t.env.Partitions, Compact: true}); err != nil {
 			return err
 		}
 	}
-	for _, name := range unique(t.spec.Queues) {
+	for _, name := range t.spec.Queues {
 		if _, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: name, Partitions: t.env.Partitions}); err != nil {
 			return err
 		}
@@ -221,7 +226,7 @@ func (s *groupSession) loop(ctx context.Context) error {
 // step polls once and works on what came. Rebalances are blocked from the poll
 // until the transaction has ended.
 func (s *groupSession) step(ctx context.Context) error {
-	pollCtx, cancel := context.WithTimeout(ctx, idlePoll)
+	pollCtx, cancel := context.WithTimeout(ctx, IdlePoll)
 	fs := s.group.PollRecords(pollCtx, s.spec.PollRecords)
 	cancel()
 	if fs.IsClientClosed() {
@@ -344,7 +349,7 @@ func (s *groupSession) idleWork(ctx context.Context) error {
 	if err := s.checkAll(ctx); err != nil {
 		return err
 	}
-	if time.Since(s.lagAt) > lagEvery {
+	if time.Since(s.lagAt) > LagEvery {
 		if err := s.lag(ctx); err != nil {
 			return err
 		}

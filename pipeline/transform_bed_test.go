@@ -137,13 +137,14 @@ func (b *tbed) spec(st Stage) TransformSpec {
 	}
 }
 
-// transforming runs a transform until the test ends, or stop is called.
-func (b *tbed) transforming(env *Env, spec TransformSpec) (stop func() error, ended <-chan error) {
+// running runs a loop until the test ends, or stop is called; both give what
+// the loop returned.
+func (b *tbed) running(loop func(context.Context) error) (stop func() error, ended <-chan error) {
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan error, 1)
 	result := make(chan error, 1)
 	go func() {
-		err := RunTransform(ctx, env, spec)
+		err := loop(ctx)
 		done <- err
 		result <- err
 	}()
@@ -158,6 +159,11 @@ func (b *tbed) transforming(env *Env, spec TransformSpec) (stop func() error, en
 	}
 	b.t.Cleanup(func() { _ = stop() })
 	return stop, result
+}
+
+// transforming runs a transform until the test ends, or stop is called.
+func transforming(b *tbed, env *Env, spec TransformSpec) (stop func() error, ended <-chan error) {
+	return b.running(func(ctx context.Context) error { return RunTransform(ctx, env, spec) })
 }
 
 // member is an Env of another process of the same configuration.

@@ -66,8 +66,8 @@ func (l TransformLimits) withDefaults() TransformLimits {
 	return l
 }
 
-// inputs are Topics and CoPartitioned, each once, in their order.
-func (s *TransformSpec) inputs() []string { return unique(s.Topics, s.CoPartitioned) }
+// Inputs are Topics and CoPartitioned, each once, in their order.
+func (s *TransformSpec) Inputs() []string { return unique(s.Topics, s.CoPartitioned) }
 
 func unique(lists ...[]string) []string {
 	var out []string

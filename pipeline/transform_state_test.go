@@ -101,7 +101,7 @@ func TestTransformRebuildsWhatOthersWaitFor(t *testing.T) {
 	spec.CoPartitioned = []string{b.in.Topic, other.Topic}
 	b.many(30)
 	others.many(30)
-	b.transforming(b.env, spec)
+	transforming(b, b.env, spec)
 	n := func() int {
 		if _, err := b.direct.Topic(t.Context(), b.output()); err != nil {
 			return 0

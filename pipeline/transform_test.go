@@ -26,7 +26,7 @@ func TestTransformCopiesEachRecordOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, bd *bed) {
 		b := newTransformBed(bd)
 		b.many(1000)
-		stop, _ := b.transforming(b.env, b.spec(&copier{topic: b.output()}))
+		stop, _ := transforming(b, b.env, b.spec(&copier{topic: b.output()}))
 		b.drained()
 		b.many(500)
 		b.drained()
@@ -35,7 +35,7 @@ func TestTransformCopiesEachRecordOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.many(200)
-		b.transforming(b.env, b.spec(&copier{topic: b.output()}))
+		transforming(b, b.env, b.spec(&copier{topic: b.output()}))
 		b.drained()
 		b.once()
 	})
@@ -52,7 +52,7 @@ func TestTransformLostReplies(t *testing.T) {
 					b.many(1000)
 					// More often than the client itself tries again.
 					hit := bd.proxy.Lose(key, loss, 4)
-					b.transforming(b.env, b.spec(&copier{topic: b.output()}))
+					transforming(b, b.env, b.spec(&copier{topic: b.output()}))
 					select {
 					case <-hit:
 					case <-time.After(testkit.Patience):
@@ -72,7 +72,7 @@ func TestTransformLostReplies(t *testing.T) {
 func TestTransformRecordThatTheBrokerRefuses(t *testing.T) {
 	t.Run("kfake", func(t *testing.T) {
 		b := newTransformBed(newBed(t, ""))
-		b.transforming(b.env, b.spec(&copier{topic: b.output()}))
+		transforming(b, b.env, b.spec(&copier{topic: b.output()}))
 		b.many(10)
 		b.drained()
 		refused := b.fake.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: b.output(), Err: kerr.MessageTooLarge, Count: 1})
@@ -89,7 +89,7 @@ func TestTransformRecordThatTheBrokerRefuses(t *testing.T) {
 		b := newTransformBed(newBed(t, testkit.SharedKafka(t).Addr()))
 		// The session begins with the topic's larger limit; then the topic
 		// takes less, which the check of sizes before produce cannot know.
-		b.transforming(b.env, b.spec(&copier{topic: b.output()}))
+		transforming(b, b.env, b.spec(&copier{topic: b.output()}))
 		b.many(10)
 		b.drained()
 		setTopic(t, b.direct, b.output(), "max.message.bytes", "2000")
@@ -172,7 +172,7 @@ func TestTransformTakesOverAnOpenTransaction(t *testing.T) {
 			}
 		}
 		began := time.Now()
-		b.transforming(b.env, spec)
+		transforming(b, b.env, spec)
 		b.drained()
 		b.once()
 		for _, r := range b.read(b.output()) {
@@ -191,7 +191,7 @@ func TestTransformFencedHalts(t *testing.T) {
 	onBoth(t, func(t *testing.T, bd *bed) {
 		b := newTransformBed(bd)
 		b.many(100)
-		_, ended := b.transforming(b.env, b.spec(&copier{topic: b.output()}))
+		_, ended := transforming(b, b.env, b.spec(&copier{topic: b.output()}))
 		b.drained()
 		other, err := b.direct.Client(kgo.TransactionalID("tallywire." + b.source + "." + b.env.Instance))
 		if err != nil {
@@ -222,9 +222,9 @@ func TestTransformRebalances(t *testing.T) {
 		b.many(500)
 		a, second := b.member("a"), b.member("b")
 		slow := func() { <-time.After(2 * time.Millisecond) }
-		stopA, _ := b.transforming(a, b.spec(&copier{topic: b.output(), before: slow}))
+		stopA, _ := transforming(b, a, b.spec(&copier{topic: b.output(), before: slow}))
 		b.many(1500)
-		stopB, _ := b.transforming(second, b.spec(&copier{topic: b.output(), before: slow}))
+		stopB, _ := transforming(b, second, b.spec(&copier{topic: b.output(), before: slow}))
 		b.many(1500)
 		b.eventually("the second member to work", func() (bool, string) {
 			v := b.view(second, "transform")
@@ -263,7 +263,7 @@ func TestTransformParksGarbageAndRejects(t *testing.T) {
 		b.put(row{op: change.Update, id: 3, val: "bad"}) // record 21
 		b.put(row{op: change.Update, id: 4, val: "bad"}, row{op: change.Update, id: 4, val: "mended at once"})
 		b.many(20)
-		stop, _ := b.transforming(b.env, b.spec(st))
+		stop, _ := transforming(b, b.env, b.spec(st))
 		b.drained()
 		parked := b.parkedNow()
 		// Key 3 has a newer version by many; so has 4.
@@ -280,7 +280,7 @@ func TestTransformParksGarbageAndRejects(t *testing.T) {
 		}
 		// Another process knows it from the topic alone, and a newer version
 		// releases it.
-		b.transforming(b.env, b.spec(st))
+		transforming(b, b.env, b.spec(st))
 		b.put(row{op: change.Update, id: 99, val: "good"})
 		b.drained()
 		if parked := b.parkedNow(); len(parked) != 2 {
@@ -295,7 +295,7 @@ func TestTransformOffsetOutOfRangeHalts(t *testing.T) {
 	onBoth(t, func(t *testing.T, bd *bed) {
 		b := newTransformBed(bd)
 		b.many(300)
-		stop, _ := b.transforming(b.env, b.spec(&copier{topic: b.output()}))
+		stop, _ := transforming(b, b.env, b.spec(&copier{topic: b.output()}))
 		b.drained()
 		if err := stop(); err != nil {
 			t.Fatal(err)
@@ -308,7 +308,7 @@ func TestTransformOffsetOutOfRangeHalts(t *testing.T) {
 		if _, err := b.direct.Admin().DeleteRecords(t.Context(), ends.Offsets()); err != nil {
 			t.Fatal(err)
 		}
-		_, ended := b.transforming(b.env, b.spec(&copier{topic: b.output()}))
+		_, ended := transforming(b, b.env, b.spec(&copier{topic: b.output()}))
 		select {
 		case err := <-ended:
 			if !problem.Has(err, kafka.ErrOffsetRange) || !strings.Contains(err.Error(), "never read") {
@@ -328,7 +328,7 @@ func TestTransformOtherPartitionCountHalts(t *testing.T) {
 	}
 	spec := b.spec(&copier{topic: b.output()})
 	spec.CoPartitioned = []string{b.in.Topic, b.source + ".five"}
-	_, ended := b.transforming(b.env, spec)
+	_, ended := transforming(b, b.env, spec)
 	select {
 	case err := <-ended:
 		if !problem.Has(err, ErrCoPartition) {
@@ -352,7 +352,7 @@ func TestTransformStageErrors(t *testing.T) {
 		}
 		return nil
 	}}
-	stop, _ := b.transforming(b.env, b.spec(st))
+	stop, _ := transforming(b, b.env, b.spec(st))
 	b.drained()
 	b.once()
 	if err := stop(); err != nil {
@@ -360,7 +360,7 @@ func TestTransformStageErrors(t *testing.T) {
 	}
 	b.many(10)
 	broken := errors.New("nobody foresaw this")
-	_, ended := b.transforming(b.env, b.spec(&failing{copier: &copier{topic: b.output()}, err: func() error { return broken }}))
+	_, ended := transforming(b, b.env, b.spec(&failing{copier: &copier{topic: b.output()}, err: func() error { return broken }}))
 	select {
 	case err := <-ended:
 		if !errors.Is(err, broken) {
