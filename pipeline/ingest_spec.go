@@ -60,7 +60,7 @@ type IngestLimits struct {
 // Workers beyond this many bring nothing: the walsender is one process.
 const maxWorkers = 16
 
-func (l IngestLimits) withDefaults() IngestLimits {
+func (l IngestLimits) WithDefaults() IngestLimits {
 	if l.MaxBytes <= 0 {
 		l.MaxBytes = 32 << 20
 	}

@@ -2,7 +2,9 @@
 
 package pipeline
 
-import "time"
+import (
+	"time"
+)
 
 // TransformSpec is one consumer group: what it reads, the chain of stages that
 // every record passes, and what it writes.
@@ -49,7 +51,7 @@ type TransformLimits struct {
 	MaxRecordBytes int
 }
 
-func (l TransformLimits) withDefaults() TransformLimits {
+func (l TransformLimits) WithDefaults() TransformLimits {
 	if l.PollRecords <= 0 {
 		l.PollRecords = 8192
 	}
@@ -82,6 +84,3 @@ func unique(lists ...[]string) []string {
 	}
 	return out
 }
-
-// GroupOf is the consumer group of a transform or a sink.
-func GroupOf(name string) string { return "tallywire." + name }

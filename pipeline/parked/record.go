@@ -76,7 +76,7 @@ func Of(stage, kind string, t *change.Topic, rec *kgo.Record, key string, err er
 	return p
 }
 
-// recordKey is the identity of a record within its topic: its key, or where it
+// RecordKey is the identity of a record within its topic: its key, or where it
 // lies when it has none.
 func RecordKey(rec *kgo.Record) []byte {
 	if rec.Key == nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/registry"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/deliver"
 	"github.com/tallywire/tallywire/pipeline/records"
 )
 
@@ -108,7 +109,7 @@ func (f *flow) deliver() (stop func()) {
 	spec.Tick = 20 * time.Millisecond
 	ctx, cancel := context.WithCancel(f.t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- pipeline.RunDeliver(ctx, f.env, spec) }()
+	go func() { ended <- deliver.Run(ctx, f.env, spec) }()
 	stopped := false
 	stop = func() {
 		f.t.Helper()
