@@ -7,6 +7,7 @@ import (
 	"context"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // Resume is a source's own token (Postgres: JSON of slot, end LSN, and how far
@@ -90,9 +91,9 @@ type Keeper interface {
 	// the state that they left was lost or found behind: it brings the state
 	// to where they lead, and emits nothing. It owns in.
 	Restore(ctx context.Context, in *change.Batch) error
-	// States lists what the stage keeps, for the engine to check before each
+	// Stores lists what the stage keeps, for the engine to check before each
 	// batch and to rebuild from.
-	States() []*State
+	Stores() []*state.Store
 }
 
 // Failure is one change that a sink could not take, by its index in the batch.

@@ -2,7 +2,9 @@
 
 package pipeline
 
-import "time"
+import (
+	"time"
+)
 
 // DeliverSpec is one consumer group that feeds one sink.
 type DeliverSpec struct {
@@ -34,7 +36,10 @@ type DeliverLimits struct {
 	Patience time.Duration
 }
 
-func (l DeliverLimits) withDefaults() DeliverLimits {
+// Inputs are Topics, each once.
+func (s *DeliverSpec) Inputs() []string { return unique(s.Topics) }
+
+func (l DeliverLimits) WithDefaults() DeliverLimits {
 	if l.MaxRecords <= 0 {
 		l.MaxRecords = 5000
 	}

@@ -2,7 +2,10 @@
 
 package pipeline
 
-import "time"
+import (
+	"runtime"
+	"time"
+)
 
 // IngestSpec is one source with its name.
 type IngestSpec struct {
@@ -57,7 +60,7 @@ type IngestLimits struct {
 // Workers beyond this many bring nothing: the walsender is one process.
 const maxWorkers = 16
 
-func (l IngestLimits) withDefaults() IngestLimits {
+func (l IngestLimits) WithDefaults() IngestLimits {
 	if l.MaxBytes <= 0 {
 		l.MaxBytes = 32 << 20
 	}
@@ -69,7 +72,7 @@ func (l IngestLimits) withDefaults() IngestLimits {
 		l.TxnBytes = 32 << 20
 	}
 	if l.Workers <= 0 {
-		l.Workers = defaultWorkers()
+		l.Workers = runtime.GOMAXPROCS(0)
 	}
 	l.Workers = min(l.Workers, maxWorkers)
 	return l

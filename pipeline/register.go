@@ -65,16 +65,22 @@ var (
 
 // RegisterSource, RegisterTransform and RegisterSink are called from init
 // functions; registering a kind twice panics.
-func RegisterSource(kind string, m SourceMaker)       { sources.register(kind, m) }
+func RegisterSource(kind string, m SourceMaker) { sources.register(kind, m) }
+
 func RegisterTransform(kind string, m TransformMaker) { transforms.register(kind, m) }
-func RegisterSink(kind string, m SinkMaker)           { sinks.register(kind, m) }
+
+func RegisterSink(kind string, m SinkMaker) { sinks.register(kind, m) }
 
 // SourceKind, TransformKind and SinkKind look a kind up.
-func SourceKind(kind string) (SourceMaker, bool)       { return sources.find(kind) }
+func SourceKind(kind string) (SourceMaker, bool) { return sources.find(kind) }
+
 func TransformKind(kind string) (TransformMaker, bool) { return transforms.find(kind) }
-func SinkKind(kind string) (SinkMaker, bool)           { return sinks.find(kind) }
+
+func SinkKind(kind string) (SinkMaker, bool) { return sinks.find(kind) }
 
 // SourceKinds, TransformKinds and SinkKinds list what is registered, sorted.
-func SourceKinds() []string    { return sources.kinds() }
+func SourceKinds() []string { return sources.kinds() }
+
 func TransformKinds() []string { return transforms.kinds() }
-func SinkKinds() []string      { return sinks.kinds() }
+
+func SinkKinds() []string { return sinks.kinds() }

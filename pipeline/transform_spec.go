@@ -2,7 +2,9 @@
 
 package pipeline
 
-import "time"
+import (
+	"time"
+)
 
 // TransformSpec is one consumer group: what it reads, the chain of stages that
 // every record passes, and what it writes.
@@ -49,7 +51,7 @@ type TransformLimits struct {
 	MaxRecordBytes int
 }
 
-func (l TransformLimits) withDefaults() TransformLimits {
+func (l TransformLimits) WithDefaults() TransformLimits {
 	if l.PollRecords <= 0 {
 		l.PollRecords = 8192
 	}
@@ -66,8 +68,8 @@ func (l TransformLimits) withDefaults() TransformLimits {
 	return l
 }
 
-// inputs are Topics and CoPartitioned, each once, in their order.
-func (s *TransformSpec) inputs() []string { return unique(s.Topics, s.CoPartitioned) }
+// Inputs are Topics and CoPartitioned, each once, in their order.
+func (s *TransformSpec) Inputs() []string { return unique(s.Topics, s.CoPartitioned) }
 
 func unique(lists ...[]string) []string {
 	var out []string
@@ -82,9 +84,3 @@ func unique(lists ...[]string) []string {
 	}
 	return out
 }
-
-// GroupOf is the consumer group of a transform or a sink.
-func GroupOf(name string) string { return "tallywire." + name }
-
-// ParkedTopicOf is the topic that keeps what a transform could not take.
-func ParkedTopicOf(name string) string { return "_tallywire.parked." + name }

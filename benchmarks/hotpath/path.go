@@ -18,7 +18,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
-	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/records"
 	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
@@ -54,11 +54,11 @@ var (
 type hot struct {
 	fr      *pgoutput.Framer
 	enc     *avro.Encoder
-	outs    *pipeline.Outputs
+	outs    *records.Outputs
 	b       *change.Batch
 	out     []byte
 	memo    avro.Memo
-	recs    pipeline.Records
+	recs    records.Buffer
 	closers []func()
 }
 
@@ -85,9 +85,9 @@ func newHot(ctx context.Context) (*hot, error) {
 		return h, err
 	}
 	h.closers = append(h.closers, cluster.Close)
-	h.outs = pipeline.NewOutputs(&pipeline.Env{Kafka: cluster, Registry: reg, Obs: o, Partitions: partitions}, func(t *change.Table) kafka.TopicSpec {
+	h.outs = records.NewOutputs(cluster, reg, func(t *change.Table) kafka.TopicSpec {
 		return kafka.TopicSpec{Name: t.Topic, Default: partitions}
-	}, 0)
+	}, 0, nil)
 	if _, err := h.outs.Ensure(ctx, rel.Table); err != nil {
 		return h, err
 	}

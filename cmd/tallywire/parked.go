@@ -8,10 +8,12 @@ import (
 	"io"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
 	"github.com/tallywire/tallywire/internal/control"
-	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
 func (a *app) parkedCmd() *cobra.Command {
@@ -104,7 +106,7 @@ func (a *app) parkedRetryCmd() *cobra.Command {
 or all with --all. They are tried within a second or so; what fails again is
 parked again, with its newest reason.`,
 		Example: "  tallywire parked retry erp --topic ps.customer --key 17\n  tallywire parked retry erp --all",
-	}, "asked for %d records to be tried again\n", pipeline.RetryParked)
+	}, "asked for %d records to be tried again\n", parked.Retry)
 }
 
 func (a *app) parkedDiscardCmd() *cobra.Command {
@@ -114,10 +116,10 @@ func (a *app) parkedDiscardCmd() *cobra.Command {
 held is not delivered; the next version of a key is taken as if nothing had
 been parked.`,
 		Example: "  tallywire parked discard erp --topic ps.time_entry --key 4711",
-	}, "dropped %d records\n", pipeline.DiscardParked)
+	}, "dropped %d records\n", parked.Discard)
 }
 
-func (a *app) parkedDo(c *cobra.Command, done string, do func(context.Context, *pipeline.Env, control.Filter) (int, error)) *cobra.Command {
+func (a *app) parkedDo(c *cobra.Command, done string, do func(context.Context, *kafka.Cluster, *pgxpool.Pool, control.Filter) (int, error)) *cobra.Command {
 	var topic, key string
 	var all bool
 	c.Args = exactly(1, "one STAGE, the name of a transform or sink")
@@ -143,7 +145,7 @@ func (a *app) parkedDo(c *cobra.Command, done string, do func(context.Context, *
 			return err
 		}
 		defer kc.Close()
-		n, err := do(ctx, &pipeline.Env{Kafka: kc, Control: pool, Obs: quiet()}, control.Filter{Stage: args[0], Topic: topic, Key: key})
+		n, err := do(ctx, kc, pool, control.Filter{Stage: args[0], Topic: topic, Key: key})
 		if err != nil {
 			return err
 		}

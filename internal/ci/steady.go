@@ -123,7 +123,7 @@ func buildTests(ctx context.Context, into string, ps []string) ([]built, error) 
 		files := []string{b.file}
 		if p == crashPackage { // it kills the program, which it does not import
 			program := filepath.Join(into, "tallywire")
-			if out, err := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", program, "./cmd/tallywire").CombinedOutput(); err != nil {
+			if out, err := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-o", program, "./cmd/tallywire").CombinedOutput(); err != nil {
 				return nil, fmt.Errorf("building the program: %w\n%s", err, out)
 			}
 			files = append(files, program)

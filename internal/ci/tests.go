@@ -37,7 +37,7 @@ var racePackages = []string{
 
 // longest are the packages that take longest: begun first, so that nobody waits
 // for one of them alone in the end.
-var longest = []string{"./pipeline", "./sources/postgres/wire", "./internal/demo/truth"}
+var longest = []string{"./pipeline/ingest", "./pipeline/internal/consume", "./pipeline/deliver", "./pipeline/transform", "./sources/postgres/wire", "./internal/demo/truth"}
 
 // packages are those of the module, the longest first.
 func packages(ctx context.Context, but ...string) ([]string, error) {

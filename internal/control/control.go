@@ -26,6 +26,9 @@ var (
 	ErrMigrate = problem.Define("TW-CONTROL-MIGRATE", problem.Halt,
 		"The schema of the control database could not be brought up to date.",
 		"Give the user the right to create schemas and tables in it, then start again.")
+	ErrMissing = problem.Define("TW-CONTROL-MISSING", problem.Halt,
+		"A record must be parked and there is no control database to park it in.",
+		"Set control.dsn.")
 	ErrUnavailable = problem.Define("TW-CONTROL-UNAVAILABLE", problem.Retry,
 		"The control database does not answer.",
 		"Nothing is lost: work goes on when it is back.")

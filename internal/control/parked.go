@@ -12,6 +12,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/tallywire/tallywire/internal/outage"
 )
 
 // Kinds of stages that park.
@@ -312,17 +314,8 @@ func wrap(err error, format string, args ...any) error {
 	}
 	doing := fmt.Sprintf(format, args...)
 	var pg *pgconn.PgError
-	if errors.Is(err, context.Canceled) || (errors.As(err, &pg) && !passing(pg.Code)) {
+	if errors.Is(err, context.Canceled) || (errors.As(err, &pg) && !outage.SQLState(pg.Code)) {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return ErrUnavailable.New("%s: %w", doing, err)
-}
-
-// passing SQLSTATEs: connection, rollback, resources, shutdown.
-func passing(code string) bool {
-	switch code[:2] {
-	case "08", "40", "53", "57", "58":
-		return true
-	}
-	return false
 }

@@ -10,13 +10,10 @@ import (
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kgo"
-	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func embedded(t *testing.T, dir, addr string) (*Embedded, *Cluster) {
 	t.Helper()

@@ -25,6 +25,9 @@ var (
 	ErrNoTopic = problem.Define("TW-KAFKA-NO-TOPIC", problem.Retry,
 		"A topic that is read does not exist yet.",
 		"Start the component that writes it, or check the name.")
+	ErrOffsetRange = problem.Define("TW-OFFSET-OUT-OF-RANGE", problem.Halt,
+		"Records that were to be read next are no longer in Kafka.",
+		"If the missing range may be skipped, set the group's offset with kafka-consumer-groups --reset-offsets; otherwise load the source again. Raise the topic's retention.")
 	ErrPortTaken = problem.Define("TW-PORT-TAKEN", problem.Halt,
 		"The port is in use by another program.",
 		"Stop that program or name another port.")
@@ -43,4 +46,10 @@ func refused(err error) bool {
 		}
 	}
 	return false
+}
+
+// Fenced reports whether a newer producer with the same transactional id, or a
+// newer member in the same place of its group, was seen.
+func Fenced(err error) bool {
+	return errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) || errors.Is(err, kerr.FencedInstanceID)
 }

@@ -141,8 +141,6 @@ func Of(err error) *Error {
 	return nil
 }
 
-// Has reports whether the chain holds an occurrence of c.
-func Has(err error, c Code) bool {
-	e := Of(err)
-	return e != nil && e.ID == c.ID
-}
+// Has reports whether the chain holds an occurrence of c: as its outermost
+// problem, which alone decides about the class, or as a cause of it.
+func Has(err error, c Code) bool { return errors.Is(err, &Error{Code: c}) }

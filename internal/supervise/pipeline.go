@@ -17,6 +17,9 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/deliver"
+	"github.com/tallywire/tallywire/pipeline/ingest"
+	"github.com/tallywire/tallywire/pipeline/transform"
 )
 
 // Pipeline is the components of a configuration, built and not yet running.
@@ -121,13 +124,13 @@ func (p *Pipeline) Run(ctx context.Context, env *pipeline.Env) error {
 		})
 	}
 	for _, s := range p.Sinks { // right to left: nobody writes before its reader is there
-		start("sink", s.Name, func(ctx context.Context) error { return pipeline.RunDeliver(ctx, env, s) })
+		start("sink", s.Name, func(ctx context.Context) error { return deliver.Run(ctx, env, s) })
 	}
 	for _, t := range p.Transforms {
-		start("transform", t.Name, func(ctx context.Context) error { return pipeline.RunTransform(ctx, env, t) })
+		start("transform", t.Name, func(ctx context.Context) error { return transform.Run(ctx, env, t) })
 	}
 	for _, s := range p.Sources {
-		start("source", s.Name, func(ctx context.Context) error { return pipeline.RunIngest(ctx, env, s) })
+		start("source", s.Name, func(ctx context.Context) error { return ingest.Run(ctx, env, s) })
 	}
 	wg.Wait()
 	for _, s := range p.Sinks {

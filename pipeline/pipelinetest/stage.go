@@ -72,7 +72,7 @@ func (e *engine) check(ctx context.Context, topic *change.Topic, partition int32
 	if !ok {
 		return
 	}
-	for _, s := range k.States() {
+	for _, s := range k.Stores() {
 		if s.Topic() != topic.Name {
 			continue
 		}
@@ -333,7 +333,7 @@ func (c *StageCase) wipe(t *testing.T) {
 
 // settle lets the states look again, which they do now and then only.
 func (c *StageCase) settle(e *engine) {
-	for _, s := range e.stage.(pipeline.Keeper).States() {
+	for _, s := range e.stage.(pipeline.Keeper).Stores() {
 		s.CheckEvery = 0
 	}
 }

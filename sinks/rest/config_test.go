@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/pipeline"
 )
@@ -64,7 +65,7 @@ func TestNoControlDatabase(t *testing.T) {
 		*into.(*Config) = goodConfig()
 		return nil
 	})
-	if !isCode(err, pipeline.ErrNoControl) {
+	if !isCode(err, control.ErrMissing) {
 		t.Fatalf("got %v", err)
 	}
 }

@@ -21,13 +21,15 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/registry"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/deliver"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 // flow is a rig behind a Kafka.
 type flow struct {
 	*rig
 	env  *pipeline.Env
-	outs *pipeline.Outputs
+	outs *records.Outputs
 	cl   *kgo.Client
 }
 
@@ -59,9 +61,9 @@ func newFlow(t *testing.T, r *rig) *flow {
 	f := &flow{rig: r, env: &pipeline.Env{Kafka: cluster, Control: r.pool, Obs: o, Instance: "one", Partitions: 3}}
 	f.env.Registry, err = avro.NewRegistry(web.URL)
 	must(err)
-	f.outs = pipeline.NewOutputs(f.env, func(tt *change.Table) kafka.TopicSpec {
+	f.outs = records.NewOutputs(f.env.Kafka, f.env.Registry, func(tt *change.Table) kafka.TopicSpec {
 		return kafka.TopicSpec{Name: tt.Topic, Partitions: 3, Compact: true}
-	}, 0)
+	}, 0, nil)
 	for _, tt := range []*change.Table{customers, resources, projects, entries} {
 		_, err := f.outs.Ensure(t.Context(), tt)
 		must(err)
@@ -77,7 +79,7 @@ func (f *flow) put(rs ...record) {
 	f.t.Helper()
 	b := batch(f.place(rs...))
 	defer b.Release()
-	out := new(pipeline.Records)
+	out := new(records.Buffer)
 	if err := f.outs.Encode(out, b, 0, b.Len()); err != nil {
 		f.t.Fatal(err)
 	}
@@ -107,7 +109,7 @@ func (f *flow) deliver() (stop func()) {
 	spec.Tick = 20 * time.Millisecond
 	ctx, cancel := context.WithCancel(f.t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- pipeline.RunDeliver(ctx, f.env, spec) }()
+	go func() { ended <- deliver.Run(ctx, f.env, spec) }()
 	stopped := false
 	stop = func() {
 		f.t.Helper()

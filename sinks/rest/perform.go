@@ -93,7 +93,7 @@ func (w *write) perform(ctx context.Context, calls []*call, outs []outcome) (aga
 		w.stop(err)
 		return nil
 	}
-	w.settle(ctx, open)
+	w.readBack(ctx, open)
 	return again
 }
 
@@ -112,12 +112,12 @@ func (e *callError) problem(url string) error {
 // harmless reports whether a second create of the same record is refused.
 func (w *write) harmless(e *entity) bool { return !e.final || w.s.cfg.UniqueReference }
 
-// settle finds out what became of open intents, by reading the far side
+// readBack finds out what became of open intents, by reading the far side
 // (invariants 11 and 14). What is found there was delivered. What is not found
 // may be sent again at once where a repeat is harmless; elsewhere only when the
 // far side cannot be working on it any more. Until then, and when the far side
 // could not be read, its key is held.
-func (w *write) settle(ctx context.Context, ids []ident) {
+func (w *write) readBack(ctx context.Context, ids []ident) {
 	if len(ids) == 0 {
 		return
 	}

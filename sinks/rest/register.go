@@ -3,6 +3,7 @@
 package rest
 
 import (
+	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/pipeline"
 )
 
@@ -13,7 +14,7 @@ func init() {
 			return pipeline.DeliverSpec{}, err
 		}
 		if env.Control == nil {
-			return pipeline.DeliverSpec{}, pipeline.ErrNoControl.New("sink %q keeps its intents and cross-references in the control database, and there is none", name)
+			return pipeline.DeliverSpec{}, control.ErrMissing.New("sink %q keeps its intents and cross-references in the control database, and there is none", name)
 		}
 		s, err := New(cfg, env.Control, name, env.Instance)
 		if err != nil {

@@ -77,7 +77,7 @@ func (s *Sink) prepare(ctx context.Context) error {
 	}
 	w := &write{s: s, done: map[ident]*delivered{}, open: open, taken: map[ident]string{}, held: map[ident]bool{}}
 	// What may still arrive is left: it is looked at when its key comes.
-	if w.settle(ctx, keysOf(open)); w.err != nil {
+	if w.readBack(ctx, keysOf(open)); w.err != nil {
 		return w.err
 	}
 	s.ready = true
@@ -140,7 +140,7 @@ func (s *Sink) Write(ctx context.Context, b *change.Batch) ([]pipeline.Failure, 
 	}
 	// Before anything else is done with a key: what became of the last
 	// request for it? (invariants 11, 14)
-	w.settle(ctx, ofItems(w.open, items))
+	w.readBack(ctx, ofItems(w.open, items))
 	for rank := range 3 {
 		var queue []*item
 		for _, it := range items {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -70,9 +71,10 @@ func classify(doing string, err error) error {
 	if !errors.As(err, &pe) {
 		return ErrUnavailable.New("%s: %w", doing, err)
 	}
-	switch class := pe.Code[:min(2, len(pe.Code))]; class {
-	case "08", "57", "53", "40", "55", "58", "XX", "25":
+	if outage.SQLState(pe.Code) {
 		return ErrUnavailable.New("%s: %s (SQLSTATE %s)", doing, pe.Message, pe.Code)
+	}
+	switch class := pe.Code[:min(2, len(pe.Code))]; class {
 	case "28", "3D":
 		return ErrDenied.New("%s: %s (SQLSTATE %s)", doing, pe.Message, pe.Code)
 	case "22", "23":

@@ -34,7 +34,7 @@ const (
 func (se *session) load(ctx context.Context, at position) error {
 	se.comp.Is(obs.Restoring, "initial load")
 	if !se.snapshot {
-		if err := se.settle(ctx); err != nil {
+		if err := se.awaitOlder(ctx); err != nil {
 			return err
 		}
 		if _, err := se.q.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"); err != nil {
@@ -65,12 +65,12 @@ func (se *session) load(ctx context.Context, at position) error {
 	return nil
 }
 
-// settle waits until every transaction that runs now has ended. A snapshot that
+// awaitOlder waits until every transaction that runs now has ended. A snapshot that
 // is taken later than the slot was made must see all that the slot does not
 // send again; a transaction whose commit lies before the slot may still be
 // invisible while it waits for a synchronous standby (C1, C4). Making a
 // slot waits for the same.
-func (se *session) settle(ctx context.Context) error {
+func (se *session) awaitOlder(ctx context.Context) error {
 	// Whoever has a transaction id holds a lock on it, in every database, until
 	// the transaction is visible; prepared ones too.
 	var running []string

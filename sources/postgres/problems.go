@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -90,8 +91,7 @@ func classify(doing string, err error) error {
 			code = ErrSlotInvalid
 		case strings.HasPrefix(pg.Code, "28"), pg.Code == "3D000", pg.Code == "42501":
 			code = ErrRefused
-		case strings.HasPrefix(pg.Code, "08"), strings.HasPrefix(pg.Code, "53"), strings.HasPrefix(pg.Code, "57"),
-			strings.HasPrefix(pg.Code, "40"), strings.HasPrefix(pg.Code, "58"), pg.Code == "55P03":
+		case outage.SQLState(pg.Code):
 			code = ErrUnavailable
 		}
 		return &problem.Error{Code: code, Text: doing + ": " + msg + " (SQLSTATE " + pg.Code + ")", Err: err}

@@ -194,13 +194,13 @@ func redisClient(t *testing.T) *goredis.Client {
 
 func identity(t *testing.T, rdb *goredis.Client) *dedupe.Identity {
 	s := dedupe.ByIdentity(rdb, slog.New(slog.DiscardHandler), "canonical", []string{"hook.event"}, []string{"id"}, time.Hour)
-	s.States()[0].CheckEvery = 0
+	s.Stores()[0].CheckEvery = 0
 	return s
 }
 
 func check(t *testing.T, s *dedupe.Identity, tp *topic, committed int64, want bool) {
 	t.Helper()
-	_, ok, err := s.States()[0].Check(t.Context(), tp.t, 0, committed)
+	_, ok, err := s.Stores()[0].Check(t.Context(), tp.t, 0, committed)
 	if err != nil || ok != want {
 		t.Fatalf("Check: %v, %v", ok, err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	twredis "github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // What dedupe by identity can meet.
@@ -43,20 +44,20 @@ type Identity struct {
 	name    string
 	columns []string
 	window  time.Duration
-	states  []*pipeline.State
+	states  []*state.Store
 }
 
 // ByIdentity makes the stage for a transform that reads topics.
 func ByIdentity(rdb *redis.Client, log *slog.Logger, transform string, topics, columns []string, window time.Duration) *Identity {
 	d := &Identity{rdb: rdb, name: transform + ".dedupe", columns: columns, window: window}
 	for _, t := range topics {
-		d.states = append(d.states, pipeline.NewState(rdb, log, d.name, t))
+		d.states = append(d.states, state.NewStore(rdb, log, d.name, t))
 	}
 	return d
 }
 
 // States is for the engine.
-func (d *Identity) States() []*pipeline.State { return d.states }
+func (d *Identity) Stores() []*state.Store { return d.states }
 
 // Apply passes the first of each identity.
 func (d *Identity) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet) error {
@@ -145,7 +146,7 @@ func (d *Identity) judge(ctx context.Context, in *change.Batch, restoring bool, 
 			c.Op = dropped
 		}
 	}
-	err = pipeline.Write(ctx, d.states, in, restoring, func(p redis.Pipeliner, _ func(*change.Change) bool) error {
+	err = state.Apply(ctx, d.states, in, restoring, func(p redis.Pipeliner, _ func(*change.Change) bool) error {
 		// Also what lies below the mark: lower offsets than remembered are new.
 		for k, v := range lowered {
 			p.Set(ctx, k, v, d.window)

@@ -13,14 +13,15 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // join is what the two stages share.
 type join struct {
 	plan        *plan
 	rdb         *redis.Client
-	leftReader  *pipeline.StateReader
-	sideReaders []*pipeline.StateReader // parallel to plan.sides
+	leftReader  *state.Reader
+	sideReaders []*state.Reader // parallel to plan.sides
 }
 
 // Options are what a join needs of its surroundings.
@@ -45,17 +46,17 @@ func New(name string, cfg Config, o Options) (*Left, *Right, error) {
 		return nil, nil, err
 	}
 	j := &join{plan: p, rdb: o.Redis}
-	state := func(s *side) (*pipeline.State, *pipeline.StateReader) {
-		st, rd := pipeline.NewState(o.Redis, o.Log, name, s.topic), pipeline.NewStateReader(name, s.topic, o.Find)
+	keep := func(s *side) (*state.Store, *state.Reader) {
+		st, rd := state.NewStore(o.Redis, o.Log, name, s.topic), state.NewReader(name, s.topic, o.Find)
 		st.Shape, rd.Shape = p.shape, p.shape
 		return st, rd
 	}
 	l, r := &Left{join: j, gate: o.Gate}, &Right{join: j, cols: make([]columns, len(p.sides))}
-	l.state, j.leftReader = state(p.left)
+	l.state, j.leftReader = keep(p.left)
 	l.notes.comp = o.Component
 	l.state.Idle = l.idle
 	for _, s := range p.sides {
-		st, rd := state(s)
+		st, rd := keep(s)
 		r.states = append(r.states, st)
 		j.sideReaders = append(j.sideReaders, rd)
 	}

@@ -10,12 +10,13 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // Left applies left rows and refresh records.
 type Left struct {
 	*join
-	state *pipeline.State
+	state *state.Store
 	cols  columns
 	gate  func(context.Context) error // nil: open
 
@@ -24,7 +25,7 @@ type Left struct {
 }
 
 // States is for the engine.
-func (l *Left) States() []*pipeline.State { return []*pipeline.State{l.state} }
+func (l *Left) Stores() []*state.Store { return []*state.Store{l.state} }
 
 // leftWork is one Apply or Restore taken apart.
 type leftWork struct {
@@ -72,7 +73,7 @@ func (w *leftWork) refresh(i int, left string) bool { return w.in.Changes[i].Tab
 // evaluated after this write, with what is there by then, and are overtaken in
 // the same transaction.
 func (l *Left) write(ctx context.Context, w *leftWork, restoring bool) error {
-	return pipeline.Write(ctx, l.States(), w.in, restoring, func(p redis.Pipeliner, fresh func(*change.Change) bool) error {
+	return state.Apply(ctx, l.Stores(), w.in, restoring, func(p redis.Pipeliner, fresh func(*change.Change) bool) error {
 		q := newWriter(ctx, p)
 		var buf []byte
 		var at place
@@ -165,12 +166,12 @@ func (l *Left) apply(ctx context.Context, in *change.Batch, out pipeline.Outlet)
 	}
 	// Written, and the answer is here: now the other side (invariant 8).
 	items, own := l.items(w)
-	look, err := pipeline.NewLook(ctx, append([]*pipeline.StateReader{l.leftReader}, l.sideReaders...)...)
+	read, err := state.NewConsistentRead(ctx, append([]*state.Reader{l.leftReader}, l.sideReaders...)...)
 	if err != nil {
 		return err
 	}
-	look.Only(0, own)
-	find := newLookup(l.plan, l.rdb, look, in)
+	read.Only(0, own)
+	find := newLookup(l.plan, l.rdb, read, in)
 	if err := find.run(ctx, items); err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	twredis "github.com/tallywire/tallywire/internal/redis"
-	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // perCommand bounds the fields of one command, so that no single one holds up
@@ -50,7 +50,7 @@ type item struct {
 type lookup struct {
 	p      *plan
 	rdb    *redis.Client
-	look   *pipeline.Look // readers: left, then sides
+	from   *state.ConsistentRead // readers: left, then sides
 	b      *change.Batch
 	rows   []map[string]*found // per side
 	groups []map[string]*group // per reference
@@ -58,8 +58,8 @@ type lookup struct {
 	bad    error // a row in Redis that is not what was written
 }
 
-func newLookup(p *plan, rdb *redis.Client, look *pipeline.Look, b *change.Batch) *lookup {
-	l := &lookup{p: p, rdb: rdb, look: look, b: b, rows: make([]map[string]*found, len(p.sides)), groups: make([]map[string]*group, len(p.refs))}
+func newLookup(p *plan, rdb *redis.Client, from *state.ConsistentRead, b *change.Batch) *lookup {
+	l := &lookup{p: p, rdb: rdb, from: from, b: b, rows: make([]map[string]*found, len(p.sides)), groups: make([]map[string]*group, len(p.refs))}
 	for i := range l.rows {
 		l.rows[i] = map[string]*found{}
 	}
@@ -81,7 +81,7 @@ type ask struct {
 // Only after it returned nil may a nil row be taken as missing.
 func (l *lookup) run(ctx context.Context, items []*item) error {
 	p := l.rdb.Pipeline()
-	l.look.Begin(ctx, p)
+	l.from.Begin(ctx, p)
 	own := l.askOwn(ctx, p, items)
 	if len(own) > 0 {
 		if err := l.exec(ctx, p); err != nil {
@@ -93,7 +93,7 @@ func (l *lookup) run(ctx context.Context, items []*item) error {
 	for round := 1; round <= l.p.rounds; round++ {
 		take := l.queue(ctx, p, l.wanted(items, round))
 		if round == l.p.rounds {
-			l.look.End(ctx, p)
+			l.from.End(ctx, p)
 		}
 		if err := l.exec(ctx, p); err != nil {
 			return err
@@ -101,7 +101,7 @@ func (l *lookup) run(ctx context.Context, items []*item) error {
 		take()
 		p = l.rdb.Pipeline()
 	}
-	if err := l.look.Err(); err != nil {
+	if err := l.from.Err(); err != nil {
 		return err
 	}
 	return l.bad
@@ -134,7 +134,7 @@ func (l *lookup) askOwn(ctx context.Context, p redis.Pipeliner, items []*item) [
 			for i, it := range some {
 				fields[i] = it.key
 			}
-			out = append(out, ownAsk{p.HMGet(ctx, l.look.RowsKey(0, part), fields...), some})
+			out = append(out, ownAsk{p.HMGet(ctx, l.from.RowsKey(0, part), fields...), some})
 		}
 	}
 	return out
@@ -153,7 +153,7 @@ func (l *lookup) takeOwn(asks []ownAsk, items []*item) {
 func (l *lookup) read(s string, of *side) []change.Value {
 	row, ok := readRow(l.b, s, len(of.cols))
 	if !ok {
-		l.bad = pipeline.ErrStateLost.New("a kept row of %s cannot be read", of.topic)
+		l.bad = state.ErrLost.New("a kept row of %s cannot be read", of.topic)
 		return nil
 	}
 	return row
@@ -306,7 +306,7 @@ func (l *lookup) queue(ctx context.Context, p redis.Pipeliner, a *ask) func() {
 	var rows []rowsAsk
 	var groups []groupAsk
 	for s, fs := range a.rows {
-		n := l.look.Topic(s + 1).Partitions
+		n := l.from.Topic(s + 1).Partitions
 		by := make([][]*found, n)
 		for _, f := range fs {
 			part := kafka.Partition([]byte(f.key), n)
@@ -318,7 +318,7 @@ func (l *lookup) queue(ctx context.Context, p redis.Pipeliner, a *ask) func() {
 				for i, f := range some {
 					fields[i] = f.key
 				}
-				rows = append(rows, rowsAsk{p.HMGet(ctx, l.look.RowsKey(s+1, int32(part)), fields...), some, s})
+				rows = append(rows, rowsAsk{p.HMGet(ctx, l.from.RowsKey(s+1, int32(part)), fields...), some, s})
 			}
 		}
 	}
@@ -329,7 +329,7 @@ func (l *lookup) queue(ctx context.Context, p redis.Pipeliner, a *ask) func() {
 		s := l.p.refs[r].side
 		col := l.p.sides[s].cols[l.p.refs[r].inForce.group]
 		for _, g := range gs {
-			groups = append(groups, groupAsk{p.ZRangeByLex(ctx, l.look.IndexKey(s+1, col, g.key), &redis.ZRangeBy{Min: "-", Max: "+"}), g})
+			groups = append(groups, groupAsk{p.ZRangeByLex(ctx, l.from.IndexKey(s+1, col, g.key), &redis.ZRangeBy{Min: "-", Max: "+"}), g})
 		}
 	}
 	return func() {

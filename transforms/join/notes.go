@@ -13,7 +13,7 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	twredis "github.com/tallywire/tallywire/internal/redis"
-	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // notes are the counts per partition of the left topic.
@@ -138,7 +138,7 @@ func (l *Left) idle(ctx context.Context, t *change.Topic, part int32) error {
 	if len(keys) > 0 {
 		q := newWriter(ctx, p)
 		err := l.recount(ctx, q, t, part, keys)
-		if problem.Has(err, pipeline.ErrStateUnknown) {
+		if problem.Has(err, state.ErrUnknown) {
 			return nil // the references are being rebuilt as well: later
 		}
 		if err != nil {
@@ -157,12 +157,12 @@ func (l *Left) recount(ctx context.Context, q *writer, t *change.Topic, part int
 	for i, key := range keys {
 		items[i] = &item{at: -1, key: key, part: part, rows: make([]*found, n), grps: make([]*group, n)}
 	}
-	look, err := pipeline.NewLook(ctx, append([]*pipeline.StateReader{l.leftReader}, l.sideReaders...)...)
+	read, err := state.NewConsistentRead(ctx, append([]*state.Reader{l.leftReader}, l.sideReaders...)...)
 	if err != nil {
 		return err
 	}
-	look.Only(0, []int32{part})
-	find := newLookup(l.plan, l.rdb, look, b)
+	read.Only(0, []int32{part})
+	find := newLookup(l.plan, l.rdb, read, b)
 	if err := find.run(ctx, items); err != nil {
 		return err
 	}

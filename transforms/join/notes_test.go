@@ -24,7 +24,7 @@ func TestWaitingIsCounted(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.States()[0].CheckEvery = 0
+		l.Stores()[0].CheckEvery = 0
 		return l
 	}
 	w.left.stage = w.left.make()

@@ -12,6 +12,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	twredis "github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 const (
@@ -24,12 +25,12 @@ const (
 // Right applies changes of references.
 type Right struct {
 	*join
-	states []*pipeline.State // parallel to plan.sides
+	states []*state.Store // parallel to plan.sides
 	cols   []columns
 }
 
 // States is for the engine.
-func (r *Right) States() []*pipeline.State { return r.states }
+func (r *Right) Stores() []*state.Store { return r.states }
 
 // Restore keeps what had been applied, and tells nobody.
 func (r *Right) Restore(ctx context.Context, in *change.Batch) error {
@@ -99,7 +100,7 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 			deps = append(deps, dep{f, v, i})
 		}
 	}
-	err := pipeline.Write(ctx, r.states, in, restoring, func(p redis.Pipeliner, fresh func(*change.Change) bool) error {
+	err := state.Apply(ctx, r.states, in, restoring, func(p redis.Pipeliner, fresh func(*change.Change) bool) error {
 		type row struct {
 			side int
 			key  string
@@ -184,13 +185,13 @@ type cursor struct {
 // tell pages through dependents, depth first, so that what is held does not
 // grow with their number, and sends a refresh record for each left key.
 func (r *Right) tell(ctx context.Context, in *change.Batch, deps []dep, out pipeline.Outlet) error {
-	look, err := pipeline.NewLook(ctx, append([]*pipeline.StateReader{r.leftReader}, r.sideReaders...)...)
+	read, err := state.NewConsistentRead(ctx, append([]*state.Reader{r.leftReader}, r.sideReaders...)...)
 	if err != nil {
 		return err
 	}
 	for i := range r.plan.sides {
 		if !r.plan.between(i) {
-			look.Only(i+1, nil) // nothing is read of it here
+			read.Only(i+1, nil) // nothing is read of it here
 		}
 	}
 	told := map[[2]string]bool{}
@@ -199,18 +200,18 @@ func (r *Right) tell(ctx context.Context, in *change.Batch, deps []dep, out pipe
 		if k := [2]string{f.name, value}; !told[k] {
 			told[k] = true
 			if f.on.ref < 0 {
-				stack = append(stack, &cursor{key: look.IndexKey(0, r.plan.left.cols[f.on.col], value), origin: origin})
+				stack = append(stack, &cursor{key: read.IndexKey(0, r.plan.left.cols[f.on.col], value), origin: origin})
 				return
 			}
 			via := r.plan.refs[f.on.ref]
-			stack = append(stack, &cursor{key: look.IndexKey(via.side+1, r.plan.sides[via.side].cols[f.on.col], value), ref: via, origin: origin})
+			stack = append(stack, &cursor{key: read.IndexKey(via.side+1, r.plan.sides[via.side].cols[f.on.col], value), ref: via, origin: origin})
 		}
 	}
 	for _, d := range deps {
 		push(d.ref, d.value, d.origin)
 	}
 	p := r.rdb.Pipeline()
-	look.Begin(ctx, p)
+	read.Begin(ctx, p)
 	for len(stack) > 0 {
 		n := min(pages, len(stack))
 		top := append([]*cursor(nil), stack[len(stack)-n:]...)
@@ -244,12 +245,12 @@ func (r *Right) tell(ctx context.Context, in *change.Batch, deps []dep, out pipe
 			return err
 		}
 	}
-	look.End(ctx, p)
+	read.End(ctx, p)
 	if _, err := p.Exec(ctx); err != nil {
 		return twredis.Classify("reading who depends on a reference", err)
 	}
 	// Not known for certain: the transaction is given up with what was sent.
-	return look.Err()
+	return read.Err()
 }
 
 func (r *Right) refresh(b *change.Batch, key string, origin *change.Change) {

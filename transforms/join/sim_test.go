@@ -23,6 +23,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
 	"github.com/tallywire/tallywire/transforms/join"
 )
 
@@ -127,7 +128,7 @@ func newWorld(tb testing.TB, addr string, seed uint64, cfg join.Config) *world {
 				tb.Fatal(problem.Format(err))
 			}
 			k := pick(l, r)
-			for _, s := range k.States() {
+			for _, s := range k.Stores() {
 				s.CheckEvery = 0
 			}
 			return k
@@ -289,7 +290,7 @@ func (o *outlet) Reject(_ *change.Change, err error) { o.rejected = append(o.rej
 
 // check does what the engine does before a batch, for all partitions.
 func (g *group) check(ctx context.Context) error {
-	for _, s := range g.stage.States() {
+	for _, s := range g.stage.Stores() {
 		l := g.w.logs[s.Topic()]
 		for p := range int32(partitions) {
 			committed := g.committed[s.Topic()][p]
@@ -306,7 +307,7 @@ func (g *group) check(ctx context.Context) error {
 			if _, ok, err := s.Check(ctx, l.topic, p, committed); err != nil {
 				return err
 			} else if !ok {
-				return pipeline.ErrStateLost.New("again")
+				return state.ErrLost.New("again")
 			}
 		}
 	}
@@ -316,7 +317,7 @@ func (g *group) check(ctx context.Context) error {
 // replay gives what compaction has left of [from, committed) to Restore: of
 // each key a tail of its records, the last one always, unless it is a tombstone
 // with nothing left before it.
-func (g *group) replay(ctx context.Context, s *pipeline.State, l *log, p int32, from, committed int64) error {
+func (g *group) replay(ctx context.Context, s *state.Store, l *log, p int32, from, committed int64) error {
 	rng := g.w.sched.rng
 	count, seen, cut := map[string]int{}, map[string]int{}, map[string]int{}
 	for _, r := range l.parts[p] {

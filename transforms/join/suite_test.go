@@ -135,7 +135,7 @@ func TestRightSuite(t *testing.T) {
 			}
 			w.take(tb, w.left)
 			// The suite looks after the partitions of its batches only.
-			for _, s := range w.right.stage.States() {
+			for _, s := range w.right.stage.Stores() {
 				for p := range int32(partitions) {
 					if l := w.logs[s.Topic()]; len(l.parts[p]) == 0 {
 						if _, _, err := s.Check(tb.Context(), l.topic, p, 0); err != nil {

@@ -1,0 +1,360 @@
+// Package deliver is the deliver loop: from topics to a sink. Its session, in
+// this file, is a client of the group from its start to its first failure.
+// Offsets are committed after the records before them are written, and what
+// could not be written is parked durably before that.
+package deliver
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/internal/consume"
+	"github.com/tallywire/tallywire/pipeline/internal/retry"
+	"github.com/tallywire/tallywire/pipeline/parked"
+)
+
+// ErrOwner says that the sink has another owner for a partition, or another
+// offset, than this process thinks.
+var ErrOwner = problem.Define("TW-SINK-OWNER", problem.Retry,
+	"Partitions moved to another process, or the sink's stored offsets are not what was left there.",
+	"Nothing to do: the process joins its group again and goes on from what the sink has stored.")
+
+// Run runs the group until ctx ends (nil) or it must halt (the problem,
+// shown in the component's state too).
+func Run(ctx context.Context, env *pipeline.Env, spec pipeline.DeliverSpec) error {
+	spec.DeliverLimits = spec.WithDefaults()
+	d := &deliver{env: env, spec: spec, comp: env.Obs.Component("sink", spec.Name)}
+	d.keeper, _ = spec.Sink.(pipeline.OffsetKeeper)
+	if env.Control != nil {
+		d.store = control.NewParked(env.Control)
+	}
+	d.member = consume.NewMembership(env, d.comp.Log, pipeline.GroupOf(spec.Name), spec.Inputs())
+	defer d.member.Leave(ctx)
+	return retry.Run(ctx, d.comp, d.run)
+}
+
+type deliver struct {
+	env    *pipeline.Env
+	spec   pipeline.DeliverSpec
+	comp   *obs.Component
+	member *consume.Membership
+	keeper pipeline.OffsetKeeper // nil: Kafka's offsets are the truth
+	store  *control.ParkedStore
+}
+
+type session struct {
+	*deliver
+	assignment *consume.Assignment
+	group      *kgo.Client
+	decoder    *avro.Decoder
+
+	// writing is held while the sink works: a revocation waits for it (H2).
+	writing sync.Mutex
+	// wanted: a rebalance waits for us.
+	wanted atomic.Bool
+
+	prepared   int64  // generation that prepare has seen
+	id         string // the assignment's name for the sink; set by start
+	index      parked.Index
+	othersWait bool // records in partitions of other processes
+	tickAt     time.Time
+	lagAt      time.Time
+	due        bool // something was released: look at once
+}
+
+func (d *deliver) run(ctx context.Context) (err error) {
+	d.comp.Is(obs.Starting, "")
+	outer := ctx
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	for _, name := range d.spec.Topics {
+		if _, err := consume.AwaitTopic(ctx, d.env.Kafka, name, d.comp); err != nil {
+			return err
+		}
+	}
+	s := &session{deliver: d, prepared: -1, decoder: avro.NewDecoder(d.env.Registry)}
+	s.assignment = consume.NewAssignment(d.env.Kafka, d.spec.Inputs(), false, func(err error) { cancel(err) })
+	s.assignment.Start = s.start
+	s.assignment.OnRevoked = func() { // wait for the write in flight
+		s.writing.Lock()
+		defer s.writing.Unlock()
+		s.wanted.Store(false)
+	}
+	s.group, err = d.env.Kafka.Client(append(s.assignment.Opts(d.member),
+		kgo.OnPartitionsCallbackBlocked(func(context.Context, *kgo.Client) { s.wanted.Store(true) }),
+		kgo.FetchMaxBytes(32<<20),
+		kgo.FetchMaxPartitionBytes(4<<20),
+		kgo.FetchMaxWait(time.Second),
+		kgo.RebalanceTimeout(3*time.Minute),
+	)...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = d.member.Close(outer, s.group, consume.CauseOf(ctx, err)) }()
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.prepare(ctx); err != nil {
+			return err
+		}
+		if err := s.tick(ctx); err != nil {
+			return err
+		}
+		if err := s.step(ctx); err != nil {
+			return err
+		}
+		s.group.AllowRebalance()
+	}
+}
+
+// start says where each partition is read from. For an OffsetKeeper the truth
+// is in the sink (H1):
+//
+//	Kafka has              the sink has    read from
+//	an offset, no token    anything        Kafka's: a reset, stored in the sink first
+//	nothing                an offset       the sink's
+//	nothing, or a token    nothing         the first record
+//	an offset and a token  an offset       the lower: below the sink's offset records
+//	                                       are written once more, without moving it, since
+//	                                       failures among them may not have been parked
+func (s *session) start(ctx context.Context, places []*consume.Owned) error {
+	if s.keeper == nil || len(places) == 0 {
+		return nil
+	}
+	s.id = newAssignmentID(s.env.Instance)
+	coords := make([]change.Coord, len(places))
+	for i, p := range places {
+		coords[i] = p.Coord(p.Next)
+	}
+	stored, err := s.keeper.Claim(ctx, s.id, coords)
+	if err != nil {
+		return fmt.Errorf("claiming %d partitions for sink %q: %w", len(places), s.spec.Name, err)
+	}
+	if len(stored) != len(places) {
+		panic("BUG: Claim gave another number of offsets than it was asked for")
+	}
+	var set []change.Coord
+	for i, p := range places {
+		_, ours := consume.TokenTopic(p.Metadata)
+		// Without an offset of ours in Kafka a crash before the first commit
+		// would leave nothing to tell which failures were not parked yet.
+		p.Unsigned = !ours
+		switch {
+		case p.Committed >= 0 && !ours:
+			s.comp.Log.Info("the offset was reset", "topic", p.Topic.Name, "partition", p.Partition, "to", p.Committed, "stored", stored[i])
+			p.Next = p.Committed
+			set = append(set, p.Coord(p.Next))
+		case stored[i] < 0:
+			p.Next = p.Start
+			set = append(set, p.Coord(p.Next))
+		case p.Committed >= 0 && p.Committed < stored[i]:
+			p.Next, p.Stored = p.Committed, stored[i]
+		default:
+			p.Next = stored[i]
+		}
+	}
+	if len(set) == 0 {
+		return nil
+	}
+	if err := s.keeper.SetOffsets(ctx, s.id, set); err != nil {
+		return fmt.Errorf("setting the offsets of %d partitions in sink %q: %w", len(set), s.spec.Name, err)
+	}
+	return nil
+}
+
+func newAssignmentID(instance string) string {
+	var b [8]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		panic(fmt.Sprintf("BUG: no randomness: %v", err)) // crypto/rand never fails since Go 1.24
+	}
+	return instance + "/" + hex.EncodeToString(b[:])
+}
+
+// prepare makes what is new of the assignment ready.
+func (s *session) prepare(ctx context.Context) error {
+	gen, ready := s.assignment.Current()
+	if gen == s.prepared || !ready {
+		return nil
+	}
+	s.wanted.Store(false)
+	places := s.assignment.List()
+	s.index = parked.Index{}
+	if s.store != nil {
+		rows, err := s.store.Index(ctx, s.spec.Name, partIDs(places))
+		if err != nil {
+			return err
+		}
+		for i := range rows {
+			s.index.Add(&rows[i])
+		}
+	}
+	s.index.Show(s.comp)
+	var unsigned []*consume.Owned
+	for _, p := range places {
+		if p.Unsigned {
+			unsigned = append(unsigned, p)
+		}
+	}
+	if err := s.commit(ctx, unsigned); err != nil {
+		return err
+	}
+	s.prepared = gen
+	s.comp.Partitions()
+	s.comp.Is(obs.Running, "")
+	return s.lag(ctx)
+}
+
+func partIDs(places []*consume.Owned) []control.PartID {
+	out := make([]control.PartID, len(places))
+	for i, p := range places {
+		out[i] = control.PartID{Topic: p.Topic.Name, Partition: p.Partition}
+	}
+	return out
+}
+
+func (s *session) lag(ctx context.Context) error {
+	s.lagAt = time.Now()
+	return consume.SetLag(ctx, s.assignment, s.comp, "")
+}
+
+// step polls, gathers while there is much, and delivers.
+func (s *session) step(ctx context.Context) error {
+	wait := min(consume.IdlePoll, s.spec.Tick)
+	p := consume.NewPolled()
+	for began := time.Now(); ; {
+		pollCtx, cancel := context.WithTimeout(ctx, wait)
+		fs := s.group.PollRecords(pollCtx, s.spec.MaxRecords-p.Count)
+		cancel()
+		if fs.IsClientClosed() {
+			return ErrOwner.New("the client was closed")
+		}
+		before := p.Count
+		if err := p.Add(s.assignment, fs); err != nil {
+			return err
+		}
+		// Busy: the first poll found a good deal. Then a larger write costs
+		// less per record than it costs to wait a little.
+		left := s.spec.Gather - time.Since(began)
+		if p.Count < s.spec.MaxRecords/16 || p.Count >= s.spec.MaxRecords || p.Bytes >= s.spec.MaxBytes || left <= 0 || p.Count == before {
+			break
+		}
+		wait = left
+	}
+	if len(p.Runs) == 0 {
+		return nil
+	}
+	if err := s.prepare(ctx); err != nil {
+		return err
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if err := s.deliver.hold(ctx, s, p); err != nil {
+		return err
+	}
+	s.comp.Is(obs.Running, "")
+	return nil
+}
+
+// hold delivers a poll. A sink without offsets of its own may be asked again
+// in place while it is down: what it got twice must not show. For one that
+// keeps offsets an error leaves them unknown, so the session ends and they are
+// read again (invariant 14).
+func (d *deliver) hold(ctx context.Context, s *session, p *consume.Polled) error {
+	began := time.Now()
+	for pause := retry.First; ; pause = min(2*pause, 5*time.Second) {
+		err := s.deliverPolled(ctx, p)
+		if err == nil || d.keeper != nil || pipeline.Classify(err) != problem.Retry || ctx.Err() != nil || errors.Is(err, errCommit) {
+			return err
+		}
+		wait := pause
+		if e := problem.Of(err); e != nil && e.After > wait {
+			wait = e.After
+		}
+		if time.Since(began)+wait > time.Minute || s.wanted.Load() {
+			return err
+		}
+		d.comp.Failed(problem.Retry.String(), outage.CodeOf(err))
+		d.comp.Is(obs.Retrying, outage.ReasonOf(err))
+		if !retry.Sleep(ctx, wait) {
+			return ctx.Err()
+		}
+	}
+}
+
+// errCommit marks a failed offset commit: the group has moved on.
+var errCommit = errors.New("committing offsets")
+
+// commit makes next of the partitions the group's offset, with our token.
+func (s *session) commit(ctx context.Context, places []*consume.Owned) error {
+	if len(places) == 0 {
+		return nil
+	}
+	offsets := map[string]map[int32]kgo.EpochOffset{}
+	tokens := map[string]string{}
+	for _, p := range places {
+		m := offsets[p.Topic.Name]
+		if m == nil {
+			m = map[int32]kgo.EpochOffset{}
+			offsets[p.Topic.Name] = m
+			tokens[p.Topic.Name] = consume.TokenOf(p.Topic)
+		}
+		m[p.Partition] = kgo.EpochOffset{Epoch: -1, Offset: p.Next}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	ctx = kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
+		for i := range req.Topics {
+			t := &req.Topics[i]
+			token, ok := tokens[t.Topic]
+			if !ok {
+				return fmt.Errorf("BUG: a commit of topic %q (%x) that was not asked for", t.Topic, t.TopicID)
+			}
+			for j := range t.Partitions {
+				t.Partitions[j].Metadata = &token
+			}
+		}
+		return nil
+	})
+	var failed error
+	s.group.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
+		if failed = err; err != nil {
+			return
+		}
+		for _, t := range resp.Topics {
+			for _, p := range t.Partitions {
+				if err := kerr.ErrorForCode(p.ErrorCode); err != nil && failed == nil {
+					failed = err
+				}
+			}
+		}
+	})
+	if errors.Is(failed, kerr.FencedInstanceID) {
+		return consume.Fenced(failed, "committing offsets of sink %q", s.spec.Name)
+	}
+	if failed != nil {
+		return errors.Join(kafka.Wrap(failed, "committing offsets of sink %q", s.spec.Name), errCommit)
+	}
+	for _, p := range places {
+		p.Unsigned = false
+	}
+	return nil
+}

@@ -1,0 +1,337 @@
+// One poll of the deliver loop: decoded into batches, written, what failed
+// parked, what it released noted, offsets committed.
+
+package deliver
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/outage"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/internal/consume"
+	"github.com/tallywire/tallywire/pipeline/parked"
+)
+
+// sinkBatch is what one Write takes, and where its changes came from.
+type sinkBatch struct {
+	batch *change.Batch
+	items []item
+	bytes int
+	// counted: WriteWithOffsets moves the sink's offsets by the batch's Ranges.
+	counted bool
+}
+
+// item is one record of a sinkBatch that says something about its key.
+type item struct {
+	rec   *kgo.Record
+	owned *consume.Owned
+	key   string // topic, 0x1F, record key
+	at    int    // index of the change in the batch, or -1
+	err   error  // at -1: why it was rejected
+}
+
+func newSinkBatch(counted bool) *sinkBatch { return &sinkBatch{batch: change.Get(), counted: counted} }
+
+// add decodes a record into the batch. A reject becomes an item too; other
+// errors are returned.
+func (pc *sinkBatch) add(ctx context.Context, s *session, pl *consume.Owned, rec *kgo.Record) error {
+	n := pc.batch.Len()
+	pc.bytes += len(rec.Key) + len(rec.Value)
+	it := item{rec: rec, owned: pl, at: n}
+	if err := consume.Decode(ctx, s.decoder, pc.batch, pl, rec); err != nil {
+		if pipeline.Classify(err) != problem.Reject {
+			return err
+		}
+		s.comp.Failed(problem.Reject.String(), outage.CodeOf(err))
+		it.at, it.err = -1, err
+	} else if pc.batch.Len() == n {
+		return nil
+	}
+	it.key = string(parked.AppendKey(nil, rec.Topic, parked.RecordKey(rec)))
+	pc.items = append(pc.items, it)
+	return nil
+}
+
+// deliverPolled writes a poll and commits its offsets. Called again with the
+// same poll it does all of it again.
+func (s *session) deliverPolled(ctx context.Context, p *consume.Polled) error {
+	again, fresh := newSinkBatch(false), newSinkBatch(s.keeper != nil)
+	defer func() { again.batch.Release(); fresh.batch.Release() }()
+	flush := func(pc **sinkBatch) error {
+		full := *pc
+		*pc = newSinkBatch(full.counted)
+		defer full.batch.Release()
+		return s.write(ctx, full)
+	}
+	places := make([]*consume.Owned, 0, len(p.Runs))
+	for _, r := range p.Runs {
+		from := max(r.Owned.Next, r.Owned.Stored)
+		for _, rec := range r.Records {
+			if rec.Attrs.IsControl() {
+				continue
+			}
+			pc := &fresh
+			if rec.Offset < r.Owned.Stored {
+				pc = &again
+			}
+			if (*pc).bytes > 0 && (*pc).bytes+len(rec.Key)+len(rec.Value) > s.spec.MaxBytes {
+				if pc == &fresh && from < rec.Offset {
+					fresh.batch.Ranges = append(fresh.batch.Ranges, change.Range{Topic: r.Owned.Topic, Partition: r.Owned.Partition, From: from, To: rec.Offset})
+					from = rec.Offset
+				}
+				if pc == &fresh && len(again.items) > 0 { // older ones first
+					if err := flush(&again); err != nil {
+						return err
+					}
+				}
+				if err := flush(pc); err != nil {
+					return err
+				}
+			}
+			if err := (*pc).add(ctx, s, r.Owned, rec); err != nil {
+				return err
+			}
+		}
+		if from < r.End() {
+			fresh.batch.Ranges = append(fresh.batch.Ranges, change.Range{Topic: r.Owned.Topic, Partition: r.Owned.Partition, From: from, To: r.End()})
+		}
+	}
+	if len(again.items) > 0 {
+		if err := flush(&again); err != nil {
+			return err
+		}
+	}
+	if len(fresh.items) > 0 || s.keeper != nil && len(fresh.batch.Ranges) > 0 {
+		if err := flush(&fresh); err != nil {
+			return err
+		}
+	}
+	was := make([]int64, 0, len(p.Runs))
+	for _, r := range p.Runs {
+		was = append(was, r.Owned.Next)
+		r.Owned.Next = r.End()
+		places = append(places, r.Owned)
+	}
+	if err := s.commit(ctx, places); err != nil {
+		for i, pl := range places {
+			pl.Next = was[i]
+		}
+		return err
+	}
+	s.account(p)
+	return nil
+}
+
+// write gives a batch to the sink and resolves what became of each key: the
+// last record of a key counts, since entities carry their full state (G2).
+func (s *session) write(ctx context.Context, pc *sinkBatch) error {
+	began := time.Now()
+	var failures []pipeline.Failure
+	var err error
+	switch {
+	case pc.counted:
+		failures, err = s.keeper.WriteWithOffsets(ctx, s.id, pc.batch)
+		if problem.Has(err, pipeline.ErrFenced) {
+			err = ErrOwner.New("writing %d changes: %w", pc.batch.Len(), err)
+		}
+	case pc.batch.Len() > 0:
+		failures, err = s.spec.Sink.Write(ctx, pc.batch)
+	}
+	if err != nil {
+		return err
+	}
+	if pc.counted {
+		s.comp.Txn(time.Since(began))
+	}
+	failed, err := s.tryLast(ctx, pc, failures)
+	if err != nil {
+		return err
+	}
+	return s.resolveParked(ctx, pc, failed)
+}
+
+// tryLast gives the failures by change index. Of a key that failed, the last
+// version in the batch was not tried when an earlier one failed: it is now.
+func (s *session) tryLast(ctx context.Context, pc *sinkBatch, failures []pipeline.Failure) (map[int]pipeline.Failure, error) {
+	failed := make(map[int]pipeline.Failure, len(failures))
+	if len(failures) == 0 {
+		return failed, nil
+	}
+	byChange := make(map[int]*item, len(pc.items))
+	last := map[string]*item{}
+	for i := range pc.items {
+		it := &pc.items[i]
+		if it.at >= 0 {
+			byChange[it.at] = it
+			last[it.key] = it
+		}
+	}
+	b := change.Get()
+	defer b.Release()
+	var of []int
+	tried := map[string]bool{}
+	for _, f := range failures {
+		it := byChange[f.Index]
+		if it == nil || f.Err == nil {
+			panic("BUG: a sink reported a failure without error, or of a change that is not in the batch")
+		}
+		failed[f.Index] = f
+		if l := last[it.key]; l.at > f.Index && !tried[it.key] {
+			tried[it.key] = true
+			b.AppendFrom(pc.batch, &pc.batch.Changes[l.at])
+			of = append(of, l.at)
+		}
+	}
+	if len(of) == 0 {
+		return failed, nil
+	}
+	more, err := s.spec.Sink.Write(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	for _, at := range of {
+		delete(failed, at)
+	}
+	for _, f := range more {
+		failed[of[f.Index]] = pipeline.Failure{Index: of[f.Index], Err: f.Err, WaitsFor: f.WaitsFor}
+	}
+	return failed, nil
+}
+
+// resolveParked parks what failed, takes out what was delivered after all, and
+// releases what waited for it.
+func (s *session) resolveParked(ctx context.Context, pc *sinkBatch, failed map[int]pipeline.Failure) error {
+	last := make(map[string]int, len(pc.items))
+	anyBad := len(failed) > 0
+	for i := range pc.items {
+		anyBad = anyBad || pc.items[i].at < 0
+	}
+	if !anyBad && s.index.Len() == 0 && !s.othersWait {
+		return nil
+	}
+	for i := range pc.items {
+		last[pc.items[i].key] = i
+	}
+	var bad []control.Parked
+	var gone []control.Ref
+	var names []string
+	for i := range pc.items {
+		it := &pc.items[i]
+		if last[it.key] != i {
+			continue
+		}
+		f, failure := failed[it.at]
+		if it.at < 0 {
+			f, failure = pipeline.Failure{Err: it.err}, true
+		}
+		if failure {
+			if it.at >= 0 {
+				s.comp.Failed(problem.Reject.String(), outage.CodeOf(f.Err))
+			}
+			bad = append(bad, s.parkedOf(pc, it, f))
+			continue
+		}
+		if s.index.Has(it.key) {
+			gone = append(gone, control.Ref{Topic: it.rec.Topic, RecordKey: parked.RecordKey(it.rec)})
+		}
+		names = appendNames(names, pc.batch, &pc.batch.Changes[it.at])
+	}
+	if len(bad) > 0 && s.store == nil {
+		return control.ErrMissing.New("record %d of partition %d of topic %q cannot be written: %s", bad[0].Offset, bad[0].Partition, bad[0].Topic, bad[0].Reason)
+	}
+	if s.store == nil {
+		return nil
+	}
+	if err := s.store.Put(ctx, bad); err != nil {
+		return err
+	}
+	if err := s.store.Delete(ctx, s.spec.Name, gone); err != nil {
+		return err
+	}
+	for i := range bad {
+		s.index.Add(&bad[i])
+	}
+	for _, g := range gone {
+		s.index.Remove(string(parked.AppendKey(nil, g.Topic, g.RecordKey)))
+	}
+	if len(bad) > 0 || len(gone) > 0 {
+		s.index.Show(s.comp)
+	}
+	if s.index.Waiting() > 0 || s.othersWait {
+		n, err := s.store.Release(ctx, s.spec.Name, names)
+		if err != nil {
+			return err
+		}
+		s.due = s.due || n > 0
+	}
+	return nil
+}
+
+func (s *session) parkedOf(pc *sinkBatch, it *item, f pipeline.Failure) control.Parked {
+	key := ""
+	if it.at >= 0 {
+		key = parked.KeyText(pc.batch, &pc.batch.Changes[it.at])
+	}
+	p := parked.Of(s.spec.Name, control.KindSink, it.owned.Topic, it.rec, key, f.Err)
+	p.WaitsFor = f.WaitsFor
+	return p
+}
+
+// appendNames appends the names under which others may wait for a change:
+// topic/key, table/key, entity/key.
+func appendNames(dst []string, b *change.Batch, c *change.Change) []string {
+	key := parked.KeyText(b, c)
+	dst = append(dst, c.Table.Topic+"/"+key)
+	if n := c.Table.Name; n != c.Table.Topic {
+		dst = append(dst, n+"/"+key)
+	}
+	if _, entity, ok := strings.Cut(c.Table.Topic, "."); ok && entity != c.Table.Name {
+		dst = append(dst, entity+"/"+key)
+	}
+	return dst
+}
+
+// account counts what was delivered.
+func (s *session) account(p *consume.Polled) {
+	type sums struct {
+		n, bytes int
+		oldest   time.Time
+	}
+	byTopic := map[string]*sums{}
+	for _, r := range p.Runs {
+		t := byTopic[r.Owned.Topic.Name]
+		if t == nil {
+			t = &sums{}
+			byTopic[r.Owned.Topic.Name] = t
+		}
+		for _, rec := range r.Records {
+			if rec.Attrs.IsControl() {
+				continue
+			}
+			t.n++
+			t.bytes += len(rec.Key) + len(rec.Value)
+			if t.oldest.IsZero() || rec.Timestamp.Before(t.oldest) {
+				t.oldest = rec.Timestamp
+			}
+		}
+		s.comp.Lag(r.Owned.Topic.Name, r.Owned.Partition, max(r.High-r.Owned.Next, 0))
+	}
+	now := time.Now()
+	for topic, t := range byTopic {
+		if t.n == 0 {
+			continue
+		}
+		s.comp.In(topic, t.n, t.bytes)
+		s.comp.Out(topic, t.n, t.bytes)
+		if t.oldest.UnixMilli() > 0 {
+			s.comp.Latency(topic, now.Sub(t.oldest))
+		}
+	}
+}

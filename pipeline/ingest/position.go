@@ -1,0 +1,209 @@
+// Positions: how far a source is in Kafka. Each source has a topic of its own
+// with one partition (`_tallywire.positions.<source>`, compacted): in a shared
+// partition, another source's open transaction would hide this one's committed
+// position. A position is the last record of the transaction that holds the
+// records before it (invariant 1), so that both are there or neither.
+
+package ingest
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// Problems of positions.
+var (
+	ErrPositionForm = problem.Define("TW-POSITION-FORM", problem.Halt,
+		"The last position of a source cannot be read.",
+		"Somebody else wrote to the positions topic, or a newer version did: run that version, or load the source again.")
+	ErrPositionHeld = problem.Define("TW-POSITION-HELD", problem.Retry,
+		"A transaction that is not ours is open on a positions topic, so the last position is not known yet.",
+		"It ends by itself within its timeout. Nobody but this source should write to the topic.")
+	ErrPositionCluster = problem.Define("TW-POSITION-CLUSTER", problem.Halt,
+		"The position of a source was written on another Kafka cluster.",
+		"Records between that cluster's end and here may be missing. Name the old cluster again, or load the source anew under another name.")
+	ErrPositionTopics = problem.Define("TW-POSITION-TOPICS", problem.Halt,
+		"A raw topic is not the one that the source's position speaks of: it was deleted, or made again, or has another number of partitions.",
+		"What it held is gone, and the source will not send it again by itself. Load the source anew: remove its positions topic, its raw topics and its slot.")
+)
+
+// position is the value of a record of a positions topic, as JSON.
+type position struct {
+	Source string `json:"source"`
+	// Resume is the source's token as it is when that is compact JSON;
+	// otherwise it is in ResumeBytes.
+	Resume      json.RawMessage          `json:"resume,omitempty"`
+	ResumeBytes []byte                   `json:"resume_bytes,omitempty"`
+	Cluster     string                   `json:"cluster"`
+	Topics      map[string]positionTopic `json:"topics"` // raw topics written so far
+	WrittenAt   time.Time                `json:"written_at"`
+}
+
+// positionTopic freezes what a raw topic was when it was written: with another
+// number of partitions its keys would lie elsewhere.
+type positionTopic struct {
+	ID         string `json:"id"`
+	Partitions int32  `json:"partitions"`
+}
+
+func (p *position) setResume(r pipeline.Resume) {
+	var compact bytes.Buffer
+	if json.Compact(&compact, r) == nil && bytes.Equal(compact.Bytes(), r) {
+		p.Resume, p.ResumeBytes = json.RawMessage(r), nil
+		return
+	}
+	p.Resume, p.ResumeBytes = nil, r
+}
+
+func (p *position) resume() pipeline.Resume {
+	if p.Resume != nil {
+		return pipeline.Resume(p.Resume)
+	}
+	return pipeline.Resume(p.ResumeBytes)
+}
+
+func (p *position) encode() []byte {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false) // the token stays as it is
+	if err := enc.Encode(p); err != nil {
+		panic(fmt.Sprintf("BUG: position to JSON: %v", err))
+	}
+	return bytes.TrimRight(buf.Bytes(), "\n")
+}
+
+func topicID(t *change.Topic) string { return hex.EncodeToString(t.ID[:]) }
+
+// readPosition gives the last committed position, nil when there is none. Call
+// it after fencing only: then nothing of a predecessor is open any more, and
+// whatever is still open (last stable offset below the high watermark) is
+// somebody else's and waited for.
+func readPosition(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, t *change.Topic) (*position, error) {
+	end, err := settledEnd(ctx, cluster, t)
+	if err != nil {
+		return nil, err
+	}
+	// Backwards in growing bites: usually the position is the one record
+	// before the last marker.
+	for bite := int64(16); ; bite *= 16 {
+		from := max(0, end-bite)
+		p, err := lastPosition(ctx, cl, t, from, end)
+		if err != nil || p != nil || from == 0 {
+			return p, err
+		}
+	}
+}
+
+// settledEnd waits until no transaction is open on the topic and gives its end.
+func settledEnd(ctx context.Context, cluster *kafka.Cluster, t *change.Topic) (int64, error) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		high, err := cluster.Admin().ListEndOffsets(ctx, t.Name)
+		if err == nil {
+			err = high.Error()
+		}
+		if err != nil {
+			return 0, kafka.Wrap(err, "listing where topic %q ends", t.Name)
+		}
+		// Read after the high watermark: it can only have grown since.
+		stable, err := cluster.Admin().ListCommittedOffsets(ctx, t.Name)
+		if err == nil {
+			err = stable.Error()
+		}
+		if err != nil {
+			return 0, kafka.Wrap(err, "listing where topic %q is stable", t.Name)
+		}
+		h, _ := high.Lookup(t.Name, 0)
+		s, _ := stable.Lookup(t.Name, 0)
+		if s.Offset >= h.Offset {
+			return h.Offset, nil
+		}
+		if time.Now().After(deadline) {
+			return 0, ErrPositionHeld.New("topic %q is stable up to offset %d of %d", t.Name, s.Offset, h.Offset)
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// lastPosition gives the last committed record in [from, end), or nil.
+func lastPosition(ctx context.Context, cl *kgo.Client, t *change.Topic, from, end int64) (*position, error) {
+	at, last := int64(-1), []byte(nil)
+	err := kafka.Scan(ctx, cl, t, 0, from, end, func(r *kgo.Record) error {
+		if !r.Attrs.IsControl() && r.Value != nil {
+			at, last = r.Offset, append(last[:0], r.Value...)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if at < 0 {
+		return nil, nil
+	}
+	p := new(position)
+	if err := json.Unmarshal(last, p); err != nil {
+		return nil, ErrPositionForm.New("offset %d of topic %q: %w", at, t.Name, err)
+	}
+	if p.resume() == nil {
+		return nil, ErrPositionForm.New("offset %d of topic %q has no resume token", at, t.Name)
+	}
+	return p, nil
+}
+
+// check compares what the position was written for with what is there now.
+func (p *position) check(ctx context.Context, cluster *kafka.Cluster, source string) error {
+	id, err := cluster.ID(ctx)
+	if err != nil {
+		return err
+	}
+	if p.Source != source {
+		return ErrPositionForm.New("topic %q holds a position of source %q", pipeline.PositionsTopicOf(source), p.Source)
+	}
+	if p.Cluster != id {
+		return ErrPositionCluster.New("source %q: position of cluster %q, this one is %q", source, p.Cluster, id)
+	}
+	for name := range p.Topics {
+		t, err := cluster.Topic(ctx, name)
+		if problem.Has(err, kafka.ErrNoTopic) {
+			return ErrPositionTopics.New("source %q: topic %q is gone", source, name)
+		}
+		if err != nil {
+			return err
+		}
+		if err := p.checkTopic(source, t); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkTopic holds a topic against what the position knows of it.
+func (p *position) checkTopic(source string, t *change.Topic) error {
+	was, ok := p.Topics[t.Name]
+	switch {
+	case !ok:
+		return nil
+	case was.Partitions != t.Partitions:
+		return ErrPositionTopics.New("source %q: topic %q has %d partitions and was filled with %d", source, t.Name, t.Partitions, was.Partitions)
+	case was.ID != topicID(t):
+		return ErrPositionTopics.New("source %q: topic %q was deleted and made again (id %s, was %s)", source, t.Name, topicID(t), was.ID)
+	}
+	return nil
+}

@@ -1,0 +1,13 @@
+// Package parked is what a loop does with records that it cannot take: their
+// form, the set of those that are parked now, and the commands about them.
+//
+// A record of `_tallywire.parked.<name>`:
+//
+//	key    topic 0x1F record key        (a record without key: "@partition/offset")
+//	value  4 octets n, big-endian · n octets of JSON (meta) · the original value
+//
+// A null value is the release. A command has the header tw.command, the key
+// 0x1F command 0x1F <key of the parked record>, so that compaction keeps both,
+// and as its value a copy of the parked record that it is about: it applies
+// only while that very record is the parked one.
+package parked

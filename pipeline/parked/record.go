@@ -1,0 +1,198 @@
+// The form of a parked record: the original record with why it is parked, in
+// the parked topic of a transform and, field by field, in the control database.
+
+package parked
+
+import (
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/outage"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+// ErrForm says that a record of a parked topic is not one of ours.
+var ErrForm = problem.Define("TW-PARKED-FORM", problem.Halt,
+	"A record of a parked topic cannot be read.",
+	"Somebody else wrote to the topic, or a newer version did. Delete the record with a tombstone for its key, or run that version.")
+
+const (
+	HeaderCommand  = "tw.command"
+	CommandRetry   = "retry"
+	CommandDiscard = "discard"
+	separator      = 0x1F
+	version        = 1
+)
+
+type meta struct {
+	Version   int              `json:"v"`
+	Topic     string           `json:"topic"`
+	TopicID   string           `json:"topic_id"`
+	Partition int32            `json:"partition"`
+	Offset    int64            `json:"offset"`
+	Millis    int64            `json:"timestamp_ms"`
+	Key       string           `json:"key"`
+	RecordKey []byte           `json:"record_key"`
+	Keyless   bool             `json:"keyless,omitempty"`
+	Null      bool             `json:"null,omitempty"`    // the original is a tombstone
+	Omitted   bool             `json:"omitted,omitempty"` // the original was too large to be kept here; it is at its offset
+	Headers   []control.Header `json:"headers,omitempty"`
+	Code      string           `json:"code"`
+	Reason    string           `json:"reason"`
+	Remedy    string           `json:"remedy"`
+	WaitsFor  string           `json:"waits_for,omitempty"`
+	Attempts  int              `json:"attempts"`
+	FirstAt   time.Time        `json:"first_at"`
+	LastAt    time.Time        `json:"last_at"`
+}
+
+// Of describes rec, parked because of err. key is how a person knows
+// it, or "" when it could not be read.
+func Of(stage, kind string, t *change.Topic, rec *kgo.Record, key string, err error) control.Parked {
+	p := control.Parked{
+		Stage: stage, Kind: kind, Topic: t.Name, TopicID: t.ID, Partition: rec.Partition, Offset: rec.Offset,
+		Key: key, RecordKey: RecordKey(rec), Keyless: rec.Key == nil, Value: rec.Value, Millis: rec.Timestamp.UnixMilli(),
+		Code: outage.CodeOf(err), Reason: ReasonText(err), Remedy: outage.RemedyOf(err), Attempts: 1,
+	}
+	if p.Key == "" {
+		p.Key = readableKey(p.RecordKey)
+	}
+	for _, h := range rec.Headers {
+		p.Headers = append(p.Headers, control.Header{Key: h.Key, Value: h.Value})
+	}
+	p.FirstAt = time.Now().UTC().Truncate(time.Microsecond)
+	p.LastAt = p.FirstAt
+	return p
+}
+
+// RecordKey is the identity of a record within its topic: its key, or where it
+// lies when it has none.
+func RecordKey(rec *kgo.Record) []byte {
+	if rec.Key == nil {
+		return control.KeylessKey(rec.Partition, rec.Offset)
+	}
+	return rec.Key
+}
+
+// readableKey shows octets that could not be decoded.
+func readableKey(b []byte) string {
+	if utf8.Valid(b) {
+		ok := true
+		for _, r := range string(b) {
+			ok = ok && unicode.IsPrint(r)
+		}
+		if ok {
+			return string(b)
+		}
+	}
+	return "0x" + hex.EncodeToString(b)
+}
+
+// ReasonText is the message without the code, which stands beside it.
+func ReasonText(err error) string {
+	if e := problem.Of(err); e != nil {
+		return e.Text
+	}
+	return err.Error()
+}
+
+// Original is the record as it was read.
+func Original(p *control.Parked) *kgo.Record {
+	r := &kgo.Record{
+		Topic: p.Topic, Partition: p.Partition, Offset: p.Offset, Key: p.RecordKey, Value: p.Value,
+		Timestamp: time.UnixMilli(p.Millis),
+	}
+	if p.Keyless {
+		r.Key = nil
+	}
+	for _, h := range p.Headers {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: h.Key, Value: h.Value})
+	}
+	return r
+}
+
+// AppendKey appends the key of the parked topic for a record.
+func AppendKey(dst []byte, topic string, recordKey []byte) []byte {
+	dst = append(dst, topic...)
+	dst = append(dst, separator)
+	return append(dst, recordKey...)
+}
+
+// CommandKey is the key of a command about a parked record.
+func CommandKey(command string, parkedKey []byte) []byte {
+	k := append([]byte{separator}, command...)
+	k = append(k, separator)
+	return append(k, parkedKey...)
+}
+
+// Append appends the value of a parked record; the original value is
+// left out when the whole would be larger than limit octets.
+func Append(dst []byte, p *control.Parked, limit int) []byte {
+	m := meta{
+		Version: version, Topic: p.Topic, TopicID: hex.EncodeToString(p.TopicID[:]), Partition: p.Partition, Offset: p.Offset,
+		Millis: p.Millis, Key: p.Key, RecordKey: p.RecordKey, Keyless: p.Keyless, Null: p.Value == nil, Headers: p.Headers,
+		Code: p.Code, Reason: p.Reason, Remedy: p.Remedy, WaitsFor: p.WaitsFor, Attempts: p.Attempts, FirstAt: p.FirstAt, LastAt: p.LastAt,
+	}
+	const slack = 4096 // of the JSON, less the key, which is in there and in the record's key
+	if limit > 0 && len(p.Value)+base64.StdEncoding.EncodedLen(len(p.RecordKey))+len(p.RecordKey)+slack > limit {
+		m.Omitted = true
+	}
+	j, err := json.Marshal(&m)
+	if err != nil {
+		panic(fmt.Sprintf("BUG: parked record to JSON: %v", err))
+	}
+	dst = binary.BigEndian.AppendUint32(dst, uint32(len(j)))
+	dst = append(dst, j...)
+	if m.Omitted {
+		return dst
+	}
+	return append(dst, p.Value...)
+}
+
+// Parse reads what Append wrote. The value is a slice of b. When
+// omitted is true the original must be read where it lies.
+func Parse(stage string, b []byte) (p control.Parked, omitted bool, err error) {
+	var m meta
+	if len(b) < 4 || uint64(binary.BigEndian.Uint32(b)) > uint64(len(b)-4) {
+		return p, false, ErrForm.New("parked record of %q: %d octets, the length at its start does not fit", stage, len(b))
+	}
+	n := 4 + int(binary.BigEndian.Uint32(b))
+	if err := json.Unmarshal(b[4:n], &m); err != nil {
+		return p, false, ErrForm.New("parked record of %q: %w", stage, err)
+	}
+	id, err := hex.DecodeString(m.TopicID)
+	if m.Version != version || err != nil || len(id) != 16 {
+		return p, false, ErrForm.New("parked record of %q: version %d, topic id %q", stage, m.Version, m.TopicID)
+	}
+	p = control.Parked{
+		Stage: stage, Kind: control.KindTransform, Topic: m.Topic, TopicID: [16]byte(id), Partition: m.Partition, Offset: m.Offset,
+		Key: m.Key, RecordKey: m.RecordKey, Keyless: m.Keyless, Headers: m.Headers, Millis: m.Millis, Code: m.Code, Reason: m.Reason,
+		Remedy: m.Remedy, WaitsFor: m.WaitsFor, Attempts: m.Attempts, FirstAt: m.FirstAt, LastAt: m.LastAt,
+	}
+	if p.RecordKey == nil {
+		p.RecordKey = []byte{}
+	}
+	if !m.Null && !m.Omitted {
+		p.Value = b[n:]
+	}
+	return p, m.Omitted, nil
+}
+
+// KeyText is the canonical key as text; its separator shows as a slash.
+func KeyText(b *change.Batch, c *change.Change) string {
+	return strings.ReplaceAll(string(change.AppendKey(nil, b, c)), "\x1f", "/")
+}
+
+// TopicOf is the topic that keeps what a source or a transform could not take.
+func TopicOf(name string) string { return "_tallywire.parked." + name }

@@ -1,0 +1,166 @@
+// Outputs: the topics and encoders of tables, and how large their batches may be.
+
+package records
+
+import (
+	"context"
+	"sync"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
+)
+
+// maxBatchBytes is the largest batch that we make, whatever a topic takes.
+const maxBatchBytes = 64 << 20
+
+// batchBytes is how large batches of a topic get of which no record has needed
+// more. The client fills them up to its limit and keeps buffers of that size: on
+// a broker that takes 16 MiB it held 65 MB more, and was no faster.
+const batchBytes = 1 << 20
+
+// LargeTopics are those of which a record did not fit the batches that we begin
+// with. The limit of a client is fixed when it first writes to a topic, so that
+// such a record ends the session (ErrBatchTooSmall), and the next one knows.
+// Safe for concurrent use; the zero value is empty.
+type LargeTopics struct {
+	mu sync.Mutex
+	m  map[string]bool
+}
+
+func (l *LargeTopics) has(topic string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.m[topic]
+}
+
+func (l *LargeTopics) add(topic string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.m == nil {
+		l.m = map[string]bool{}
+	}
+	l.m[topic] = true
+}
+
+// Output is where the changes of a Table go.
+type Output struct {
+	Topic    *change.Topic
+	MaxBytes int // a record alone in its batch, all told
+	batch    int // the largest that is made
+	large    *LargeTopics
+	enc      *avro.Encoder
+}
+
+// Outputs knows the topics and encoders of the Tables that it has seen. Safe
+// for concurrent use.
+type Outputs struct {
+	cluster  *kafka.Cluster
+	registry *avro.Registry
+	spec     func(*change.Table) kafka.TopicSpec
+	max      int
+	large    *LargeTopics
+
+	mu sync.RWMutex
+	m  map[*change.Table]*Output
+}
+
+// maxTables bounds Outputs: sources that describe their tables anew now and
+// then make new Tables of the same shape.
+const maxTables = 4096
+
+// NewOutputs makes an empty Outputs. spec says how a topic must be that does
+// not exist; maxRecord (octets) bounds a record below what its topic takes, 0:
+// does not. large makes batches small, but for its topics; nil: they are as
+// large as their topics take.
+func NewOutputs(cluster *kafka.Cluster, registry *avro.Registry, spec func(*change.Table) kafka.TopicSpec, maxRecord int, large *LargeTopics) *Outputs {
+	return &Outputs{cluster: cluster, registry: registry, spec: spec, max: maxRecord, large: large, m: map[*change.Table]*Output{}}
+}
+
+// Find gives the Output of a Table, or nil when Ensure has not seen it.
+func (o *Outputs) Find(t *change.Table) *Output {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.m[t]
+}
+
+// Ensure makes the Table's topic and registers its schemas. It waits for the
+// registry and for topics, so call it outside of transactions only.
+func (o *Outputs) Ensure(ctx context.Context, t *change.Table) (*Output, error) {
+	if out := o.Find(t); out != nil {
+		return out, nil
+	}
+	topic, err := o.cluster.EnsureTopic(ctx, o.spec(t))
+	if err != nil {
+		return nil, err
+	}
+	limit, err := o.cluster.MaxRecordBytes(ctx, t.Topic)
+	if err != nil {
+		return nil, err
+	}
+	limit = min(limit, maxBatchBytes)
+	largest := limit
+	if o.max > 0 {
+		largest = min(limit, o.max)
+	}
+	enc, err := avro.NewEncoder(ctx, o.registry, t)
+	if err != nil {
+		return nil, err
+	}
+	out := &Output{Topic: topic, MaxBytes: largest, batch: limit, large: o.large, enc: enc}
+	if o.large != nil && !o.large.has(t.Topic) {
+		out.batch = min(limit, batchBytes)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.m) >= maxTables {
+		clear(o.m)
+	}
+	o.m[t] = out
+	return out, nil
+}
+
+// Missing gives a Table of the batch that Ensure has not seen, or nil.
+func (o *Outputs) Missing(b *change.Batch) *change.Table {
+	for _, t := range b.Expected() {
+		if o.Find(t) == nil {
+			return t
+		}
+	}
+	var last *change.Table
+	for i := range b.Changes {
+		if t := b.Changes[i].Table; t != last {
+			if o.Find(t) == nil {
+				return t
+			}
+			last = t
+		}
+	}
+	return nil
+}
+
+// EnsureAll is Ensure of every Table of the batch.
+func (o *Outputs) EnsureAll(ctx context.Context, b *change.Batch) error {
+	for {
+		t := o.Missing(b)
+		if t == nil {
+			return nil
+		}
+		if _, err := o.Ensure(ctx, t); err != nil {
+			return err
+		}
+	}
+}
+
+// BatchBytes is the largest batch for a topic, for
+// kgo.ProducerBatchMaxBytesFn; of a topic that is not known, kgo's default.
+func (o *Outputs) BatchBytes(topic string) int32 {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	for _, out := range o.m {
+		if out.Topic.Name == topic {
+			return int32(max(out.batch, 512))
+		}
+	}
+	return 1_000_012
+}

@@ -1,0 +1,376 @@
+// One transaction of the transform loop: the records of one poll go through
+// the chain, and what comes out, what is parked and how far was read are
+// committed together, or not at all.
+
+package transform
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/outage"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/internal/consume"
+	"github.com/tallywire/tallywire/pipeline/parked"
+	"github.com/tallywire/tallywire/pipeline/records"
+)
+
+type txn struct {
+	*session
+	polled *consume.Polled
+
+	began  time.Time // zero: no Kafka transaction is open yet
+	ended  bool      // it was ended, or its end is unknown
+	failed struct {
+		sync.Mutex
+		err error // of the first promise that failed
+	}
+	rejected map[*kgo.Record]error // first reason per record
+	retried  []*retried
+	commands []*kgo.Record // to be taken out of the parked topic
+	discards []parked.Release
+	outs     map[string]*outCount
+	chain    []chainOutlet
+
+	records   []*records.Buffer // encoded
+	sent      int               // of records, those produced
+	ahead     int               // octets encoded and not yet produced
+	lastTopic string
+	lastOut   *outCount
+}
+
+// retried is a parked record that a command asked to try again.
+type retried struct {
+	rec   *kgo.Record    // the original
+	owned *consume.Owned // of its input partition
+	ref   parked.Ref
+}
+
+type outCount struct {
+	records, bytes int
+	oldest         time.Time
+}
+
+// do works through the poll and commits. On an error the caller aborts unless
+// ended is set.
+func (tx *txn) do(ctx context.Context) error {
+	tx.rejected, tx.outs = map[*kgo.Record]error{}, map[string]*outCount{}
+	tx.chain = make([]chainOutlet, len(tx.spec.Stages)+1)
+	for i := range tx.chain {
+		tx.chain[i] = chainOutlet{tx, i}
+	}
+	// What stays in the group's rebalance timeout stays in the transaction's.
+	work, cancel := context.WithTimeout(ctx, tx.spec.TxnTimeout*4/5)
+	defer cancel()
+	if err := tx.runCommands(work); err != nil {
+		return err
+	}
+	for _, r := range tx.polled.Runs {
+		if r.Owned.Topic.Name == tx.parked.Topic.Name {
+			continue
+		}
+		if err := tx.checkState(work, r.Owned, r.Owned.Next); err != nil {
+			return err
+		}
+	}
+	if err := tx.apply(work); err != nil {
+		return err
+	}
+	bad, released := tx.resolveParked(work)
+	if err := tx.produceEncoded(work); err != nil {
+		return err
+	}
+	if err := tx.produceParked(work, bad, released); err != nil {
+		return err
+	}
+	if err := tx.commit(ctx); err != nil {
+		return err
+	}
+	for _, r := range tx.polled.Runs {
+		r.Owned.Next = r.End()
+	}
+	tx.encoder.put(tx.records)
+	tx.parked.Applied(ctx, bad, released)
+	tx.account()
+	return nil
+}
+
+// apply decodes the poll into batches and sends them through the chain.
+func (tx *txn) apply(ctx context.Context) error {
+	b := change.Get()
+	bytes := 0
+	flush := func() error {
+		full := b
+		b, bytes = change.Get(), 0
+		return tx.chain[0].Send(ctx, full)
+	}
+	defer func() { b.Release() }()
+	for _, r := range tx.polled.Runs {
+		if r.Owned.Topic.Name == tx.parked.Topic.Name {
+			continue
+		}
+		from := r.Owned.Next
+		for i, rec := range r.Records {
+			if rec.Attrs.IsControl() {
+				r.Silent[i] = true
+				continue
+			}
+			if n := len(rec.Key) + len(rec.Value); b.Len() >= tx.spec.BatchRecords || b.Len() > 0 && bytes+n > tx.spec.BatchBytes {
+				if from < rec.Offset {
+					b.Ranges = append(b.Ranges, change.Range{Topic: r.Owned.Topic, Partition: r.Owned.Partition, From: from, To: rec.Offset})
+					from = rec.Offset
+				}
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+			bytes += len(rec.Key) + len(rec.Value)
+			if err := tx.decode(ctx, b, r, i); err != nil {
+				return err
+			}
+		}
+		b.Ranges = append(b.Ranges, change.Range{Topic: r.Owned.Topic, Partition: r.Owned.Partition, From: from, To: r.End()})
+	}
+	if len(b.Ranges) == 0 && b.Len() == 0 {
+		return nil
+	}
+	return flush()
+}
+
+// decode appends record i of a run to b, or rejects it.
+func (tx *txn) decode(ctx context.Context, b *change.Batch, r *consume.Run, i int) error {
+	rec, n := r.Records[i], b.Len()
+	err := consume.Decode(ctx, tx.decoder, b, r.Owned, rec)
+	if err != nil {
+		if pipeline.Classify(err) != problem.Reject {
+			return err
+		}
+		tx.rejectRecord(rec, err)
+		return nil
+	}
+	r.Silent[i] = b.Len() == n
+	return nil
+}
+
+// chainOutlet i takes what stage i-1 sends; the one after the last stage writes.
+type chainOutlet struct {
+	tx *txn
+	i  int
+}
+
+func (o *chainOutlet) Send(ctx context.Context, b *change.Batch) error {
+	if o.i < len(o.tx.spec.Stages) {
+		return o.tx.spec.Stages[o.i].Apply(ctx, b, &o.tx.chain[o.i+1])
+	}
+	defer b.Release()
+	return o.tx.emit(ctx, b)
+}
+
+func (o *chainOutlet) Reject(c *change.Change, err error) { o.tx.reject(c, err) }
+
+// reject notes the record that c came from as bad.
+func (tx *txn) reject(c *change.Change, err error) {
+	if c.Coord.Topic == nil {
+		panic("BUG: a change was rejected that tells no record it came from")
+	}
+	for _, q := range tx.retried {
+		if q.rec.Offset == c.Coord.Offset && q.rec.Partition == c.Coord.Partition && q.rec.Topic == c.Coord.Topic.Name {
+			tx.rejectRecord(q.rec, err)
+			return
+		}
+	}
+	for _, r := range tx.polled.Runs {
+		if r.Owned.Topic.Name == c.Coord.Topic.Name && r.Owned.Partition == c.Coord.Partition {
+			if i := r.Index(c.Coord.Offset); i >= 0 {
+				tx.rejectRecord(r.Records[i], err)
+				return
+			}
+		}
+	}
+	panic("BUG: a change was rejected that is not of this transaction")
+}
+
+func (tx *txn) rejectRecord(rec *kgo.Record, err error) {
+	if tx.rejected[rec] == nil {
+		tx.rejected[rec] = err
+		tx.comp.Failed(problem.Reject.String(), outage.CodeOf(err))
+	}
+}
+
+// begin opens the Kafka transaction, before the first record is produced.
+func (tx *txn) begin() error {
+	if !tx.began.IsZero() {
+		return nil
+	}
+	if err := tx.group.Begin(); err != nil {
+		return tx.producerError(err, time.Now(), "beginning a transaction of transform %q", tx.spec.Name)
+	}
+	tx.began = time.Now()
+	return nil
+}
+
+// commit ends the transaction with the offsets of the poll. Its context is not
+// ended by a shutdown; an error means that the outcome is unknown, so it is
+// never tried again: the session ends (A1, invariant 14).
+func (tx *txn) commit(ctx context.Context) error {
+	if err := tx.begin(); err != nil {
+		return err
+	}
+	ctx, cancel := tx.endContext(ctx)
+	defer cancel()
+	if err := tx.group.Client().Flush(ctx); err != nil {
+		return tx.producerError(err, tx.began, "flushing a transaction of transform %q", tx.spec.Name)
+	}
+	if err := tx.promised(); err != nil { // (A3)
+		return tx.producerError(err, tx.began, "producing in a transaction of transform %q", tx.spec.Name)
+	}
+	tx.ended = true
+	committed, err := tx.group.End(kgo.PreTxnCommitFnContext(ctx, tx.token), kgo.TryCommit)
+	if err != nil {
+		return tx.producerError(err, tx.began, "ending a transaction of transform %q", tx.spec.Name)
+	}
+	if !committed {
+		return pipeline.ErrTxnUnknown.New("a transaction of transform %q was aborted: the group had moved on", tx.spec.Name)
+	}
+	tx.comp.Txn(time.Since(tx.began))
+	return nil
+}
+
+// token puts our mark beside each offset (see tokenOf).
+func (tx *txn) token(req *kmsg.TxnOffsetCommitRequest) error {
+	for i := range req.Topics {
+		t := &req.Topics[i]
+		for _, r := range tx.polled.Runs {
+			if r.Owned.Topic.Name != t.Topic {
+				continue
+			}
+			token := consume.TokenOf(r.Owned.Topic)
+			for j := range t.Partitions {
+				t.Partitions[j].Metadata = &token
+			}
+			break
+		}
+	}
+	return nil
+}
+
+// abort ends the transaction without effect, so that no reader waits for its
+// timeout. The session is given up in any case, so its outcome does not matter.
+func (tx *txn) abort(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	tx.ended = true
+	if _, err := tx.group.End(ctx, kgo.TryAbort); err != nil && !errors.Is(err, kgo.ErrClientClosed) {
+		tx.comp.Log.Warn("aborting a transaction", "err", err)
+	}
+}
+
+// account counts what was committed.
+func (tx *txn) account() {
+	for _, r := range tx.polled.Runs {
+		if r.Owned.Topic.Name == tx.parked.Topic.Name {
+			continue
+		}
+		n, bytes := 0, 0
+		for _, rec := range r.Records {
+			if !rec.Attrs.IsControl() {
+				n++
+				bytes += len(rec.Key) + len(rec.Value)
+			}
+		}
+		if n > 0 {
+			tx.comp.In(r.Owned.Topic.Name, n, bytes)
+		}
+		tx.comp.Lag(r.Owned.Topic.Name, r.Owned.Partition, max(r.High-r.Owned.Next, 0))
+	}
+	now := time.Now()
+	for topic, o := range tx.outs {
+		tx.comp.Out(topic, o.records, o.bytes)
+		if topic != tx.parked.Topic.Name && o.oldest.UnixMilli() > 0 {
+			tx.comp.Latency(topic, now.Sub(o.oldest))
+		}
+	}
+}
+
+// resolveParked decides, per key, what is parked when the transaction commits, and
+// what is released: the last record of a key counts, since entities carry
+// their full state (G2).
+func (tx *txn) resolveParked(ctx context.Context) ([]control.Parked, []parked.Release) {
+	type outcome struct {
+		bad  *control.Parked
+		gone *parked.Release
+	}
+	var order []string
+	outcomes := map[string]outcome{}
+	note := func(rec *kgo.Record, o outcome) {
+		k := string(parked.AppendKey(nil, rec.Topic, parked.RecordKey(rec)))
+		if _, seen := outcomes[k]; !seen {
+			order = append(order, k)
+		}
+		outcomes[k] = o
+	}
+	releaseOf := func(rec *kgo.Record) *parked.Release {
+		return &parked.Release{Ref: control.Ref{Topic: rec.Topic, RecordKey: parked.RecordKey(rec)}, Partition: rec.Partition}
+	}
+	for i := range tx.discards {
+		d := tx.discards[i]
+		note(&kgo.Record{Topic: d.Topic, Key: d.RecordKey}, outcome{gone: &d})
+	}
+	for _, q := range tx.retried {
+		if err := tx.rejected[q.rec]; err != nil {
+			p := tx.parkedOf(ctx, q.owned, q.rec, err)
+			p.Attempts, p.FirstAt = q.ref.Attempts+1, q.ref.FirstAt
+			note(q.rec, outcome{bad: p})
+		} else {
+			note(q.rec, outcome{gone: releaseOf(q.rec)})
+		}
+	}
+	for _, r := range tx.polled.Runs {
+		if r.Owned.Topic.Name == tx.parked.Topic.Name {
+			continue
+		}
+		known := tx.parked.In(r.Owned.Partition)
+		if len(known) == 0 && len(tx.rejected) == 0 {
+			continue
+		}
+		var k []byte
+		for i, rec := range r.Records {
+			if r.Silent[i] {
+				continue
+			}
+			err := tx.rejected[rec]
+			if err == nil {
+				k = parked.AppendKey(k[:0], rec.Topic, parked.RecordKey(rec))
+				if _, is := known[string(k)]; !is {
+					continue
+				}
+			}
+			if !r.IsLast(i) {
+				continue
+			}
+			if err != nil {
+				note(rec, outcome{bad: tx.parkedOf(ctx, r.Owned, rec, err)})
+			} else {
+				note(rec, outcome{gone: releaseOf(rec)})
+			}
+		}
+	}
+	var bad []control.Parked
+	var released []parked.Release
+	for _, k := range order {
+		if o := outcomes[k]; o.bad != nil {
+			bad = append(bad, *o.bad)
+		} else {
+			released = append(released, *o.gone)
+		}
+	}
+	return bad, released
+}
