@@ -40,7 +40,7 @@ func cluster(ctx context.Context, cfg *config.Config) (*kafka.Cluster, error) {
 }
 
 func schemaRegistry(cfg *config.Config) (*avro.Registry, error) {
-	url := cfg.Registry.URL
+	url := cfg.Registry.URL.Reveal()
 	if url == "" {
 		url = "http://" + cfg.Registry.Listen
 	}
