@@ -1,6 +1,8 @@
-// Package pipeline is the engine: it moves batches from sources through stages
-// to sinks, and owns what they have in common: Kafka transactions, offsets,
-// batching, retry, ordering, metrics. contracts.go is what a component sees.
+// Package pipeline is what the author of a source, a transform or a sink sees
+// of the engine: the contracts (this file), what a component says of itself,
+// and how it enters. The engine moves batches from sources through stages to
+// sinks, and owns what they have in common: Kafka transactions, offsets,
+// batching, retry, order, metrics. Its loops are in the folders below.
 package pipeline
 
 import (

@@ -5,7 +5,8 @@ package pipeline
 
 import (
 	"fmt"
-	"sort"
+	"maps"
+	"slices"
 	"sync"
 )
 
@@ -21,66 +22,46 @@ type (
 	SinkMaker      func(env *Env, name string, decode Decode) (DeliverSpec, error)
 )
 
-type makers[M any] struct {
-	what string
-	mu   sync.Mutex
-	m    map[string]M
+// Kinds are the makers of one sort of component by their kind. The zero value
+// is empty. Safe for concurrent use.
+type Kinds[M any] struct {
+	mu sync.Mutex
+	m  map[string]M
 }
 
-func (r *makers[M]) register(kind string, m M) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, dup := r.m[kind]; dup {
-		panic(fmt.Sprintf("BUG: %s %q registered twice", r.what, kind))
+// Register enters a maker; an init function calls it. A kind that is taken
+// panics.
+func (k *Kinds[M]) Register(kind string, m M) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, dup := k.m[kind]; dup {
+		panic(fmt.Sprintf("BUG: the kind %q is registered twice", kind))
 	}
-	if r.m == nil {
-		r.m = map[string]M{}
+	if k.m == nil {
+		k.m = map[string]M{}
 	}
-	r.m[kind] = m
+	k.m[kind] = m
 }
 
-func (r *makers[M]) find(kind string) (M, bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	m, ok := r.m[kind]
+// Find looks a kind up.
+func (k *Kinds[M]) Find(kind string) (M, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	m, ok := k.m[kind]
 	return m, ok
 }
 
-func (r *makers[M]) kinds() []string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	out := make([]string, 0, len(r.m))
-	for k := range r.m {
-		out = append(out, k)
-	}
-	sort.Strings(out)
-	return out
+// List gives the kinds, sorted.
+func (k *Kinds[M]) List() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return slices.Sorted(maps.Keys(k.m))
 }
 
+// Sources, Transforms and Sinks are what this program is made with: a package
+// enters itself from its init function, and cmd/tallywire imports it.
 var (
-	sources    = makers[SourceMaker]{what: "source"}
-	transforms = makers[TransformMaker]{what: "transform"}
-	sinks      = makers[SinkMaker]{what: "sink"}
+	Sources    Kinds[SourceMaker]
+	Transforms Kinds[TransformMaker]
+	Sinks      Kinds[SinkMaker]
 )
-
-// RegisterSource, RegisterTransform and RegisterSink are called from init
-// functions; registering a kind twice panics.
-func RegisterSource(kind string, m SourceMaker) { sources.register(kind, m) }
-
-func RegisterTransform(kind string, m TransformMaker) { transforms.register(kind, m) }
-
-func RegisterSink(kind string, m SinkMaker) { sinks.register(kind, m) }
-
-// SourceKind, TransformKind and SinkKind look a kind up.
-func SourceKind(kind string) (SourceMaker, bool) { return sources.find(kind) }
-
-func TransformKind(kind string) (TransformMaker, bool) { return transforms.find(kind) }
-
-func SinkKind(kind string) (SinkMaker, bool) { return sinks.find(kind) }
-
-// SourceKinds, TransformKinds and SinkKinds list what is registered, sorted.
-func SourceKinds() []string { return sources.kinds() }
-
-func TransformKinds() []string { return transforms.kinds() }
-
-func SinkKinds() []string { return sinks.kinds() }

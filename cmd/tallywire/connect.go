@@ -15,7 +15,6 @@ import (
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
-	"github.com/tallywire/tallywire/internal/secret"
 )
 
 // quiet is an Obs for commands that are no components.
@@ -40,7 +39,7 @@ func cluster(ctx context.Context, cfg *config.Config) (*kafka.Cluster, error) {
 }
 
 func schemaRegistry(cfg *config.Config) (*avro.Registry, error) {
-	url := cfg.Registry.URL
+	url := cfg.Registry.URL.Reveal()
 	if url == "" {
 		url = "http://" + cfg.Registry.Listen
 	}
@@ -62,13 +61,4 @@ func ended(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
-}
-
-// sinkDSN is the dsn of a component's part, "" when it has none.
-func sinkDSN(c *config.Component) string {
-	var d secret.DSN
-	if err := c.Lookup("dsn", &d); err != nil {
-		return ""
-	}
-	return d.Reveal()
 }

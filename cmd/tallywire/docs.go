@@ -78,16 +78,16 @@ when it holds no password. A *duration* is written as 500ms, 30s or 2h.
 		config.Describe(&b, into)
 	}
 	// A maker asks for its part first; what it wants to be filled is described.
-	for _, k := range pipeline.SourceKinds() {
-		m, _ := pipeline.SourceKind(k)
+	for _, k := range pipeline.Sources.List() {
+		m, _ := pipeline.Sources.Find(k)
 		describe(func(d pipeline.Decode) error { _, err := m(env, "name", d); return err }, func(into any) { section("Source", k, into) })
 	}
-	for _, k := range pipeline.TransformKinds() {
-		m, _ := pipeline.TransformKind(k)
+	for _, k := range pipeline.Transforms.List() {
+		m, _ := pipeline.Transforms.Find(k)
 		describe(func(d pipeline.Decode) error { _, err := m(env, "name", d); return err }, func(into any) { section("Transform", k, into) })
 	}
-	for _, k := range pipeline.SinkKinds() {
-		m, _ := pipeline.SinkKind(k)
+	for _, k := range pipeline.Sinks.List() {
+		m, _ := pipeline.Sinks.Find(k)
 		describe(func(d pipeline.Decode) error { _, err := m(env, "name", d); return err }, func(into any) { section("Sink", k, into) })
 	}
 	return b.Bytes()

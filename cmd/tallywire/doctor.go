@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -20,7 +19,7 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/supervise"
-	"github.com/tallywire/tallywire/sources/postgres"
+	"github.com/tallywire/tallywire/pipeline"
 )
 
 // finding is one thing that was looked at.
@@ -119,13 +118,13 @@ func (d *doctor) look(ctx context.Context, p *supervise.Pipeline) {
 	each(d.registry)
 	each(d.redis)
 	if dsn := d.cfg.Control.DSN; !dsn.IsZero() {
-		each(func(ctx context.Context) { d.postgres(ctx, "control", dsn.Reveal(), true) })
+		each(func(ctx context.Context) { d.control(ctx, dsn.Reveal()) })
 	}
 	for _, s := range p.Sources {
-		each(func(ctx context.Context) { d.source(ctx, "sources."+s.Name, s.Source) })
+		each(func(ctx context.Context) { d.component(ctx, "sources."+s.Name, s.Source) })
 	}
 	for _, s := range p.Sinks {
-		each(func(ctx context.Context) { d.sink(ctx, "sinks."+s.Name, s.Sink) })
+		each(func(ctx context.Context) { d.component(ctx, "sinks."+s.Name, s.Sink) })
 	}
 }
 
@@ -185,29 +184,34 @@ func (d *doctor) brokerSettings(rc kadm.ResourceConfig) {
 }
 
 func (d *doctor) registry(ctx context.Context) {
-	if d.cfg.Registry.URL == "" {
+	if d.cfg.Registry.URL.IsZero() {
 		return
 	}
-	r, err := avro.NewRegistry(d.cfg.Registry.URL)
-	if err == nil {
-		err = r.Ping(ctx)
+	r, err := avro.NewRegistry(d.cfg.Registry.URL.Reveal())
+	if !d.note("registry", "its URL", err) {
+		return
 	}
-	d.note("registry", d.cfg.Registry.URL+" answers", err)
+	d.found[len(d.found)-1].What = r.URL()
+	d.note("registry", "it answers", r.Ping(ctx))
 }
 
 func (d *doctor) redis(ctx context.Context) {
-	if d.cfg.Redis.Addr == "" || len(d.cfg.Transforms) == 0 {
+	if d.cfg.Redis.Addr.IsZero() || len(d.cfg.Transforms) == 0 {
 		return
 	}
-	c, err := redis.Open(ctx, d.cfg.Redis.Addr)
-	if d.note("redis", d.cfg.Redis.Addr+" answers and evicts nothing", err) {
-		d.note("redis", "closing", c.Close())
-		d.found = d.found[:len(d.found)-1]
+	c, err := redis.Open(ctx, d.cfg.Redis.Addr.Reveal())
+	if !d.note("redis", "it answers and evicts nothing", err) {
+		return
+	}
+	d.found[len(d.found)-1].What = c.Options().Addr + " answers and evicts nothing"
+	if err := c.Close(); err != nil {
+		d.note("redis", "closing", err)
 	}
 }
 
-// postgres connects, and when mayCreate asks whether we may make schemas.
-func (d *doctor) postgres(ctx context.Context, part, dsn string, mayCreate bool) {
+// control connects, and asks whether we may make schemas.
+func (d *doctor) control(ctx context.Context, dsn string) {
+	const part = "control"
 	c, err := pgx.Connect(ctx, dsn)
 	if !d.note(part, "the database answers", err) {
 		return
@@ -220,46 +224,21 @@ func (d *doctor) postgres(ctx context.Context, part, dsn string, mayCreate bool)
 		return
 	}
 	d.found[len(d.found)-1].What = fmt.Sprintf("database %s of Postgres %s", name, version)
-	if mayCreate && !create {
+	if !create {
 		err = errDoctor.New("the login may not create schemas in database %s", name).WithRemedy("GRANT CREATE ON DATABASE %s TO its login.", name)
 	}
 	d.note(part, "the login may create its schemas", err)
 }
 
-func (d *doctor) source(ctx context.Context, part string, s any) {
-	doc, ok := s.(interface {
-		Doctor(context.Context) []postgres.Finding
-	})
+// component asks a source, a stage or a sink.
+func (d *doctor) component(ctx context.Context, part string, c any) {
+	doc, ok := c.(pipeline.Doctor)
 	if !ok {
-		d.found = append(d.found, finding{Part: part, What: "this type of source has no check of its own", OK: true})
+		d.found = append(d.found, finding{Part: part, What: fmt.Sprintf("%T has no check of its own", c), OK: true})
 		return
 	}
 	for _, f := range doc.Doctor(ctx) {
-		var err error
-		if f.Problem != nil && !f.OK {
-			err = f.Problem
-		} else if !f.OK {
-			err = errors.New(f.What)
-		}
-		d.note(part, f.What, err)
-		if f.OK && f.Problem != nil {
-			d.found[len(d.found)-1].Advice = f.Problem.Text + "; " + f.Problem.WhatToDo()
-		}
+		d.note(part, f.What, f.Err)
+		d.found[len(d.found)-1].Advice = f.Advice
 	}
-}
-
-func (d *doctor) sink(ctx context.Context, part string, s any) {
-	if doc, ok := s.(interface{ Doctor(context.Context) error }); ok {
-		d.note(part, "the far side answers and lets us in", doc.Doctor(ctx))
-		return
-	}
-	for _, c := range d.cfg.Sinks {
-		if c.Path() == part && c.Type == "warehouse" {
-			if dsn := sinkDSN(c); dsn != "" {
-				d.postgres(ctx, part, dsn, true)
-				return
-			}
-		}
-	}
-	d.found = append(d.found, finding{Part: part, What: "this type of sink has no check of its own", OK: true})
 }

@@ -49,7 +49,7 @@ and acknowledged: the first rung that stands far behind names what is slow.`,
 				return err
 			}
 			for _, c := range st.Components {
-				if c.State == obs.Halted || c.State == obs.Retrying {
+				if c.State.Down() || c.State == obs.Retrying {
 					return exit(exitUnwell)
 				}
 			}

@@ -47,14 +47,14 @@ type Kafka struct {
 
 // Registry names the schema registry.
 type Registry struct {
-	URL    string `yaml:"url" doc:"Base URL of the registry." example:"http://registry:8081"`
-	Listen string `yaml:"listen" doc:"Where the embedded registry listens."`
+	URL    secret.URL `yaml:"url" doc:"Base URL of the registry; env:NAME or file:PATH when it holds a password." example:"http://registry:8081"`
+	Listen string     `yaml:"listen" doc:"Where the embedded registry listens."`
 }
 
 // Redis names the store of transforms' state.
 type Redis struct {
-	Addr   string `yaml:"addr" doc:"host:port of the server. Its maxmemory-policy must be noeviction." example:"redis:6379"`
-	Listen string `yaml:"listen" doc:"Where the embedded one listens; port 0 takes any."`
+	Addr   secret.URL `yaml:"addr" doc:"host:port of the server, or redis://user@host:port/database; env:NAME or file:PATH when it holds a password. Its maxmemory-policy must be noeviction." example:"redis:6379"`
+	Listen string     `yaml:"listen" doc:"Where the embedded one listens; port 0 takes any."`
 }
 
 // Control names the control database.

@@ -116,7 +116,7 @@ func TestValues(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(c.Kafka.Brokers) != 2 || c.Kafka.Brokers[1] != "kafka-2:9092" || c.Partitions != 12 || c.Instance != "node-1" ||
-		c.Log.Format != "json" || c.Registry.URL != "http://registry:8081" || c.Registry.Listen != "127.0.0.1:8081" ||
+		c.Log.Format != "json" || c.Registry.URL.Reveal() != "http://registry:8081" || c.Registry.Listen != "127.0.0.1:8081" ||
 		c.Control.DSN.Reveal() != "postgres://tallywire@control:5432/control?sslmode=disable" {
 		t.Errorf("got %+v", c)
 	}

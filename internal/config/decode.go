@@ -159,6 +159,7 @@ func keyOf(e *ast.MappingValueNode) string { return e.Key.GetToken().Value }
 var (
 	secretType   = reflect.TypeFor[secret.Value]()
 	dsnType      = reflect.TypeFor[secret.DSN]()
+	urlType      = reflect.TypeFor[secret.URL]()
 	durationType = reflect.TypeFor[time.Duration]()
 	timeType     = reflect.TypeFor[time.Time]()
 	textType     = reflect.TypeFor[encoding.TextUnmarshaler]()
@@ -179,7 +180,7 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 		return
 	}
 	switch {
-	case t == secretType || t == dsnType:
+	case t == secretType || t == dsnType || t == urlType:
 		d.secret(n, v, path)
 		return
 	case t == durationType:
@@ -324,6 +325,10 @@ func (d *decoder) integer(n ast.Node, v reflect.Value, path string) {
 // secret never quotes what it finds: it could be the secret itself.
 func (d *decoder) secret(n ast.Node, v reflect.Value, path string) {
 	s, ok := text(n)
+	if !ok && v.Type() == urlType {
+		d.fail(ErrType, n, path, "want a text, got %s", kindOf(n))
+		return
+	}
 	if !ok {
 		d.fail(ErrSecret, n, path, "want env:NAME or file:PATH, got another type")
 		return
@@ -337,6 +342,10 @@ func (d *decoder) secret(n ast.Node, v reflect.Value, path string) {
 		x, err = secret.ReferenceDSN(s)
 	case v.Type() == dsnType:
 		x, err = secret.ResolveDSN(s, d.env)
+	case v.Type() == urlType && d.static:
+		x, err = secret.ReferenceURL(s)
+	case v.Type() == urlType:
+		x, err = secret.ResolveURL(s, d.env)
 	case d.static:
 		x, err = secret.Reference(s)
 	default:

@@ -57,7 +57,7 @@ func describeStruct(w io.Writer, v reflect.Value, path string) {
 }
 
 func isPlainStruct(t reflect.Type) bool {
-	return t.Kind() == reflect.Struct && t != secretType && t != dsnType && t != timeType && !reflect.PointerTo(t).Implements(textType)
+	return t.Kind() == reflect.Struct && t != secretType && t != dsnType && t != urlType && t != timeType && !reflect.PointerTo(t).Implements(textType)
 }
 
 func typeName(t reflect.Type) string {
@@ -66,6 +66,8 @@ func typeName(t reflect.Type) string {
 		return "secret"
 	case t == dsnType:
 		return "DSN"
+	case t == urlType:
+		return "URL"
 	case t == durationType:
 		return "duration"
 	case t == timeType:

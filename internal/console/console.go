@@ -248,7 +248,7 @@ func (s *Server) model(ctx context.Context, month string) *Model {
 	for _, v := range views {
 		switch {
 		case v.State == obs.Running && v.Progress == "":
-		case v.State == obs.Halted || v.State == obs.Retrying:
+		case v.State.Down() || v.State == obs.Retrying:
 			m.Troubles = append(m.Troubles, Trouble{v.Kind, v.Name, v.State, v.Reason, remedy(v.Reason), v.Since})
 		case v.Progress != "" || v.State == obs.Restoring:
 			m.Busy = append(m.Busy, Trouble{v.Kind, v.Name, v.State, v.Progress, "", v.Since})

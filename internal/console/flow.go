@@ -125,7 +125,7 @@ func NewFlow(views []obs.View, wires []Wires, r rates) *Flow {
 }
 
 // worse orders states: the box shows the worst of its parts.
-var worse = map[obs.State]int{obs.Running: 0, obs.Stopped: 1, obs.Starting: 2, obs.Restoring: 3, obs.Retrying: 4, obs.Halted: 5}
+var worse = map[obs.State]int{obs.Running: 0, obs.Stopped: 1, obs.Starting: 2, obs.Restoring: 3, obs.Retrying: 4, obs.Halted: 5, obs.Failed: 6}
 
 func (b *Box) add(v obs.View, r rates) {
 	if worse[v.State] >= worse[b.State] {

@@ -1,3 +1,5 @@
+// The log of the Kafka clients, in ours.
+
 package kafka
 
 import (

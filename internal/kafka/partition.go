@@ -1,3 +1,5 @@
+// Partition: which partition a key goes to, as Kafka's own clients would say.
+
 package kafka
 
 // Partition gives the partition of a key among n, as Kafka's own Java producer

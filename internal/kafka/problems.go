@@ -1,3 +1,5 @@
+// Kafka's problems: what passes, and what does not.
+
 package kafka
 
 import (

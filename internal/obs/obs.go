@@ -19,7 +19,8 @@ const (
 	Restoring State = "restoring" // rebuilding state, loading a snapshot
 	Running   State = "running"
 	Retrying  State = "retrying"
-	Halted    State = "halted"
+	Halted    State = "halted" // going on would lose data, or cannot succeed without a person
+	Failed    State = "failed" // ended by a bug of its own, a panic
 	Stopped   State = "stopped"
 )
 
@@ -322,10 +323,14 @@ func (c *Component) View() View {
 	return v
 }
 
-// Halted names the first component that halted, with its reason; "" when none did.
+// Down reports whether a component has ended and does not come back by itself.
+func (s State) Down() bool { return s == Halted || s == Failed }
+
+// Halted names the first component that halted or failed, with its reason; ""
+// when none did.
 func (o *Obs) Halted() string {
 	for _, v := range o.Views() {
-		if v.State == Halted {
+		if v.State.Down() {
 			return v.Kind + " " + v.Name + ": " + v.Reason
 		}
 	}

@@ -1,3 +1,5 @@
+// Window: the quantiles of recent durations, exact.
+
 package obs
 
 import (

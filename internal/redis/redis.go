@@ -34,7 +34,7 @@ var (
 		"Set maxmemory-policy noeviction, run FLUSHALL on that Redis, then start tallywire again: the state is rebuilt from Kafka.")
 	ErrAddr = problem.Define("TW-REDIS-ADDR", problem.Halt,
 		"redis.addr cannot be read.",
-		"Write host:port, or redis://user:password@host:port/db (rediss:// for TLS).")
+		"Write host:port, or redis://user@host:port/db (rediss:// for TLS); with a password, name the whole as env:NAME or file:PATH.")
 	ErrAuth = problem.Define("TW-REDIS-AUTH", problem.Halt,
 		"Redis refuses the user or the password.",
 		"Check the credentials in redis.addr and the ACL of that user.")

@@ -192,6 +192,57 @@ func plainDSN(s string) (DSN, error) {
 	return DSN{Value{ref: s, reveal: func() string { return s }}}, nil
 }
 
+// URL is where a server is: a reference as of Value, or the plain text of an
+// address (host:port, or a URL) that holds no password.
+type URL struct{ Value }
+
+// URLOf makes a URL of a text that is already in memory.
+func URLOf(text string) URL { return URL{Of(text)} }
+
+// UnmarshalText reads a reference with the process's environment, or a plain
+// address.
+func (u *URL) UnmarshalText(b []byte) error {
+	r, err := ResolveURL(string(b), os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	*u = r
+	return nil
+}
+
+// ResolveURL is Resolve that also takes a plain address without a password.
+func ResolveURL(s string, env func(string) (string, bool)) (URL, error) {
+	if isRef(s) {
+		v, err := Resolve(s, env)
+		return URL{v}, err
+	}
+	return plainURL(s)
+}
+
+// ReferenceURL is Reference for a URL.
+func ReferenceURL(s string) (URL, error) {
+	if isRef(s) {
+		v, err := Reference(s)
+		return URL{v}, err
+	}
+	return plainURL(s)
+}
+
+func plainURL(s string) (URL, error) {
+	hasPassword := strings.Contains(s, "@")
+	if strings.Contains(s, "://") {
+		u, err := url.Parse(s)
+		if err != nil { // its text would quote the URL
+			return URL{}, errors.New("not a URL of the form scheme://host:port")
+		}
+		_, hasPassword = u.User.Password()
+	}
+	if hasPassword {
+		return URL{}, errors.New("a password stands in it: name the whole URL as env:NAME or file:PATH")
+	}
+	return URL{Value{ref: s, reveal: func() string { return s }}}, nil
+}
+
 func writeString(w io.Writer, s string) {
 	if _, err := io.WriteString(w, s); err != nil {
 		return // a fmt.State reports no errors

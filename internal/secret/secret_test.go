@@ -116,3 +116,22 @@ func TestDSN(t *testing.T) {
 		t.Errorf("missing variable: %v", err)
 	}
 }
+
+// As TestDSN, for what is not a Postgres.
+func TestURL(t *testing.T) {
+	none := func(string) (string, bool) { return "", false }
+	for _, s := range []string{"http://registry:8081", "https://reader@registry/path", "redis:6379", "rediss://u@h:6379/0", "[::1]:6379"} {
+		u, err := ResolveURL(s, none)
+		if err != nil || u.Reveal() != s {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+	for _, s := range []string{"https://u:" + hush + "@h", "redis://:" + hush + "@h:6379", hush + "@h:6379", "https://u:" + hush + "@h:bad port"} {
+		if _, err := ResolveURL(s, none); err == nil || strings.Contains(err.Error(), hush) {
+			t.Errorf("%s: error %v", s, err)
+		}
+	}
+	if u, err := ResolveURL("env:R", func(string) (string, bool) { return "redis://u:" + hush + "@h", true }); err != nil || strings.Contains(u.String(), hush) {
+		t.Errorf("%v, %v", u, err)
+	}
+}

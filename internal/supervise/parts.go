@@ -22,6 +22,7 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/registry"
+	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
 )
@@ -136,7 +137,7 @@ func (p *Parts) kafka(ctx context.Context, cfg *config.Config) error {
 }
 
 func (p *Parts) registry(ctx context.Context, cfg *config.Config) error {
-	url := cfg.Registry.URL
+	url := cfg.Registry.URL.Reveal()
 	if url == "" {
 		addr, stop, err := StartRegistry(ctx, cfg.Registry.Listen, p.Env.Kafka, p.Env.Obs)
 		if err != nil {
@@ -144,7 +145,7 @@ func (p *Parts) registry(ctx context.Context, cfg *config.Config) error {
 		}
 		p.onClose(stop)
 		url = "http://" + addr
-		cfg.Registry.URL = url
+		cfg.Registry.URL = secret.URLOf(url)
 		p.note("schema registry (embedded)", url)
 	}
 	r, err := avro.NewRegistry(url)
@@ -176,7 +177,7 @@ func (p *Parts) redis(ctx context.Context, cfg *config.Config) error {
 	if len(cfg.Transforms) == 0 {
 		return nil
 	}
-	addr := cfg.Redis.Addr
+	addr := cfg.Redis.Addr.Reveal()
 	if addr == "" {
 		e, err := redis.StartEmbedded(cfg.Redis.Listen)
 		if err != nil {
@@ -184,7 +185,7 @@ func (p *Parts) redis(ctx context.Context, cfg *config.Config) error {
 		}
 		p.onClose(e.Close)
 		addr = e.Addr()
-		cfg.Redis.Addr = addr
+		cfg.Redis.Addr = secret.URLOf(addr)
 		p.note("Redis (embedded)", addr)
 	}
 	c, err := redis.Open(ctx, addr)

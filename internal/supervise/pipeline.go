@@ -41,9 +41,9 @@ func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
 	p := &Pipeline{}
 	var errs []error
 	for _, c := range cfg.Sources {
-		m, ok := pipeline.SourceKind(c.Type)
+		m, ok := pipeline.Sources.Find(c.Type)
 		if !ok {
-			errs = append(errs, c.UnknownType(pipeline.SourceKinds()))
+			errs = append(errs, c.UnknownType(pipeline.Sources.List()))
 			continue
 		}
 		spec, err := m(env, c.Name, c.Decode)
@@ -51,9 +51,9 @@ func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
 		p.Sources = append(p.Sources, spec)
 	}
 	for _, c := range cfg.Transforms {
-		m, ok := pipeline.TransformKind(c.Type)
+		m, ok := pipeline.Transforms.Find(c.Type)
 		if !ok {
-			errs = append(errs, c.UnknownType(pipeline.TransformKinds()))
+			errs = append(errs, c.UnknownType(pipeline.Transforms.List()))
 			continue
 		}
 		specs, err := m(env, c.Name, c.Decode)
@@ -61,9 +61,9 @@ func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
 		p.Transforms = append(p.Transforms, specs...)
 	}
 	for _, c := range cfg.Sinks {
-		m, ok := pipeline.SinkKind(c.Type)
+		m, ok := pipeline.Sinks.Find(c.Type)
 		if !ok {
-			errs = append(errs, c.UnknownType(pipeline.SinkKinds()))
+			errs = append(errs, c.UnknownType(pipeline.Sinks.List()))
 			continue
 		}
 		spec, err := m(env, c.Name, c.Decode)

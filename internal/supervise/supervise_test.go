@@ -15,6 +15,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -41,6 +42,10 @@ type broken struct{}
 
 func (broken) Run(context.Context, pipeline.SourceOutlet) error { return errTest.New("on purpose") }
 
+type panicking struct{}
+
+func (panicking) Run(context.Context, pipeline.SourceOutlet) error { panic("BUG: on purpose") }
+
 type nothing struct{}
 
 func (nothing) Apply(_ context.Context, in *change.Batch, _ pipeline.Outlet) error {
@@ -51,13 +56,16 @@ func (nothing) Apply(_ context.Context, in *change.Batch, _ pipeline.Outlet) err
 var up = make(chan struct{}, 10)
 
 func init() {
-	pipeline.RegisterSource("test_steady", func(_ *pipeline.Env, name string, d pipeline.Decode) (pipeline.IngestSpec, error) {
+	pipeline.Sources.Register("test_steady", func(_ *pipeline.Env, name string, d pipeline.Decode) (pipeline.IngestSpec, error) {
 		return pipeline.IngestSpec{Name: name, Source: steady{up}}, d(&struct{}{})
 	})
-	pipeline.RegisterSource("test_broken", func(_ *pipeline.Env, name string, d pipeline.Decode) (pipeline.IngestSpec, error) {
+	pipeline.Sources.Register("test_broken", func(_ *pipeline.Env, name string, d pipeline.Decode) (pipeline.IngestSpec, error) {
 		return pipeline.IngestSpec{Name: name, Source: broken{}}, d(&struct{}{})
 	})
-	pipeline.RegisterTransform("test_nothing", func(_ *pipeline.Env, name string, d pipeline.Decode) ([]pipeline.TransformSpec, error) {
+	pipeline.Sources.Register("test_panicking", func(_ *pipeline.Env, name string, d pipeline.Decode) (pipeline.IngestSpec, error) {
+		return pipeline.IngestSpec{Name: name, Source: panicking{}}, d(&struct{}{})
+	})
+	pipeline.Transforms.Register("test_nothing", func(_ *pipeline.Env, name string, d pipeline.Decode) ([]pipeline.TransformSpec, error) {
 		c := struct {
 			Names []string `yaml:"names"`
 		}{[]string{name}}
@@ -92,13 +100,14 @@ func TestBuildRefusesCollisions(t *testing.T) {
 	}
 }
 
-// One component that halts must not take the others, or the process, with it.
+// A component that halts, or meets a bug, must not take the others, or the
+// process, with it.
 func TestOneHaltsAlone(t *testing.T) {
 	dir := t.TempDir()
 	// The control database is real in the tests of the demo; here there is none
 	// to park in, so it is left out by opening the parts one by one.
 	cfg := parse(t, "kafka: {listen: '127.0.0.1:0'}\nregistry: {listen: '127.0.0.1:0'}\nhttp: {listen: '127.0.0.1:0'}\nstate_dir: "+dir+
-		"\nsources:\n  good: {type: test_steady}\n  bad: {type: test_broken}\n")
+		"\nsources:\n  good: {type: test_steady}\n  bad: {type: test_broken}\n  ugly: {type: test_panicking}\n")
 	o := obs.New(slog.New(slog.DiscardHandler))
 	p := &Parts{Env: &pipeline.Env{Obs: o, Instance: cfg.Instance, Partitions: cfg.Partitions}}
 	defer func() {
@@ -147,7 +156,14 @@ func TestOneHaltsAlone(t *testing.T) {
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for len(ready.Not) != 1 || ready.Not[0].Name != "bad" || ready.Not[0].State != obs.Halted {
+	down := func() bool {
+		state := map[string]obs.State{}
+		for _, n := range ready.Not {
+			state[n.Name] = n.State
+		}
+		return len(state) == 2 && state["bad"] == obs.Halted && state["ugly"] == obs.Failed
+	}
+	for !down() {
 		select {
 		case <-ctx.Done():
 			t.Fatalf("not running: %+v", ready.Not)
@@ -168,7 +184,8 @@ func TestOneHaltsAlone(t *testing.T) {
 		}
 	}
 	stop()
-	if err := <-ended; !problem.Has(err, errTest) || problem.Of(err).Where != "source bad" {
+	if err := <-ended; !problem.Has(err, errTest) || !problem.Has(err, outage.ErrPanic) ||
+		!strings.Contains(err.Error(), "source bad") || !strings.Contains(err.Error(), "source ugly") {
 		t.Errorf("ended with %v", err)
 	}
 }

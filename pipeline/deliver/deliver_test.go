@@ -13,6 +13,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
@@ -468,5 +469,37 @@ func TestDeliverCrashBeforeParking(t *testing.T) {
 	}
 	if !crashed || len(ps) != 32 {
 		t.Fatalf("crashed: %v; %d records are parked, want 32: the others are lost", crashed, len(ps))
+	}
+}
+
+// A sink meets a bug, in a write or in what the client calls when partitions
+// are assigned. If this failed, the process would end with all its components.
+func TestDeliverOutlivesAPanic(t *testing.T) {
+	for name, broken := range map[string]func(*enginetest.Keeping){
+		"write": func(k *enginetest.Keeping) { k.Down = func() error { panic("BUG: of a test's sink") } },
+		"claim": func(k *enginetest.Keeping) { k.Owner = nil }, // it writes to this map
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
+			b.Many(100)
+			k := enginetest.NewKeeping()
+			broken(k)
+			_, ended := delivering(b, b.Env, b.DeliverSpec(k))
+			select {
+			case err := <-ended:
+				if !problem.Has(err, outage.ErrPanic) {
+					t.Fatalf("ended with %v, want %s", err, outage.ErrPanic.ID)
+				}
+			case <-time.After(testkit.Patience):
+				t.Fatal("it goes on")
+			}
+			if v := b.View(b.Env, "sink"); v.State != obs.Failed {
+				t.Errorf("state %s: %s", v.State, v.Reason)
+			}
+			well := enginetest.NewKeeping()
+			delivering(b, b.Env, b.DeliverSpec(well))
+			b.Drained()
+			b.Newest(well.Memory)
+		})
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/parked"
@@ -46,7 +47,7 @@ func (s *session) commit() error {
 	s.ending, s.txn = t, nil
 	s.open.Store(false)
 	s.wg.Go(func() {
-		t.err = end(t)
+		t.err = outage.Guard(func() error { return end(t) })
 		t.endedAt = time.Now()
 		s.ended <- t
 	})

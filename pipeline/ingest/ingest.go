@@ -12,6 +12,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/retry"
 	"github.com/tallywire/tallywire/pipeline/records"
@@ -54,7 +55,7 @@ func (in *ingest) run(ctx context.Context) error {
 	// sent before a shutdown is committed.
 	sourceCtx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(s.ctx, cancel)
-	err := in.spec.Source.Run(sourceCtx, s)
+	err := outage.Guard(func() error { return in.spec.Source.Run(sourceCtx, s) })
 	stop()
 	cancel()
 	failure := s.finish()

@@ -25,6 +25,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/records"
@@ -160,7 +161,11 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 }
 
 func (s *session) start() {
-	s.wg.Go(s.sequence)
+	s.wg.Go(func() {
+		if err := outage.Guard(func() error { s.sequence(); return nil }); err != nil {
+			s.fail(err)
+		}
+	})
 	for range s.in.limits.Workers {
 		s.wg.Go(s.encode)
 	}
@@ -343,9 +348,13 @@ func (s *session) encode() {
 		}
 		if s.ctx.Err() == nil {
 			p.recs = recordsPool.Get()
-			if p.err = b.Decode(); p.err == nil {
-				p.err = s.outs.Encode(p.recs, b, 0, b.Len())
-			}
+			// The worker lives on: the queue must be emptied.
+			p.err = outage.Guard(func() error {
+				if err := b.Decode(); err != nil {
+					return err
+				}
+				return s.outs.Encode(p.recs, b, 0, b.Len())
+			})
 		} else {
 			p.err = s.failure()
 		}

@@ -1,3 +1,5 @@
+// What can be wrong with a single record.
+
 package records
 
 import (

@@ -1,3 +1,5 @@
+// What the state of a transform can meet.
+
 package state
 
 import (

@@ -237,7 +237,7 @@ func (s *session) hold(ctx context.Context, p *consume.Polled) error {
 	began := time.Now()
 	for pause := 50 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		tx := &txn{session: s, polled: p}
-		err := tx.do(ctx)
+		err := outage.Guard(func() error { return tx.do(ctx) }) // after a panic, too, it is aborted
 		if err == nil {
 			s.comp.Is(obs.Running, "")
 			return nil

@@ -17,6 +17,7 @@ import (
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
@@ -473,4 +474,35 @@ func TestTransformStageErrors(t *testing.T) {
 	if v := b.View(b.Env, "transform"); v.State != obs.Halted || !strings.Contains(v.Reason, "nobody foresaw") {
 		t.Errorf("state %s: %s", v.State, v.Reason)
 	}
+}
+
+// A stage meets a bug. If this failed, the process would end with all its
+// components, or what the stage had sent would hold up readers until its
+// transaction times out.
+func TestTransformOutlivesAPanic(t *testing.T) {
+	enginetest.OnBoth(t, func(t *testing.T, bd *enginetest.Bed) {
+		b := enginetest.NewTopicBed(bd)
+		b.Many(100)
+		st := &enginetest.Copier{Topic: b.Output()}
+		st.Before = func() {
+			if st.Sent() > 50 {
+				panic("BUG: of a test's stage")
+			}
+		}
+		_, ended := transforming(b, b.Env, b.TransformSpec(st))
+		select {
+		case err := <-ended:
+			if !problem.Has(err, outage.ErrPanic) {
+				t.Fatalf("ended with %v, want %s", err, outage.ErrPanic.ID)
+			}
+		case <-time.After(testkit.Patience):
+			t.Fatal("it goes on")
+		}
+		if v := b.View(b.Env, "transform"); v.State != obs.Failed {
+			t.Errorf("state %s: %s", v.State, v.Reason)
+		}
+		transforming(b, b.Env, b.TransformSpec(&enginetest.Copier{Topic: b.Output()}))
+		b.Drained()
+		b.Once()
+	})
 }

@@ -60,7 +60,7 @@ func TestConfigSaysWhatIsWrong(t *testing.T) {
 
 // TestNoControlDatabase: without one there is nothing to be exact by.
 func TestNoControlDatabase(t *testing.T) {
-	maker, _ := pipeline.SinkKind("rest")
+	maker, _ := pipeline.Sinks.Find("rest")
 	_, err := maker(&pipeline.Env{}, "erp", func(into any) error {
 		*into.(*Config) = goodConfig()
 		return nil

@@ -95,7 +95,7 @@ func (f *flow) put(rs ...record) {
 // deliver runs the sink as the configuration would make it, until stop.
 func (f *flow) deliver() (stop func()) {
 	f.t.Helper()
-	maker, ok := pipeline.SinkKind("rest")
+	maker, ok := pipeline.Sinks.Find("rest")
 	if !ok {
 		f.t.Fatal("the kind rest is not registered")
 	}

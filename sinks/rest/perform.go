@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -41,23 +42,26 @@ func (w *write) perform(ctx context.Context, calls []*call, outs []outcome) (aga
 	g.SetLimit(w.s.cfg.Concurrency)
 	for _, c := range calls {
 		g.Go(func() error {
-			if w.stopped() {
-				c.result = result{notSent: &callError{fate: notSent}}
+			return outage.Guard(func() error {
+				if w.stopped() {
+					c.result = result{notSent: &callError{fate: notSent}}
+					return nil
+				}
+				if c.patch == nil {
+					c.result = w.create(ctx, c.item, sendBy)
+				} else {
+					c.result = w.patch(ctx, c.item, c.patch.externalID, c.patch.etag)
+				}
+				if e := c.result.notSent; e != nil {
+					w.stop(e.problem(w.s.cfg.URL))
+				}
 				return nil
-			}
-			if c.patch == nil {
-				c.result = w.create(ctx, c.item, sendBy)
-			} else {
-				c.result = w.patch(ctx, c.item, c.patch.externalID, c.patch.etag)
-			}
-			if e := c.result.notSent; e != nil {
-				w.stop(e.problem(w.s.cfg.URL))
-			}
-			return nil
+			})
 		})
 	}
-	if err := g.Wait(); err != nil {
-		panic("BUG: a call returned an error: " + err.Error())
+	if err := g.Wait(); err != nil { // a panic: what became of its call is found out by the next start
+		w.stop(err)
+		return nil
 	}
 	var open []ident
 	for _, c := range calls {
@@ -128,19 +132,22 @@ func (w *write) readBack(ctx context.Context, ids []ident) {
 	g.SetLimit(w.s.cfg.Concurrency)
 	for i, id := range ids {
 		g.Go(func() error {
-			if e := entities[id.entity]; e != nil && !w.stopped() {
-				found[i], failed[i] = w.find(ctx, e, w.open[id].ref)
-			} else {
-				failed[i] = &callError{fate: unknown, err: errors.New("not looked at")}
-			}
-			if f := failed[i]; f != nil && f.fate != unknown {
-				w.stop(f.problem(w.s.cfg.URL))
-			}
-			return nil
+			return outage.Guard(func() error {
+				if e := entities[id.entity]; e != nil && !w.stopped() {
+					found[i], failed[i] = w.find(ctx, e, w.open[id].ref)
+				} else {
+					failed[i] = &callError{fate: unknown, err: errors.New("not looked at")}
+				}
+				if f := failed[i]; f != nil && f.fate != unknown {
+					w.stop(f.problem(w.s.cfg.URL))
+				}
+				return nil
+			})
 		})
 	}
-	if err := g.Wait(); err != nil {
-		panic("BUG: a look-up returned an error: " + err.Error())
+	if err := g.Wait(); err != nil { // a panic
+		w.stop(err)
+		return
 	}
 	var outs []outcome
 	for i, id := range ids {

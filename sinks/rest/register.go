@@ -8,7 +8,7 @@ import (
 )
 
 func init() {
-	pipeline.RegisterSink("rest", func(env *pipeline.Env, name string, decode pipeline.Decode) (pipeline.DeliverSpec, error) {
+	pipeline.Sinks.Register("rest", func(env *pipeline.Env, name string, decode pipeline.Decode) (pipeline.DeliverSpec, error) {
 		cfg := DefaultConfig()
 		if err := decode(&cfg); err != nil {
 			return pipeline.DeliverSpec{}, err

@@ -12,7 +12,7 @@ import (
 // Kind is the `type:` of a warehouse sink in the configuration.
 const Kind = "warehouse"
 
-func init() { pipeline.RegisterSink(Kind, Make) }
+func init() { pipeline.Sinks.Register(Kind, Make) }
 
 // Make builds the sink from its part of the configuration.
 func Make(env *pipeline.Env, name string, decode pipeline.Decode) (pipeline.DeliverSpec, error) {

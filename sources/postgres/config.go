@@ -122,7 +122,7 @@ func matches(pattern, s string) bool {
 
 // init enters the source into the engine.
 func init() {
-	pipeline.RegisterSource(Kind, func(env *pipeline.Env, name string, decode pipeline.Decode) (pipeline.IngestSpec, error) {
+	pipeline.Sources.Register(Kind, func(env *pipeline.Env, name string, decode pipeline.Decode) (pipeline.IngestSpec, error) {
 		cfg := Default(name)
 		if err := decode(&cfg); err != nil {
 			return pipeline.IngestSpec{}, err

@@ -7,27 +7,17 @@ import (
 	"fmt"
 
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
 )
 
-// Finding is one thing that was looked at. Problem is nil when it is well, or
-// merely worth a note.
-type Finding struct {
-	What    string
-	OK      bool
-	Problem *problem.Error
-}
-
-// Doctor connects and checks what capture needs; it changes nothing.
-func (s *Source) Doctor(ctx context.Context) []Finding {
-	var fs []Finding
+// Doctor implements pipeline.Doctor: it connects and checks what capture needs.
+func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
+	var fs []pipeline.Finding
 	note := func(err error, format string, args ...any) bool {
-		f := Finding{What: fmt.Sprintf(format, args...), OK: err == nil}
-		if err != nil {
-			if f.Problem = problem.Of(err); f.Problem == nil {
-				f.Problem = ErrFailed.New("%w", err)
-			}
+		if err != nil && problem.Of(err) == nil {
+			err = ErrFailed.New("%w", err)
 		}
-		fs = append(fs, f)
+		fs = append(fs, pipeline.Finding{What: fmt.Sprintf(format, args...), Err: err})
 		return err == nil
 	}
 	q, err := s.cfg.connect(ctx)

@@ -65,8 +65,8 @@ func TestWALLevelReplica(t *testing.T) {
 	}
 	var bad []string
 	for _, f := range d.source().Doctor(t.Context()) {
-		if !f.OK {
-			bad = append(bad, f.Problem.ID)
+		if f.Err != nil {
+			bad = append(bad, problem.Of(f.Err).ID)
 		}
 	}
 	if fmt.Sprint(bad) != "[TW-PG-WAL-LEVEL]" {
@@ -87,8 +87,8 @@ func TestRights(t *testing.T) {
 	want(t, err, ErrRefused, "public.a")
 	var bad []string
 	for _, f := range d.source(as).Doctor(t.Context()) {
-		if !f.OK {
-			bad = append(bad, f.Problem.ID+" "+f.Problem.WhatToDo())
+		if f.Err != nil {
+			bad = append(bad, problem.Of(f.Err).ID+" "+problem.Of(f.Err).WhatToDo())
 		}
 	}
 	if len(bad) != 1 || !strings.Contains(bad[0], "GRANT SELECT ON") {
@@ -103,8 +103,8 @@ func TestRights(t *testing.T) {
 	r.stop()
 	sameState(t, state(o.records(), "psa.public.a"), map[string]string{"1": "id=1"})
 	for _, f := range d.source(as).Doctor(t.Context()) {
-		if !f.OK {
-			t.Errorf("doctor: %s: %v", f.What, f.Problem)
+		if f.Err != nil {
+			t.Errorf("doctor: %s: %v", f.What, problem.Of(f.Err))
 		}
 	}
 	want(t, start(t, d.source(func(c *Config) { c.DSN = secret.DSNOf(d.pg.DSNAs("nobody_here", d.name)) }), newOutlet()).fails(), ErrRefused, "nobody_here")
@@ -260,8 +260,8 @@ func TestTableWithoutKey(t *testing.T) {
 	r.stop()
 	var keys []string
 	for _, f := range d.source().Doctor(t.Context()) {
-		if !f.OK {
-			keys = append(keys, f.Problem.Text)
+		if f.Err != nil {
+			keys = append(keys, problem.Of(f.Err).Text)
 		}
 	}
 	if len(keys) != 1 || !strings.Contains(keys[0], "public.full_log, public.log, public.mute") {

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 )
 
 const ladderInterval = 2 * time.Second
@@ -38,37 +39,44 @@ func startLadder(cfg *Config, comp *obs.Component, pid uint32, ack *acker) *ladd
 	ctx, stop := context.WithCancel(context.Background())
 	l := &ladder{comp: comp, pid: pid, ack: ack, stop: stop}
 	l.done.Go(func() {
-		var q *pgx.Conn
-		defer func() {
-			if q != nil {
-				closeConn(q)
-			}
-		}()
-		tick := time.NewTicker(ladderInterval)
-		defer tick.Stop()
-		for {
-			err := errors.New("not connected")
-			if q != nil {
-				err = l.look(ctx, q)
-			}
-			if err != nil && ctx.Err() == nil {
-				if q != nil {
-					comp.Log.Debug("asking the source database how far it is", "err", err)
-					closeConn(q)
-				}
-				if q, err = cfg.connect(ctx); err == nil {
-					continue
-				}
-				q = nil
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
+		if err := outage.Guard(func() error { return l.run(ctx, cfg) }); err != nil {
+			comp.Log.Error("the source database is not asked any more how far it is", "err", err)
 		}
 	})
 	return l
+}
+
+// run asks until ctx ends.
+func (l *ladder) run(ctx context.Context, cfg *Config) error {
+	var q *pgx.Conn
+	defer func() {
+		if q != nil {
+			closeConn(q)
+		}
+	}()
+	tick := time.NewTicker(ladderInterval)
+	defer tick.Stop()
+	for {
+		err := errors.New("not connected")
+		if q != nil {
+			err = l.look(ctx, q)
+		}
+		if err != nil && ctx.Err() == nil {
+			if q != nil {
+				l.comp.Log.Debug("asking the source database how far it is", "err", err)
+				closeConn(q)
+			}
+			if q, err = cfg.connect(ctx); err == nil {
+				continue
+			}
+			q = nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
 }
 
 // look reads the upper rungs from the server and sets them all.

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
@@ -32,7 +33,7 @@ func startAcker(sock *socket, durable <-chan pipeline.Resume, interval, idle tim
 	a := &acker{sock: sock, asked: make(chan struct{}, 1), err: make(chan error, 1), stop: stop, done: make(chan struct{})}
 	go func() {
 		defer close(a.done)
-		if err := a.run(ctx, durable, interval, idle); err != nil {
+		if err := outage.Guard(func() error { return a.run(ctx, durable, interval, idle) }); err != nil {
 			a.err <- err
 		}
 	}()

@@ -63,7 +63,7 @@ func New(name string, cfg Config, o Options) (*Left, *Right, error) {
 	return l, r, nil
 }
 
-func init() { pipeline.RegisterTransform("join", Make) }
+func init() { pipeline.Transforms.Register("join", Make) }
 
 // gateTimeout bounds how long left rows wait for the references that were
 // there at the start.

@@ -191,7 +191,7 @@ const dropped change.Op = 0
 func (l *Left) items(w *leftWork) (items []*item, own []int32) {
 	n := len(l.plan.refs)
 	store := make([]item, w.in.Len())
-	rows, grps := make([]*found, n*w.in.Len()), make([]*group, n*w.in.Len())
+	rows, grps := make([]*refRow, n*w.in.Len()), make([]*group, n*w.in.Len())
 	seen := map[int32]bool{}
 	for i := range w.in.Changes {
 		c := &w.in.Changes[i]

@@ -22,8 +22,8 @@ import (
 // the server.
 const perCommand = 512
 
-// found is a row that was asked for; row is nil when it is missing.
-type found struct {
+// refRow is a row that was asked for; row is nil when it is missing.
+type refRow struct {
 	key string
 	row []change.Value
 }
@@ -31,7 +31,7 @@ type found struct {
 // group holds the rows among which the date decides, latest first.
 type group struct {
 	key     string
-	members []*found
+	members []*refRow
 	sorted  bool
 }
 
@@ -41,7 +41,7 @@ type item struct {
 	key   string         // canonical key
 	part  int32          // partition of the left topic
 	left  []change.Value // as kept
-	rows  []*found       // per reference
+	rows  []*refRow      // per reference
 	grps  []*group       // per reference that is in force by date
 	waits bool           // evaluated: something is missing
 }
@@ -52,16 +52,16 @@ type lookup struct {
 	rdb    *redis.Client
 	from   *state.ConsistentRead // readers: left, then sides
 	b      *change.Batch
-	rows   []map[string]*found // per side
-	groups []map[string]*group // per reference
+	rows   []map[string]*refRow // per side
+	groups []map[string]*group  // per reference
 	text   []byte
 	bad    error // a row in Redis that is not what was written
 }
 
 func newLookup(p *plan, rdb *redis.Client, from *state.ConsistentRead, b *change.Batch) *lookup {
-	l := &lookup{p: p, rdb: rdb, from: from, b: b, rows: make([]map[string]*found, len(p.sides)), groups: make([]map[string]*group, len(p.refs))}
+	l := &lookup{p: p, rdb: rdb, from: from, b: b, rows: make([]map[string]*refRow, len(p.sides)), groups: make([]map[string]*group, len(p.refs))}
 	for i := range l.rows {
-		l.rows[i] = map[string]*found{}
+		l.rows[i] = map[string]*refRow{}
 	}
 	for i, r := range p.refs {
 		if r.inForce != nil {
@@ -71,10 +71,10 @@ func newLookup(p *plan, rdb *redis.Client, from *state.ConsistentRead, b *change
 	return l
 }
 
-// ask is a fetch of rows that goes out with the next pipeline.
-type ask struct {
-	rows   [][]*found // per side
-	groups [][]*group // per reference
+// fetch is the rows that the next pipeline asks for.
+type fetch struct {
+	rows   [][]*refRow // per side
+	groups [][]*group  // per reference
 }
 
 // run finds the own rows of those items that have none, then all references.
@@ -82,7 +82,7 @@ type ask struct {
 func (l *lookup) run(ctx context.Context, items []*item) error {
 	p := l.rdb.Pipeline()
 	l.from.Begin(ctx, p)
-	own := l.askOwn(ctx, p, items)
+	own := l.fetchOwn(ctx, p, items)
 	if len(own) > 0 {
 		if err := l.exec(ctx, p); err != nil {
 			return err
@@ -114,33 +114,33 @@ func (l *lookup) exec(ctx context.Context, p redis.Pipeliner) error {
 	return nil
 }
 
-// ownAsk is a fetch of left rows.
-type ownAsk struct {
+// ownFetch is a fetch of left rows.
+type ownFetch struct {
 	cmd   *redis.SliceCmd
 	items []*item
 }
 
-func (l *lookup) askOwn(ctx context.Context, p redis.Pipeliner, items []*item) []ownAsk {
+func (l *lookup) fetchOwn(ctx context.Context, p redis.Pipeliner, items []*item) []ownFetch {
 	by := map[int32][]*item{}
 	for _, it := range items {
 		if it.left == nil {
 			by[it.part] = append(by[it.part], it)
 		}
 	}
-	var out []ownAsk
+	var out []ownFetch
 	for part, its := range by {
 		for some := range slices.Chunk(its, perCommand) {
 			fields := make([]string, len(some))
 			for i, it := range some {
 				fields[i] = it.key
 			}
-			out = append(out, ownAsk{p.HMGet(ctx, l.from.RowsKey(0, part), fields...), some})
+			out = append(out, ownFetch{p.HMGet(ctx, l.from.RowsKey(0, part), fields...), some})
 		}
 	}
 	return out
 }
 
-func (l *lookup) takeOwn(asks []ownAsk, items []*item) {
+func (l *lookup) takeOwn(asks []ownFetch, items []*item) {
 	for _, a := range asks {
 		for i, v := range a.cmd.Val() {
 			if s, ok := v.(string); ok {
@@ -160,8 +160,8 @@ func (l *lookup) read(s string, of *side) []change.Value {
 }
 
 // wanted finds what the items need in this round and was not asked yet.
-func (l *lookup) wanted(items []*item, round int) *ask {
-	a := &ask{rows: make([][]*found, len(l.p.sides)), groups: make([][]*group, len(l.p.refs))}
+func (l *lookup) wanted(items []*item, round int) *fetch {
+	a := &fetch{rows: make([][]*refRow, len(l.p.sides)), groups: make([][]*group, len(l.p.refs))}
 	for _, r := range l.p.refs {
 		switch {
 		case r.inForce == nil && r.round == round:
@@ -196,10 +196,10 @@ func (l *lookup) wanted(items []*item, round int) *ask {
 }
 
 // want gives the row of a key, and has it fetched if nobody asked yet.
-func (l *lookup) want(a *ask, side int, key []byte) *found {
+func (l *lookup) want(a *fetch, side int, key []byte) *refRow {
 	f := l.rows[side][string(key)]
 	if f == nil {
-		f = &found{key: string(key)}
+		f = &refRow{key: string(key)}
 		l.rows[side][f.key] = f
 		a.rows[side] = append(a.rows[side], f)
 	}
@@ -218,7 +218,7 @@ func (l *lookup) on(it *item, r *ref) ([]byte, bool) {
 }
 
 // value reads a kept value; false when its row is missing.
-func (l *lookup) value(it *item, a at) (change.Value, bool) {
+func (l *lookup) value(it *item, a columnRef) (change.Value, bool) {
 	row := it.left
 	if a.ref >= 0 {
 		row = l.row(it, l.p.refs[a.ref])
@@ -247,8 +247,8 @@ func (l *lookup) row(it *item, r *ref) []change.Value {
 // the latest from, then the highest key.
 func (g *group) inForce(f *inForce, day change.Value) []change.Value {
 	if !g.sorted {
-		g.members = slices.DeleteFunc(g.members, func(m *found) bool { return m.row == nil || m.row[f.from].IsNull() })
-		slices.SortFunc(g.members, func(a, b *found) int {
+		g.members = slices.DeleteFunc(g.members, func(m *refRow) bool { return m.row == nil || m.row[f.from].IsNull() })
+		slices.SortFunc(g.members, func(a, b *refRow) int {
 			if c := cmp.Compare(b.row[f.from].Int(), a.row[f.from].Int()); c != 0 {
 				return c
 			}
@@ -293,21 +293,21 @@ func digits(s string) bool {
 
 // queue puts what is asked on a pipeline; the function given back takes the
 // answers after it was executed.
-func (l *lookup) queue(ctx context.Context, p redis.Pipeliner, a *ask) func() {
-	type rowsAsk struct {
+func (l *lookup) queue(ctx context.Context, p redis.Pipeliner, a *fetch) func() {
+	type rowsFetch struct {
 		cmd  *redis.SliceCmd
-		rows []*found
+		rows []*refRow
 		side int
 	}
-	type groupAsk struct {
+	type groupFetch struct {
 		cmd *redis.StringSliceCmd
 		g   *group
 	}
-	var rows []rowsAsk
-	var groups []groupAsk
+	var rows []rowsFetch
+	var groups []groupFetch
 	for s, fs := range a.rows {
 		n := l.from.Topic(s + 1).Partitions
-		by := make([][]*found, n)
+		by := make([][]*refRow, n)
 		for _, f := range fs {
 			part := kafka.Partition([]byte(f.key), n)
 			by[part] = append(by[part], f)
@@ -318,7 +318,7 @@ func (l *lookup) queue(ctx context.Context, p redis.Pipeliner, a *ask) func() {
 				for i, f := range some {
 					fields[i] = f.key
 				}
-				rows = append(rows, rowsAsk{p.HMGet(ctx, l.from.RowsKey(s+1, int32(part)), fields...), some, s})
+				rows = append(rows, rowsFetch{p.HMGet(ctx, l.from.RowsKey(s+1, int32(part)), fields...), some, s})
 			}
 		}
 	}
@@ -329,7 +329,7 @@ func (l *lookup) queue(ctx context.Context, p redis.Pipeliner, a *ask) func() {
 		s := l.p.refs[r].side
 		col := l.p.sides[s].cols[l.p.refs[r].inForce.group]
 		for _, g := range gs {
-			groups = append(groups, groupAsk{p.ZRangeByLex(ctx, l.from.IndexKey(s+1, col, g.key), &redis.ZRangeBy{Min: "-", Max: "+"}), g})
+			groups = append(groups, groupFetch{p.ZRangeByLex(ctx, l.from.IndexKey(s+1, col, g.key), &redis.ZRangeBy{Min: "-", Max: "+"}), g})
 		}
 	}
 	return func() {
@@ -342,7 +342,7 @@ func (l *lookup) queue(ctx context.Context, p redis.Pipeliner, a *ask) func() {
 		}
 		for _, q := range groups {
 			for _, key := range q.cmd.Val() {
-				q.g.members = append(q.g.members, &found{key: key})
+				q.g.members = append(q.g.members, &refRow{key: key})
 			}
 		}
 	}

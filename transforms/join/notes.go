@@ -155,7 +155,7 @@ func (l *Left) recount(ctx context.Context, q *writer, t *change.Topic, part int
 	n := len(l.plan.refs)
 	items := make([]*item, len(keys))
 	for i, key := range keys {
-		items[i] = &item{at: -1, key: key, part: part, rows: make([]*found, n), grps: make([]*group, n)}
+		items[i] = &item{at: -1, key: key, part: part, rows: make([]*refRow, n), grps: make([]*group, n)}
 	}
 	read, err := state.NewConsistentRead(ctx, append([]*state.Reader{l.leftReader}, l.sideReaders...)...)
 	if err != nil {

@@ -72,15 +72,15 @@ func (s *side) index(col int) {
 	}
 }
 
-// at is a kept value: of left (ref −1) or of a reference.
-type at struct{ ref, col int }
+// columnRef is a kept value: of left (ref −1) or of a reference.
+type columnRef struct{ ref, col int }
 
 // ref is a compiled Reference.
 type ref struct {
 	name    string
 	at      int // index in plan.refs
 	side    int // index in plan.sides
-	on      at
+	on      columnRef
 	round   int // when its row is looked up: 1, 2, …; with inForce the group one round before
 	inForce *inForce
 	what    string // group_by without _id: "resource"
@@ -90,7 +90,7 @@ type inForce struct{ from, to, at, group int }
 
 type outField struct {
 	kind     outKind
-	from, by at
+	from, by columnRef
 }
 
 type outKind uint8
@@ -101,7 +101,7 @@ const (
 	outProduct
 )
 
-type agree struct{ a, b at }
+type agree struct{ a, b columnRef }
 
 // compiler gathers mistakes.
 type compiler struct {
@@ -276,12 +276,12 @@ func (c *compiler) date(path string, s *side, name string) int {
 }
 
 // value reads "field" or "reference.field".
-func (c *compiler) value(path, text string) (at, bool) {
+func (c *compiler) value(path, text string) (columnRef, bool) {
 	p := c.p
 	name, field, dotted := strings.Cut(text, ".")
 	if !dotted {
 		i := c.column(path, p.left, text)
-		return at{-1, i}, i >= 0
+		return columnRef{-1, i}, i >= 0
 	}
 	r := p.ref(name)
 	if r == nil {
@@ -290,13 +290,13 @@ func (c *compiler) value(path, text string) (at, bool) {
 			names[i] = r.name
 		}
 		near(c.fail(path, "%q names no reference before this place", name), name, names)
-		return at{}, false
+		return columnRef{}, false
 	}
 	i := c.column(path, p.sides[r.side], field)
-	return at{r.at, i}, i >= 0
+	return columnRef{r.at, i}, i >= 0
 }
 
-func (p *plan) column(a at) *change.Column {
+func (p *plan) column(a columnRef) *change.Column {
 	s := p.left
 	if a.ref >= 0 {
 		s = p.sides[p.refs[a.ref].side]
@@ -350,7 +350,7 @@ func (c *compiler) fields(cfg Config) {
 	}
 	for i, k := range p.out.Key {
 		want := p.left.col(p.left.table.Columns[p.left.table.Key[i]].Name)
-		if f := p.fields[k]; f.kind != outCopy || f.from != (at{-1, want}) {
+		if f := p.fields[k]; f.kind != outCopy || f.from != (columnRef{-1, want}) {
 			c.fail("output", "the key of %s is not that of %s", cfg.Output, cfg.Left)
 		}
 		p.outKey = append(p.outKey, want)
@@ -364,7 +364,7 @@ func (c *compiler) product(path, text string, col *change.Column) outField {
 	if !ok1 || !ok2 {
 		return outField{}
 	}
-	for _, v := range []at{x, y} {
+	for _, v := range []columnRef{x, y} {
 		if k := c.p.column(v).Kind; k != change.Decimal && k != change.Int {
 			c.fail(path, "a product needs numbers, %s is none", c.p.column(v).Name)
 		}

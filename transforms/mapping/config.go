@@ -67,7 +67,7 @@ func Defaults() Config {
 	return Config{Dedupe: Dedupe{Mode: "position", Window: 72 * time.Hour}}
 }
 
-func init() { pipeline.RegisterTransform("map", Make) }
+func init() { pipeline.Transforms.Register("map", Make) }
 
 // Make is the maker of type map: one group, dedupe and then mapping.
 func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.TransformSpec, error) {

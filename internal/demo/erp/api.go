@@ -145,11 +145,11 @@ func (s *Server) route(path string) (*set, string, *apiError) {
 	if name != "companies" || len(segs) > 2 {
 		return nil, "", &apiError{http.StatusNotFound, "BadRequest_NotFound", "Resource not found for the segment '" + segs[0] + "'."}
 	}
-	if len(segs) == 1 {
-		return nil, "", nil
-	}
-	if !strings.EqualFold(id, s.opt.CompanyID) {
+	if (len(segs) > 1 || id != "") && !strings.EqualFold(id, s.opt.CompanyID) {
 		return nil, "", &apiError{http.StatusNotFound, "Internal_CompanyNotFound", "The company does not exist."}
+	}
+	if len(segs) == 1 {
+		return nil, id, nil
 	}
 	name, id = splitSegment(segs[1])
 	set := sets[name]
@@ -169,7 +169,11 @@ func (s *Server) do(r *http.Request, set *set, id string, body map[string]json.R
 		if r.Method != http.MethodGet {
 			return answer{}, &apiError{http.StatusMethodNotAllowed, "BadRequest_MethodNotAllowed", "Companies are read-only."}
 		}
-		return answer{status: 200, body: map[string]any{"value": []any{map[string]string{"id": s.opt.CompanyID, "name": s.opt.CompanyName, "displayName": s.opt.CompanyName}}}}, nil
+		company := map[string]any{"id": s.opt.CompanyID, "name": s.opt.CompanyName, "displayName": s.opt.CompanyName}
+		if id != "" {
+			return answer{status: 200, body: company}, nil
+		}
+		return answer{status: 200, body: map[string]any{"value": []any{company}}}, nil
 	}
 	if custom && set.name != "projects" && set.name != "timeRegistrationEntries" {
 		return answer{}, &apiError{http.StatusNotFound, "BadRequest_NotFound", "Resource not found for the segment '" + set.name + "'."}

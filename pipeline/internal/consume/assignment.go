@@ -19,6 +19,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/retry"
@@ -99,12 +100,17 @@ func (a *Assignment) Opts(m *Membership) []kgo.Opt {
 }
 
 func (a *Assignment) assigned(ctx context.Context, _ *kgo.Client, m map[string][]int32) {
+	if err := outage.Guard(func() error { return a.assign(ctx, m) }); err != nil {
+		a.fail(err)
+	}
+}
+
+func (a *Assignment) assign(ctx context.Context, m map[string][]int32) error {
 	places := map[string]map[int32]*Owned{}
 	for name, parts := range m {
 		t, err := a.cluster.Topic(ctx, name)
 		if err != nil {
-			a.fail(err)
-			return
+			return err
 		}
 		places[name] = map[int32]*Owned{}
 		for _, p := range parts {
@@ -113,14 +119,14 @@ func (a *Assignment) assigned(ctx context.Context, _ *kgo.Client, m map[string][
 	}
 	if a.aligned && len(m) > 0 {
 		if err := a.checkAligned(places); err != nil {
-			a.fail(err)
-			return
+			return err
 		}
 	}
 	a.mu.Lock()
 	a.gen++
 	a.places, a.ready = places, false
 	a.mu.Unlock()
+	return nil
 }
 
 // checkAligned: partition i of every topic is here, or of none.
@@ -206,7 +212,11 @@ func (a *Assignment) fetched(_ context.Context, _ *kgo.Client, resp *kmsg.Offset
 // adjust decides where each partition starts: at what is committed, or at the
 // first record; start may say otherwise. It checks that this is still there.
 func (a *Assignment) adjust(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
-	out, err := a.adjusted(ctx, offsets)
+	var out map[string]map[int32]kgo.Offset
+	err := outage.Guard(func() (err error) { // Start is the component's
+		out, err = a.adjusted(ctx, offsets)
+		return err
+	})
 	if err != nil && ctx.Err() == nil {
 		a.fail(err)
 	}

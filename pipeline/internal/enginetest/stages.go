@@ -52,6 +52,9 @@ func (c *Copier) Apply(ctx context.Context, in *change.Batch, out pipeline.Outle
 	return out.Send(ctx, in)
 }
 
+// Sent is how many changes were sent on so far.
+func (c *Copier) Sent() int { return int(c.sent.Load()) }
+
 // Failing fails when err says so.
 type Failing struct {
 	*Copier

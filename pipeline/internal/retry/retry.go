@@ -28,7 +28,7 @@ const (
 // to be tried again (outage.Classify). Between calls it pauses with jitter, at least
 // as long as the problem asks for (problem.Error.After). It keeps the
 // component's state: Retrying with the reason during a pause, Halted when it
-// gives up, Stopped when it ends; run itself sets Running when it is.
+// gives up, Failed when run panics, Stopped when it ends; run itself sets Running when it is.
 //
 // The error is nil when run ended or ctx did, else the one that halted it. An
 // error that comes with the end of ctx is not a failure.
@@ -38,7 +38,7 @@ func Run(ctx context.Context, comp *obs.Component, run func(ctx context.Context)
 	}
 	for {
 		began := time.Now()
-		err := run(ctx)
+		err := outage.Guard(func() error { return run(ctx) })
 		if err == nil || ctx.Err() != nil {
 			if err != nil && !errors.Is(err, context.Canceled) {
 				comp.Log.Info("stopping", "while", err)
@@ -48,6 +48,11 @@ func Run(ctx context.Context, comp *obs.Component, run func(ctx context.Context)
 		}
 		class, code := outage.Classify(err), outage.CodeOf(err)
 		comp.Failed(class.String(), code)
+		if p := (*outage.Panic)(nil); errors.As(err, &p) {
+			comp.Is(obs.Failed, outage.ReasonOf(err))
+			comp.Log.Error("failed", "code", code, "err", err, "remedy", outage.RemedyOf(err), "stack", p.Stack)
+			return err
+		}
 		if class != problem.Retry {
 			comp.Is(obs.Halted, outage.ReasonOf(err))
 			comp.Log.Error("halted", "code", code, "err", err, "remedy", outage.RemedyOf(err))

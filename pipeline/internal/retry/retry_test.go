@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -92,4 +94,18 @@ func TestRunEndsWithItsContext(t *testing.T) {
 			t.Errorf("state %s", s)
 		}
 	})
+}
+
+// A bug in one component must not take the process, and all others, with it;
+// nor may it be tried again: it would be met again, for ever.
+func TestRunOutlivesAPanic(t *testing.T) {
+	comp := testComponent()
+	runs := 0
+	err := Run(t.Context(), comp, func(context.Context) error { runs++; panic("BUG: of a test") })
+	if !problem.Has(err, outage.ErrPanic) || runs != 1 {
+		t.Errorf("%v after %d runs", err, runs)
+	}
+	if v := comp.View(); v.State != obs.Failed || !strings.Contains(v.Reason, "BUG: of a test") {
+		t.Errorf("state %s: %q", v.State, v.Reason)
+	}
 }

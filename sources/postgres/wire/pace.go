@@ -1,3 +1,5 @@
+// Pace: how long octets are let to gather before the next read.
+
 package wire
 
 import (
