@@ -218,6 +218,33 @@ func (s *stream) end() {
 	})
 }
 
+// awaitFull returns when the reader waits for room: all chunks are there, and
+// the last one is full but for what is not read into any more. (How many octets
+// that is depends on how they came.)
+func (s *stream) awaitFull() {
+	s.t.Helper()
+	defer func() {
+		if s.t.Failed() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.t.Logf("%+v, %d chunks in the queue, reading ended with %v, acknowledging with %v", s.under.Counts(), len(s.queue), s.err, s.sendE.Load())
+		}
+	}()
+	poll(s.t, "read-ahead is used up", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.err != nil {
+			s.t.Fatalf("the connection ended before read-ahead was used up: %v", s.err)
+		}
+		k := len(s.queue)
+		if 1+k < ReadAhead/chunkSize {
+			return false
+		}
+		last := s.queue[k-1]
+		return len(last.buf)-int(last.n.Load()) < chunkMin
+	})
+}
+
 // frame gives the next frame that is not a keepalive, or the error that ended
 // the connection.
 func (s *stream) frame() (kind byte, body []byte, err error) {

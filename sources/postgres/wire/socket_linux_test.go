@@ -115,7 +115,7 @@ func TestNobodyDecodes(t *testing.T) {
 		exec(t, world.pg, db, "ALTER DATABASE "+db+" SET wal_sender_timeout = '3s'")
 		exec(t, world.pg, db, "SELECT add(1, 30000, 200)")
 		s := open(t, w, db, true)
-		poll(t, "read-ahead is used up", func() bool { return s.under.Counts().Octets > ReadAhead-2*chunkSize })
+		s.awaitFull()
 		patience := time.NewTimer(9 * time.Second) // three times the timeout
 		<-patience.C
 		if err := s.sendE.Load(); err != nil {
@@ -147,7 +147,7 @@ func TestClose(t *testing.T) {
 		free()
 		exec(t, world.pg, db, "SELECT add(1, 30000, 200)")
 		s = open(t, w, db, true)
-		poll(t, "read-ahead is used up", func() bool { return s.under.Counts().Octets > ReadAhead-2*chunkSize })
+		s.awaitFull()
 		in(t, testkit.Patience, "closing while there is no room", async(func() bool { s.end(); return true }))
 		free()
 		s = open(t, w, db, true)
