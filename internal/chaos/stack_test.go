@@ -22,6 +22,7 @@ import (
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/internal/demo/erp"
 	"github.com/tallywire/tallywire/internal/demo/firm"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/registry"
@@ -33,9 +34,9 @@ import (
 type stack struct {
 	t         *testing.T
 	dir       string
-	psa, far  *testkit.Postgres // far: the warehouse and the control database
-	kafka     *testkit.Kafka
-	redis     *testkit.Redis
+	psa, far  *embedded.Postgres // far: the warehouse and the control database
+	kafka     *embedded.Kafka
+	redis     *embedded.Redis
 	erp       *erp.Server
 	cluster   *kafka.Cluster
 	registry  *avro.Registry
@@ -72,8 +73,8 @@ func newStack(t *testing.T) *stack {
 		}
 	}
 	params := map[string]string{"fsync": "off", "timezone": "UTC"}
-	start := func(name string) *testkit.Postgres {
-		p, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Dir: filepath.Join(s.dir, name), Params: params, Unix: true, TLS: true})
+	start := func(name string) *embedded.Postgres {
+		p, err := embedded.StartPostgres(ctx, embedded.PostgresOptions{Dir: filepath.Join(s.dir, name), Params: params, Unix: true, TLS: true})
 		must(err)
 		t.Cleanup(func() { must(p.Stop()) })
 		return p
@@ -82,7 +83,7 @@ func newStack(t *testing.T) *stack {
 	must(s.psa.CreateDatabase(ctx, "psa"))
 	must(s.far.CreateDatabase(ctx, "warehouse"))
 	must(s.far.CreateDatabase(ctx, "control"))
-	s.kafka = testkit.NewKafka(t, testkit.KafkaOptions{Dir: filepath.Join(s.dir, "kafka")})
+	s.kafka = testkit.NewKafka(t, embedded.KafkaOptions{Dir: filepath.Join(s.dir, "kafka")})
 	s.redis = testkit.NewRedis(t)
 
 	var err error
@@ -214,7 +215,7 @@ func (s *stack) start() {
 	cmd.Env = append(os.Environ(), "ERP_SECRET="+secret)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
 	done := make(chan struct{})
-	if err := testkit.StartChild(cmd, func(error) { close(done) }); err != nil {
+	if err := embedded.StartChild(cmd, func(error) { close(done) }); err != nil {
 		s.t.Fatal(err)
 	}
 	s.proc, s.done = cmd, done

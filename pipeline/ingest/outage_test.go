@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -119,7 +120,7 @@ func TestIngestKafkaKilled(t *testing.T) {
 		t.Log("short: needs Apache Kafka of its own")
 		return
 	}
-	k := testkit.NewKafka(t, testkit.KafkaOptions{})
+	k := testkit.NewKafka(t, embedded.KafkaOptions{})
 	b := enginetest.NewBed(t, k.Addr())
 	patient(b)
 	txs := inserts(200, 20)

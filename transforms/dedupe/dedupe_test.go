@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/dedupe"
@@ -173,7 +174,7 @@ func TestPositionPassesParked(t *testing.T) {
 }
 
 func redisClient(t *testing.T) *goredis.Client {
-	e, err := redis.StartEmbedded("127.0.0.1:0")
+	e, err := embedded.StartMiniRedis("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
