@@ -60,7 +60,7 @@ var connectArtefacts = []artefacts{
 // come meanwhile wait.
 func ConnectBinaries(ctx context.Context) (*ConnectInstall, error) {
 	if _, err := exec.LookPath("java"); err != nil {
-		return nil, errors.New("Kafka Connect needs the program java, version 17 or newer: install openjdk-17-jre-headless")
+		return nil, errors.New("the program java is missing, which Kafka Connect needs, version 17 or newer: install openjdk-17-jre-headless")
 	}
 	dir, err := embedded.Cached("Kafka Connect, Debezium "+DebeziumVersion+" and their converters, about 200 MB", "connect-"+embedded.KafkaVersion+"-debezium-"+DebeziumVersion+"-apicurio-"+ApicurioVersion, func(into string) error {
 		for _, a := range connectArtefacts {

@@ -238,7 +238,7 @@ func TestIngestCheckpointIsDurable(t *testing.T) {
 func TestIngestParksWhatCannotBeEncoded(t *testing.T) {
 	b := enginetest.NewBed(t, "")
 	table := (&change.Table{
-		Source: b.Source, Schema: "public", Name: "item", Topic: b.Topic(), Key: []int{0}, OldFull: true,
+		Source: b.Source, Connector: &change.Connector{Name: "bed", Version: "1"}, Schema: "public", Name: "item", Topic: b.Topic(), Key: []int{0}, OldFull: true,
 		Columns: []change.Column{
 			{Name: "id", Type: "bigint", Kind: change.Int, Width: 8, Precision: -1, Scale: -1},
 			{Name: "amount", Type: "numeric(10,2)", Kind: change.Decimal, Nullable: true, Precision: 10, Scale: 2},

@@ -232,6 +232,9 @@ func TestColumnFacts(t *testing.T) {
 	r.stop()
 	f := tables["facts"]
 	got = append(got, f)
+	if f.Database != d.name || f.Connector == nil || f.Connector.Name != "postgresql" || f.Connector.Version == "" {
+		t.Errorf("facts is of database %q by connector %+v, want %q by postgresql", f.Database, f.Connector, d.name)
+	}
 	if fmt.Sprint(f.Key) != "[1 0]" {
 		t.Errorf("key of facts is %v, want [1 0]: the order of the primary key", f.Key)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/embedded"
+	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/dedupe"
@@ -194,7 +195,7 @@ func redisClient(t *testing.T) *goredis.Client {
 }
 
 func identity(t *testing.T, rdb *goredis.Client) *dedupe.Identity {
-	s := dedupe.ByIdentity(rdb, slog.New(slog.DiscardHandler), "canonical", []string{"hook.event"}, []string{"id"}, time.Hour)
+	s := dedupe.ByIdentity(&pipeline.Env{Redis: rdb, Obs: obs.New(slog.New(slog.DiscardHandler))}, "canonical", []string{"hook.event"}, []string{"id"}, time.Hour)
 	s.Stores()[0].CheckEvery = 0
 	return s
 }
