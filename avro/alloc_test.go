@@ -11,7 +11,7 @@ import (
 // timeEntry is the demo's largest table.
 func timeEntry() *change.Table {
 	return (&change.Table{
-		Source: "psa", Database: "psa", Schema: "public", Name: "time_entry", Topic: "psa.public.time_entry", OldFull: true,
+		Source: "psa", Connector: connector, Database: "psa", Schema: "public", Name: "time_entry", Topic: "psa.public.time_entry", OldFull: true,
 		Columns: []change.Column{
 			{Name: "id", Type: "bigint", Kind: change.Int, Width: 8},
 			{Name: "employee_id", Type: "bigint", Kind: change.Int, Width: 8},

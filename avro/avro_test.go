@@ -3,15 +3,19 @@ package avro_test
 import (
 	"bytes"
 	"encoding/json"
+	"maps"
 	"math"
 	"math/big"
 	"net/http/httptest"
 	"testing"
 
-	"github.com/tallywire/tallywire/avro"
-	"github.com/tallywire/tallywire/change"
+	"github.com/google/go-cmp/cmp"
 	"github.com/twmb/franz-go/pkg/sr/srfake"
 	"pgregory.net/rapid"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/problem"
 )
 
 // newRegistry starts a registry that speaks the real protocol.
@@ -72,7 +76,7 @@ func kinds() *change.Table {
 		cols[i].Nullable = i > 1
 	}
 	return (&change.Table{
-		Source: "psa", Database: "psa", Schema: "public", Name: "kinds", Topic: "psa.public.kinds",
+		Source: "psa", Connector: connector, Database: "psa", Schema: "public", Name: "kinds", Topic: "psa.public.kinds",
 		Columns: cols, Key: []int{1, 0}, OldFull: true,
 	}).Index()
 }
@@ -189,6 +193,91 @@ func same(t interface{ Fatalf(string, ...any) }, tab *change.Table, x *change.Ba
 		a, b := string(x.AppendText(nil, want[i])), string(y.AppendText(nil, got[i]))
 		if want[i].Kind() != got[i].Kind() || a != b {
 			t.Fatalf("column %s: want %s %q, got %s %q", tab.Columns[i].Name, want[i].Kind(), a, got[i].Kind(), b)
+		}
+	}
+}
+
+// connector is as the Postgres source says it.
+var connector = &change.Connector{Name: "postgresql", Version: "1", Fields: []change.SourceField{{Name: "txId", Of: change.SourceXID}, {Name: "lsn", Of: change.SourceLSN}, {Name: "xmin"}}}
+
+// Lost if this fails: whoever reads a raw topic is told of another source, or of
+// another place in it, than the row came from.
+func TestSourceBlockIsTheConnectors(t *testing.T) {
+	for _, c := range []struct {
+		connector *change.Connector
+		own       map[string]any
+	}{
+		{connector, map[string]any{"txId": map[string]any{"long": int64(77)}, "lsn": map[string]any{"long": int64(4711)}, "xmin": nil}},
+		{&change.Connector{Name: "poll", Version: "3"}, map[string]any{}},
+	} {
+		t.Run(c.connector.Name, func(t *testing.T) {
+			tab := kinds()
+			tab.Connector, tab.Topic = c.connector, "psa.public."+c.connector.Name
+			enc := newEncoder(t, newRegistry(t), tab)
+			_, schema, err := avro.EnvelopeSchemas(tab)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b := change.Get()
+			defer b.Release()
+			ch := b.Append(tab, change.Truncate)
+			ch.Time, ch.XID, ch.Pos = 1_770_000_000_123_456, 77, change.Pos{System: 1, Timeline: 1, LSN: 4711, Kind: change.PosCommit, Ordinal: 2}
+			wire, err := enc.AppendValue(nil, b, ch)
+			if err != nil {
+				t.Fatal(err)
+			}
+			native, _, err := codec(t, schema).NativeFromBinary(wire[5:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := native.(map[string]any)["source"].(map[string]any)
+			want := map[string]any{
+				"version": c.connector.Version, "connector": c.connector.Name, "name": "psa", "db": "psa", "schema": "public", "table": "kinds",
+				"ts_ms": int64(1_770_000_000_123), "ts_us": map[string]any{"long": int64(1_770_000_000_123_456)}, "ts_ns": map[string]any{"long": int64(1_770_000_000_123_456_000)},
+				"snapshot": map[string]any{"string": "false"}, "sequence": map[string]any{"string": `["4711","2"]`},
+			}
+			maps.Copy(want, c.own)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("the source block (want, got):\n%s", diff)
+			}
+		})
+	}
+	tab := kinds()
+	tab.Connector = nil
+	if _, _, err := avro.EnvelopeSchemas(tab); !problem.Has(err, avro.ErrTable) {
+		t.Errorf("a table without a connector: %v", err)
+	}
+}
+
+// Lost if this fails: a doctor holds a mapping against another table than the
+// one that its topic is filled from.
+func TestTableOfATopic(t *testing.T) {
+	reg := newRegistry(t)
+	if tab, err := reg.Table(t.Context(), "psa.public.kinds"); tab != nil || err != nil {
+		t.Fatalf("of a topic without schemas: %v, %v", tab, err)
+	}
+	want := kinds()
+	newEncoder(t, reg, want)
+	got, err := reg.Table(t.Context(), want.Topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Source != want.Source || got.Database != want.Database || got.Schema != want.Schema || got.Name != want.Name || got.OldFull != want.OldFull {
+		t.Errorf("it is %+v, want %+v", got, want)
+	}
+	if diff := cmp.Diff(want.Key, got.Key); diff != "" {
+		t.Errorf("its key (want, got):\n%s", diff)
+	}
+	if diff := cmp.Diff(&change.Connector{Name: "postgresql", Fields: connector.Fields}, got.Connector); diff != "" {
+		t.Errorf("its connector (want, got):\n%s", diff)
+	}
+	// A stage may pass rows on as they are.
+	again := *got
+	again.Topic = "copied"
+	newEncoder(t, reg, &again)
+	for i := range want.Columns {
+		if w, g := want.Columns[i], got.Columns[i]; w.Name != g.Name || w.Type != g.Type || w.Kind != g.Kind {
+			t.Errorf("column %d is %+v, want %+v", i, g, w)
 		}
 	}
 }

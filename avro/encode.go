@@ -83,7 +83,7 @@ func (e *Encoder) buildRaw(ctx context.Context, reg *Registry) error {
 		return err
 	}
 	binary.BigEndian.PutUint32(e.head[1:], uint32(id))
-	e.source = appendString(appendString(appendString(nil, Version), connectorName), t.Source)
+	e.source = appendString(appendString(appendString(nil, t.Connector.Version), t.Connector.Name), t.Source)
 	e.db = appendString(nil, t.Database)
 	e.identity = appendString(appendString(nil, t.Schema), t.Name)
 	return nil

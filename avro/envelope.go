@@ -1,5 +1,4 @@
-// Envelope: the schemas of a raw topic, as Debezium's PostgreSQL connector
-// names and shapes them.
+// Envelope: the schemas of a raw topic, as Debezium names and shapes them.
 
 package avro
 
@@ -11,28 +10,31 @@ import (
 	"github.com/tallywire/tallywire/change"
 )
 
-// connectorName is that of Debezium, whose envelope this is.
-const connectorName = "postgresql"
+// commonSource are the fields of the source block that every connector has.
+var commonSource = []string{"version", "connector", "name", "ts_ms", "snapshot", "db", "sequence", "ts_us", "ts_ns", "schema", "table"}
 
-// Version goes into source.version of every raw record.
-var Version = "tallywire"
-
-const sourceSchema = `{"type":"record","name":"Source","namespace":"io.debezium.connector.postgresql","fields":[` +
-	`{"name":"version","type":"string"},` +
-	`{"name":"connector","type":"string"},` +
-	`{"name":"name","type":"string"},` +
-	`{"name":"ts_ms","type":"long"},` +
-	`{"name":"snapshot","type":[{"type":"string","connect.version":1,"connect.parameters":{"allowed":"first,first_in_data_collection,last_in_data_collection,true,last,false,incremental"},"connect.default":"false","connect.name":"io.debezium.data.Enum"},"null"],"default":"false"},` +
-	`{"name":"db","type":"string"},` +
-	`{"name":"sequence","type":["null","string"],"default":null},` +
-	`{"name":"ts_us","type":["null","long"],"default":null},` +
-	`{"name":"ts_ns","type":["null","long"],"default":null},` +
-	`{"name":"schema","type":"string"},` +
-	`{"name":"table","type":"string"},` +
-	`{"name":"txId","type":["null","long"],"default":null},` +
-	`{"name":"lsn","type":["null","long"],"default":null},` +
-	`{"name":"xmin","type":["null","long"],"default":null}` +
-	`],"connect.version":1,"connect.name":"io.debezium.connector.postgresql.Source"}`
+// sourceSchema is that of the source block, with the fields in the order that
+// Debezium gives them.
+func sourceSchema(c *change.Connector) string {
+	space := "io.debezium.connector." + c.Name
+	var own strings.Builder
+	for _, f := range c.Fields {
+		own.WriteString(`,{"name":"` + f.Name + `","type":["null","long"],"default":null}`)
+	}
+	return `{"type":"record","name":"Source","namespace":"` + space + `","fields":[` +
+		`{"name":"version","type":"string"},` +
+		`{"name":"connector","type":"string"},` +
+		`{"name":"name","type":"string"},` +
+		`{"name":"ts_ms","type":"long"},` +
+		`{"name":"snapshot","type":[{"type":"string","connect.version":1,"connect.parameters":{"allowed":"first,first_in_data_collection,last_in_data_collection,true,last,false,incremental"},"connect.default":"false","connect.name":"io.debezium.data.Enum"},"null"],"default":"false"},` +
+		`{"name":"db","type":"string"},` +
+		`{"name":"sequence","type":["null","string"],"default":null},` +
+		`{"name":"ts_us","type":["null","long"],"default":null},` +
+		`{"name":"ts_ns","type":["null","long"],"default":null},` +
+		`{"name":"schema","type":"string"},` +
+		`{"name":"table","type":"string"}` + own.String() +
+		`],"connect.version":1,"connect.name":"` + space + `.Source"}`
+}
 
 const transactionSchema = `{"type":"record","name":"block","namespace":"event","fields":[` +
 	`{"name":"id","type":"string"},` +
@@ -52,6 +54,10 @@ type tableAttr struct {
 // EnvelopeSchemas gives the Avro schemas of the raw topic of a source's table;
 // key is "" for a table without one. Errors are TW-AVRO-TABLE.
 func EnvelopeSchemas(t *change.Table) (key, value string, err error) {
+	if t.Connector == nil {
+		return "", "", ErrTable.New("table %s.%s of source %q does not say what its source is (change.Table.Connector)", t.Schema, t.Name, t.Source).
+			WithRemedy("This is a bug of the source; the source sets it.")
+	}
 	space := namespace(t.Topic)
 	fields := make([]string, len(t.Columns))
 	seen := map[string]string{}
@@ -102,7 +108,7 @@ func EnvelopeSchemas(t *change.Table) (key, value string, err error) {
 	value = `{"type":"record","name":"Envelope","namespace":"` + space + `","fields":[` +
 		`{"name":"before","type":["null",{"type":"record","name":"Value","fields":[` + strings.Join(fields, ",") + `],"connect.name":"` + space + `.Value"}],"default":null},` +
 		`{"name":"after","type":["null","Value"],"default":null},` +
-		`{"name":"source","type":` + sourceSchema + `},` +
+		`{"name":"source","type":` + sourceSchema(t.Connector) + `},` +
 		`{"name":"transaction","type":["null",` + transactionSchema + `],"default":null},` +
 		`{"name":"op","type":"string"},` +
 		`{"name":"ts_ms","type":["null","long"],"default":null},` +

@@ -71,17 +71,17 @@ func (m *Memo) fill(e *Encoder, c *change.Change) {
 	m.head = p
 	p = appendMicrosNanos(m.tail[:0], c.Time)
 	p = append(p, e.identity...)
-	if c.XID == 0 {
-		p = append(p, 0)
-	} else {
-		p = binary.AppendVarint(append(p, 2), int64(c.XID))
+	for _, f := range e.table.Connector.Fields {
+		switch {
+		case f.Of == change.SourceXID && c.XID != 0:
+			p = binary.AppendVarint(append(p, 2), int64(c.XID))
+		case f.Of == change.SourceLSN && m.placed:
+			p = binary.AppendVarint(append(p, 2), int64(c.Pos.LSN))
+		default:
+			p = append(p, 0)
+		}
 	}
-	if m.placed {
-		p = binary.AppendVarint(append(p, 2), int64(c.Pos.LSN))
-	} else {
-		p = append(p, 0)
-	}
-	p = append(p, 0, 0, 2) // xmin, transaction; the length of the op
+	p = append(p, 0, 2) // transaction; the length of the op
 	m.tail = p
 	if len(m.now) == 0 {
 		now := e.now().UnixMicro()

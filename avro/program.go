@@ -5,6 +5,7 @@ package avro
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/tallywire/tallywire/change"
@@ -110,6 +111,7 @@ func compileEnvelope(n, key *node, topic string) (*program, error) {
 		case "source":
 			if of.typ == "record" && null < 0 {
 				s = step{do: doSource, sub: compileSource(of)}
+				t.Connector = connectorOf(of)
 			}
 		}
 		if err != nil {
@@ -134,6 +136,31 @@ func compileEnvelope(n, key *node, topic string) (*program, error) {
 		}
 	}
 	return p, nil
+}
+
+// connectorOf reads a connector back from its source block, for a stage that
+// passes rows on as they are. Its version stands in each record, not here.
+func connectorOf(n *node) *change.Connector {
+	space := strings.TrimSuffix(n.name, ".Source")
+	c := &change.Connector{Name: space[strings.LastIndexByte(space, '.')+1:]}
+	for i := range n.fields {
+		f := &n.fields[i]
+		if slices.Contains(commonSource, f.name) {
+			continue
+		}
+		if of, null, err := f.typ.optional(); err != nil || null < 0 || of.typ != "long" {
+			continue
+		}
+		own := change.SourceField{Name: f.name}
+		switch f.name {
+		case "txId":
+			own.Of = change.SourceXID
+		case "lsn":
+			own.Of = change.SourceLSN
+		}
+		c.Fields = append(c.Fields, own)
+	}
+	return c
 }
 
 func compileSource(n *node) []step {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/sr"
+
+	"github.com/tallywire/tallywire/change"
 )
 
 // Registry registers and fetches schemas, each at most once. Safe for
@@ -101,6 +103,42 @@ func (r *Registry) SchemaByID(ctx context.Context, id int32) (string, error) {
 	r.txt[id] = s.Schema
 	r.mu.Unlock()
 	return s.Schema, nil
+}
+
+// Table is what the records of a topic look like by the schemas that its
+// subjects were given last; nil when they have none. Errors: TW-AVRO-SCHEMA
+// (reject), TW-REGISTRY-UNAVAILABLE (retry), TW-REGISTRY-DENIED (halt).
+func (r *Registry) Table(ctx context.Context, topic string) (*change.Table, error) {
+	value, err := r.latest(ctx, topic+"-value")
+	if value == nil || err != nil {
+		return nil, err
+	}
+	key, err := r.latest(ctx, topic+"-key")
+	if err != nil {
+		return nil, err
+	}
+	p, err := compileProgram(value, key, topic)
+	if err != nil {
+		return nil, ErrUnreadableSchema.New("the last schema of topic %s: %w", topic, err)
+	}
+	return p.table, nil
+}
+
+// latest gives a subject's last schema, nil when it has none.
+func (r *Registry) latest(ctx context.Context, subject string) (*node, error) {
+	s, err := r.client.SchemaByVersion(ctx, subject, -1)
+	if err != nil {
+		var re *sr.ResponseError
+		if errors.As(err, &re) && re.StatusCode == http.StatusNotFound {
+			return nil, nil
+		}
+		return nil, r.classify(ctx, err, "fetching the last schema of subject "+subject)
+	}
+	n, err := parseSchema(s.Schema.Schema)
+	if err != nil {
+		return nil, ErrUnreadableSchema.New("the last schema of subject %s: %w", subject, err)
+	}
+	return n, nil
 }
 
 // Ping asks whether the registry answers.

@@ -99,7 +99,7 @@ func TestTypesAreAsDocumented(t *testing.T) {
 		delete(documented, row.name)
 		row.col.Name, row.col.Type = "c", row.name
 		tab := (&change.Table{
-			Source: "s", Schema: "public", Name: "t", Topic: "s.public.t" + legalName(row.name), OldFull: true,
+			Source: "s", Connector: connector, Schema: "public", Name: "t", Topic: "s.public.t" + legalName(row.name), OldFull: true,
 			Columns: []change.Column{{Name: "id", Type: "integer", Kind: change.Int, Width: 4}, row.col}, Key: []int{0},
 		}).Index()
 		_, schema, err := avro.EnvelopeSchemas(tab)
@@ -169,7 +169,7 @@ func typeOf(t *testing.T, schema string) any {
 // by a registry.
 func TestNames(t *testing.T) {
 	tab := func(names ...string) *change.Table {
-		t := &change.Table{Source: "my-src", Schema: "public", Name: "1 täble", Topic: "my-src.public.1 täble"}
+		t := &change.Table{Source: "my-src", Connector: connector, Schema: "public", Name: "1 täble", Topic: "my-src.public.1 täble"}
 		for _, n := range names {
 			t.Columns = append(t.Columns, change.Column{Name: n, Type: "text", Kind: change.String})
 		}

@@ -5,8 +5,9 @@ import (
 	"math/big"
 	"testing"
 
-	"github.com/tallywire/tallywire/change"
 	"pgregory.net/rapid"
+
+	"github.com/tallywire/tallywire/change"
 )
 
 // drawValue makes a value of any kind.

@@ -12,20 +12,21 @@ import (
 type PosKind uint8
 
 const (
-	PosSnapshot PosKind = 1 // a row of the initial load; LSN is the slot's consistent point
-	PosMessage  PosKind = 2 // a non-transactional logical message; LSN is its own
-	PosCommit   PosKind = 3 // a change of a transaction; LSN is that of its commit record, as BEGIN announces it
+	PosSnapshot PosKind = 1 // read beside the log, as of LSN: a row of a load
+	PosMessage  PosKind = 2 // in the log by itself, at LSN
+	PosCommit   PosKind = 3 // a change of a transaction that is committed at LSN
 )
 
 // Pos is totally ordered within one source, and so are its bytes
-// (bytes.Compare of AppendPos). The LSN of a row is never part of it: rows of
-// concurrent transactions interleave and COPY rows share one (invariant 2).
+// (bytes.Compare of AppendPos). What its numbers stand for is the source's to
+// say; the engine and the stages only compare. A source without a log counts:
+// any number will do for LSN that rises with what it sends, over restarts too.
 type Pos struct {
-	System   uint64 // Postgres: the system identifier
-	Timeline uint32 // Postgres: the timeline
-	LSN      uint64
+	System   uint64 // which upstream: the changes of one never follow those of another
+	Timeline uint32 // which of its histories, after it was restored or failed over
+	LSN      uint64 // log sequence number: where in that history
 	Kind     PosKind
-	Ordinal  uint64 // PosCommit: 1, 2, … within the transaction; PosSnapshot: attempt<<48 | row
+	Ordinal  uint64 // which of those that share all this: 1, 2, …
 }
 
 // PosSize is the length of an encoded Pos in bytes.
@@ -85,7 +86,8 @@ func cmp(a, b uint64) int {
 // IsZero reports whether p is no position at all.
 func (p Pos) IsZero() bool { return p == Pos{} }
 
-// String gives system/timeline/LSN#ordinal, the LSN as Postgres prints it.
+// String gives system/timeline/LSN/kind#ordinal, the LSN as the hexadecimal
+// digits of its halves.
 func (p Pos) String() string {
 	return fmt.Sprintf("%d/%d/%X:%X/%d#%d", p.System, p.Timeline, p.LSN>>32, uint32(p.LSN), p.Kind, p.Ordinal)
 }

@@ -6,7 +6,7 @@ package change
 type Column struct {
 	Name      string
 	Type      string  // the source's own name, e.g. "numeric(12,4)", "timestamp with time zone"
-	TypeID    uint32  // Postgres: the type's OID; 0 elsewhere
+	TypeID    uint32  // the source's own number for it; 0: it has none
 	Kind      Kind    // how its values come, when they are neither Null nor Unchanged
 	Elem      *Column // Array: the element
 	Precision int16   // Decimal: digits in all; Time and Timestamp kinds: fractional digits; -1 unconstrained
@@ -20,16 +20,17 @@ type Column struct {
 // *Table, and the order of changes tells where one ends and the next begins.
 // Two Tables of the same shape may be different pointers.
 type Table struct {
-	Source   string // the name of the source; "" for a canonical entity
-	Database string // Postgres: the database
-	Schema   string // Postgres: the schema
-	Name     string
-	Topic    string // the Kafka topic that its changes belong to
-	Columns  []Column
-	Key      []int  // indexes of the key's columns, in key order
-	OldFull  bool   // Old rows are complete (REPLICA IDENTITY FULL)
-	ID       uint32 // Postgres: the relation's OID
-	byName   map[string]int
+	Source    string     // the name of the source; "" for a canonical entity
+	Connector *Connector // what the source is; nil for a canonical entity; read from a topic, without its Version
+	Database  string
+	Schema    string
+	Name      string
+	Topic     string // the Kafka topic that its changes belong to
+	Columns   []Column
+	Key       []int  // indexes of the key's columns, in key order
+	OldFull   bool   // Old rows are complete (REPLICA IDENTITY FULL)
+	ID        uint32 // the source's own number for it; 0: it has none
+	byName    map[string]int
 }
 
 // Index finishes a Table under construction; call it once before use.
@@ -56,6 +57,35 @@ func (t *Table) ColumnBytes(name []byte) int {
 	}
 	return -1
 }
+
+// Connector is what a kind of source says of itself in the source block of its
+// envelopes; one for all its Tables, immutable.
+type Connector struct {
+	// Name is Debezium's for the kind, where it has one ("postgresql"), since
+	// readers tell by it what the block holds. Letters, digits, underscores.
+	Name    string
+	Version string
+	// Fields are those that the block has beyond what every connector has
+	// (version, connector, name, ts_ms, snapshot, db, sequence, ts_us, ts_ns,
+	// schema, table), nullable longs in their order.
+	Fields []SourceField
+}
+
+// SourceField is a connector's own field of the source block.
+type SourceField struct {
+	Name string
+	Of   SourceValue
+}
+
+// SourceValue is what a SourceField tells of a change.
+type SourceValue uint8
+
+// What a source block may tell; what a change does not have is null.
+const (
+	SourceNothing SourceValue = iota // always null, for readers that expect the field
+	SourceXID                        // Change.XID
+	SourceLSN                        // Change.Pos.LSN
+)
 
 // Topic is one Kafka topic as it exists: a topic that was deleted and created
 // again under the same name has another ID, and its offsets mean other records.

@@ -7,8 +7,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/tallywire/tallywire/change"
 	"pgregory.net/rapid"
+
+	"github.com/tallywire/tallywire/change"
 )
 
 // If a text were not exact, a key would reach two partitions, or a sink would

@@ -2,7 +2,11 @@
 
 package pipeline
 
-import "context"
+import (
+	"context"
+
+	"github.com/tallywire/tallywire/change"
+)
 
 // Finding is one thing that a Doctor looked at.
 type Finding struct {
@@ -23,4 +27,11 @@ type Finding struct {
 // its Run.
 type Doctor interface {
 	Doctor(ctx context.Context) []Finding
+}
+
+// Catalog is a Source that can tell, before it runs, the Tables that its
+// changes will be of: with it a Doctor holds what reads them against them. It
+// changes nothing, as a Doctor. What cannot be captured it leaves out.
+type Catalog interface {
+	Tables(ctx context.Context) ([]*change.Table, error)
 }

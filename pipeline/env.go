@@ -3,10 +3,13 @@
 package pipeline
 
 import (
+	"context"
+
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 )
@@ -25,4 +28,8 @@ type Env struct {
 	Instance string
 	// Partitions is how many partitions a topic gets when we create it.
 	Partitions int32
+	// Tables tells a Doctor what the records of a topic are, or would be, as
+	// far as that can be known: from its source, else from the registry. A
+	// Table of nil: not known. It is nil outside of doctor.
+	Tables func(ctx context.Context, topic string) (*change.Table, error)
 }

@@ -14,7 +14,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/internal/embedded"
 )
 
 // result is what one kind of parts gave.
@@ -89,9 +89,9 @@ func machine() string {
 
 // versions of what took part.
 func versions(ctx context.Context, parts string) []string {
-	out := []string{runtime.Version(), "Postgres " + testkit.Postgres17}
+	out := []string{runtime.Version(), "Postgres " + embedded.Postgres17}
 	if strings.Contains(parts, "real") {
-		out = append(out, "Apache Kafka "+testkit.KafkaVersion)
+		out = append(out, "Apache Kafka "+embedded.KafkaVersion)
 		if b, err := exec.CommandContext(ctx, "redis-server", "--version").Output(); err == nil {
 			for _, f := range strings.Fields(string(b)) {
 				if v, ok := strings.CutPrefix(f, "v="); ok {

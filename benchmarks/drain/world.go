@@ -14,11 +14,10 @@ import (
 
 	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/demo/truth"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
-	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/supervise"
-	"github.com/tallywire/tallywire/internal/testkit"
 )
 
 // world outlives the pipeline, which is stopped and started in it.
@@ -27,7 +26,7 @@ type world struct {
 	log     *slog.Logger
 	closers []func() error
 
-	psa, far *testkit.Postgres
+	psa, far *embedded.Postgres
 	cluster  *kafka.Cluster
 	rows     int64 // of the seed
 	config   string
@@ -85,8 +84,8 @@ func (w *world) start(ctx context.Context, kind string) (err error) {
 	return nil
 }
 
-func (w *world) postgres(ctx context.Context, name string, params map[string]string, databases ...string) (*testkit.Postgres, error) {
-	p, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Dir: filepath.Join(w.dir, name), Params: params})
+func (w *world) postgres(ctx context.Context, name string, params map[string]string, databases ...string) (*embedded.Postgres, error) {
+	p, err := embedded.StartPostgres(ctx, embedded.PostgresOptions{Dir: filepath.Join(w.dir, name), Params: params})
 	if err != nil {
 		return nil, err
 	}
@@ -102,24 +101,24 @@ func (w *world) postgres(ctx context.Context, name string, params map[string]str
 // parts starts Kafka and Redis and gives their addresses.
 func (w *world) parts(ctx context.Context, kind string) (broker, cache string, err error) {
 	if kind == "real" {
-		k, err := testkit.StartKafka(ctx, testkit.KafkaOptions{Dir: filepath.Join(w.dir, "kafka"), HeapMB: 1024})
+		k, err := embedded.StartKafka(ctx, embedded.KafkaOptions{Dir: filepath.Join(w.dir, "kafka"), HeapMB: 1024})
 		if err != nil {
 			return "", "", err
 		}
 		w.onClose(k.Stop)
-		r, err := testkit.StartRedis(ctx, testkit.RedisOptions{})
+		r, err := embedded.StartRedis(ctx, embedded.RedisOptions{})
 		if err != nil {
 			return "", "", err
 		}
 		w.onClose(r.Stop)
 		return k.Addr(), r.Addr, nil
 	}
-	k, err := kafka.StartEmbedded(ctx, filepath.Join(w.dir, "kafka"), "127.0.0.1:0", w.log)
+	k, err := embedded.StartMiniKafka(ctx, filepath.Join(w.dir, "kafka"), "127.0.0.1:0", w.log)
 	if err != nil {
 		return "", "", err
 	}
 	w.onClose(k.Close)
-	r, err := redis.StartEmbedded("127.0.0.1:0")
+	r, err := embedded.StartMiniRedis("127.0.0.1:0")
 	if err != nil {
 		return "", "", err
 	}

@@ -171,7 +171,7 @@ func (o *oracle) native(m []byte, ordinal int) (n native, err error) {
 		"before": optional(before),
 		"after":  optional(after),
 		"source": map[string]any{
-			"version": avro.Version, "connector": "postgresql", "name": "psa", "ts_ms": commitTime / 1000,
+			"version": connector.Version, "connector": "postgresql", "name": "psa", "ts_ms": commitTime / 1000,
 			"snapshot": goavro.Union("string", "false"), "db": "psa",
 			"sequence": goavro.Union("string", fmt.Sprintf(`["%d","%d"]`, position.LSN, ordinal)),
 			"ts_us":    long(commitTime), "ts_ns": long(commitTime * 1000),

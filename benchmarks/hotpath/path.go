@@ -28,7 +28,7 @@ const partitions = 8
 func newRelation() *pgoutput.Relation {
 	var types pgoutput.Types
 	r := &pgoutput.Relation{Table: &change.Table{
-		Source: "psa", Database: "psa", Schema: "public", Name: "time_entry",
+		Source: "psa", Connector: connector, Database: "psa", Schema: "public", Name: "time_entry",
 		Topic: topic, ID: relationID, OldFull: true, Key: []int{0},
 	}}
 	for i, c := range columns {
@@ -45,6 +45,7 @@ func newRelation() *pgoutput.Relation {
 
 // The transaction that all rows belong to.
 var (
+	connector  = &change.Connector{Name: "postgresql", Version: "1", Fields: []change.SourceField{{Name: "txId", Of: change.SourceXID}, {Name: "lsn", Of: change.SourceLSN}, {Name: "xmin"}}}
 	position   = change.Pos{System: 7_711_381_119_221_907_572, Timeline: 1, LSN: 0x16_B374D848, Kind: change.PosCommit}
 	xid        = uint32(184_467)
 	commitTime = time.Date(2026, 6, 30, 9, 15, 0, 123_456_000, time.UTC).UnixMicro()

@@ -14,11 +14,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/internal/embedded"
 )
 
 type broker struct {
-	*testkit.Kafka
+	*embedded.Kafka
 	admin *kadm.Client
 
 	followed bool // a live flow was measured on it
@@ -32,7 +32,7 @@ func (w *world) startBroker(ctx context.Context, settings map[string]string) (*b
 	for k, v := range settings {
 		all[k] = v
 	}
-	k, err := testkit.StartKafka(ctx, testkit.KafkaOptions{HeapMB: 1024, Settings: all})
+	k, err := embedded.StartKafka(ctx, embedded.KafkaOptions{HeapMB: 1024, Settings: all})
 	if err != nil {
 		return nil, err
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/tallywire/tallywire/benchmarks/internal/report"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/testkit"
 )
 
@@ -220,7 +221,7 @@ func machine() string {
 // versions of what took part.
 func (w *world) versions(ctx context.Context) []string {
 	out := []string{
-		runtime.Version(), "Postgres " + testkit.Postgres17, "Apache Kafka and Connect " + testkit.KafkaVersion, "Debezium " + testkit.DebeziumVersion, "Apicurio " + testkit.ApicurioVersion,
+		runtime.Version(), "Postgres " + embedded.Postgres17, "Apache Kafka and Connect " + embedded.KafkaVersion, "Debezium " + testkit.DebeziumVersion, "Apicurio " + testkit.ApicurioVersion,
 	}
 	if p, err := w.pgRecvlogical(); err == nil && w.takesPart("pg_recvlogical") {
 		if b, err := exec.CommandContext(ctx, p, "--version").Output(); err == nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/testkit"
 )
 
@@ -27,7 +28,7 @@ type world struct {
 	began   time.Time
 	closers []func() error
 
-	pg       *testkit.Postgres
+	pg       *embedded.Postgres
 	sql      *pgx.Conn // to the database postgres; for one goroutine at a time
 	kafka    *broker   // at its defaults
 	quick    *broker   // with a short retry of early transactions; nil until needed
@@ -68,10 +69,10 @@ func (w *world) start(ctx context.Context) (err error) {
 	if err := w.build(ctx); err != nil {
 		return err
 	}
-	w.say("starting Postgres %s", testkit.Postgres17)
+	w.say("starting Postgres %s", embedded.Postgres17)
 	// Without fsync: how long a shared disk takes to flush a commit, tens of
 	// milliseconds at times, is in everybody's latency and says nothing of any.
-	w.pg, err = testkit.StartPostgres(ctx, testkit.PostgresOptions{Dir: filepath.Join(w.state, "postgres"), Adopt: true, Params: map[string]string{
+	w.pg, err = embedded.StartPostgres(ctx, embedded.PostgresOptions{Dir: filepath.Join(w.state, "postgres"), Adopt: true, Params: map[string]string{
 		"max_replication_slots": "40", "max_wal_senders": "40", "shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "30min",
 		"logical_decoding_work_mem": "64MB", "wal_sender_timeout": "0", "autovacuum": "off", "fsync": "off",
 	}})
@@ -93,7 +94,7 @@ func (w *world) start(ctx context.Context) (err error) {
 	if err := w.backlogs(ctx); err != nil {
 		return err
 	}
-	w.say("starting Kafka %s and Apicurio %s", testkit.KafkaVersion, testkit.ApicurioVersion)
+	w.say("starting Kafka %s and Apicurio %s", embedded.KafkaVersion, testkit.ApicurioVersion)
 	if w.kafka, err = w.startBroker(ctx, nil); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/testkit"
 )
 
@@ -25,7 +26,7 @@ type way struct {
 }
 
 type world struct {
-	pg      *testkit.Postgres
+	pg      *embedded.Postgres
 	rows    int
 	ways    []way
 	closers []func() error
@@ -82,7 +83,7 @@ func newWorld(ctx context.Context, over []string, rows int) (*world, error) {
 
 func (w *world) start(ctx context.Context, over []string) (err error) {
 	var far *testkit.Veth
-	o := testkit.PostgresOptions{Unix: true, TLS: true, Params: map[string]string{
+	o := embedded.PostgresOptions{Unix: true, TLS: true, Params: map[string]string{
 		"fsync": "off", "synchronous_commit": "off", "autovacuum": "off", "wal_sender_timeout": "0", "shared_buffers": "512MB",
 		"max_wal_size": "8GB", "checkpoint_timeout": "30min", "logical_decoding_work_mem": "64MB", "jit": "off", "enable_seqscan": "off",
 	}}
@@ -95,7 +96,7 @@ func (w *world) start(ctx context.Context, over []string) (err error) {
 			o.Listen = []string{far.Near}
 		}
 	}
-	if w.pg, err = testkit.StartPostgres(ctx, o); err != nil {
+	if w.pg, err = embedded.StartPostgres(ctx, o); err != nil {
 		return err
 	}
 	w.closers = append(w.closers, w.pg.Stop)

@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"io"
 	"runtime"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
+	"github.com/tallywire/tallywire/internal/build"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/supervise"
 )
@@ -67,25 +67,8 @@ func (a *app) versionCmd() *cobra.Command {
 				Version string `json:"version"`
 				Commit  string `json:"commit,omitempty"`
 				Go      string `json:"go"`
-			}{Version: versionText(), Go: runtime.Version()}
-			if b, ok := debug.ReadBuildInfo(); ok {
-				for _, s := range b.Settings {
-					if s.Key == "vcs.revision" {
-						v.Commit = s.Value
-					}
-				}
-			}
+			}{Version: build.Version(), Commit: build.Commit(), Go: runtime.Version()}
 			return a.print(v, func(w io.Writer) { fmt.Fprintf(w, "tallywire %s (%s)\n", v.Version, v.Go) })
 		},
 	}
-}
-
-func versionText() string {
-	if version != "" {
-		return version
-	}
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" && b.Main.Version != "(devel)" {
-		return b.Main.Version
-	}
-	return "dev"
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tallywire/tallywire/internal/build"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/demo"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -57,7 +58,7 @@ fetched once with Maven) and redis-server instead of the embedded ones.`,
 			if o.Rate <= 0 {
 				return usage{fmt.Errorf("--rate is above 0, not %v", o.Rate)}
 			}
-			o.Version, o.Say = versionText(), a.out
+			o.Version, o.Say = build.Version(), a.out
 			if a.json() {
 				o.Say = a.err
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -42,7 +43,8 @@ func (a *app) doctorCmd() *cobra.Command {
 		Short: "Connect to everything that is named; say what is wrong and how to mend it",
 		Long: `doctor connects to the broker, the registry, Redis, the control database, every
 source and every sink that the configuration names, and checks what each needs:
-rights, settings, tables. It changes nothing. Exit code 4 when anything is not
+rights, settings, tables, columns and their types, who fills each topic that is
+read. It changes nothing. Exit code 4 when anything is not
 well. What is not named is embedded by run, and not looked at.`,
 		Example: "  tallywire doctor -c tallywire.yml\n  tallywire doctor --output json | jq '.[] | select(.ok | not)'",
 		Args:    none,
@@ -51,12 +53,13 @@ well. What is not named is embedded by run, and not looked at.`,
 			if err != nil {
 				return err
 			}
-			p, err := supervise.Build(nil, cfg)
-			if err != nil {
+			if _, err := supervise.Build(nil, cfg); err != nil {
 				return err
 			}
-			d := &doctor{cfg: cfg, patience: patience}
-			d.look(cmd.Context(), p)
+			d := &doctor{cfg: cfg, patience: patience, filled: map[string]*change.Table{}}
+			if err := d.look(cmd.Context()); err != nil {
+				return err
+			}
 			if err := a.print(d.found, d.text); err != nil {
 				return err
 			}
@@ -76,6 +79,11 @@ type doctor struct {
 	cfg      *config.Config
 	patience time.Duration
 	found    []finding
+
+	cluster *kafka.Cluster           // nil: none is named, or it does not answer
+	schemas *avro.Registry           // nil: as well
+	filled  map[string]*change.Table // raw topics of sources that could tell
+	untold  []string                 // sources that could not
 }
 
 func (d *doctor) text(w io.Writer) {
@@ -108,24 +116,43 @@ func (d *doctor) note(part, what string, err error) bool {
 	return err == nil
 }
 
-func (d *doctor) look(ctx context.Context, p *supervise.Pipeline) {
+func (d *doctor) look(ctx context.Context) error {
 	each := func(f func(context.Context)) {
 		ctx, cancel := context.WithTimeout(ctx, d.patience)
 		defer cancel()
 		f(ctx)
 	}
 	each(d.kafka)
+	if d.cluster != nil {
+		defer d.cluster.Close()
+	}
 	each(d.registry)
 	each(d.redis)
 	if dsn := d.cfg.Control.DSN; !dsn.IsZero() {
 		each(func(ctx context.Context) { d.control(ctx, dsn.Reveal()) })
 	}
+	env := supervise.Bare(d.cfg)
+	env.Kafka, env.Registry, env.Tables = d.cluster, d.schemas, d.tables
+	p, err := supervise.Build(env, d.cfg)
+	if err != nil {
+		return err
+	}
 	for _, s := range p.Sources {
 		each(func(ctx context.Context) { d.component(ctx, "sources."+s.Name, s.Source) })
+		each(func(ctx context.Context) { d.catalog(ctx, s) })
+	}
+	for _, t := range p.Transforms {
+		for _, stage := range t.Stages {
+			if _, ok := stage.(pipeline.Doctor); ok {
+				each(func(ctx context.Context) { d.component(ctx, "transforms."+t.Name, stage) })
+			}
+		}
 	}
 	for _, s := range p.Sinks {
 		each(func(ctx context.Context) { d.component(ctx, "sinks."+s.Name, s.Sink) })
 	}
+	each(func(ctx context.Context) { d.fed(ctx, p) })
+	return nil
 }
 
 func (d *doctor) kafka(ctx context.Context) {
@@ -136,11 +163,12 @@ func (d *doctor) kafka(ctx context.Context) {
 	if !d.note("kafka", fmt.Sprintf("brokers %v", d.cfg.Kafka.Brokers), err) {
 		return
 	}
-	defer kc.Close()
 	id, err := kc.ID(ctx)
 	if !d.note("kafka", "a broker answers", err) {
+		kc.Close()
 		return
 	}
+	d.cluster = kc
 	d.found[len(d.found)-1].What = "cluster " + id + " answers"
 	m, err := kc.Admin().BrokerMetadata(ctx)
 	if !d.note("kafka", "its brokers", kafka.Wrap(err, "listing the brokers")) {
@@ -169,8 +197,8 @@ func (d *doctor) brokerSettings(rc kadm.ResourceConfig) {
 		}
 		f := finding{Part: "kafka", What: c.Key + " = " + *c.Value, OK: true}
 		switch {
-		case c.Key == "add.partitions.to.txn.retry.backoff.ms" && n > 5:
-			f.Advice = "set it to 1: a transaction that follows another waits that long inside the broker, which is most of the latency at low load"
+		case c.Key == "add.partitions.to.txn.retry.backoff.ms" && n > 5 && len(d.cfg.Transforms) > 0:
+			f.Advice = "1 spares each transform waits of that length between two transactions; sources use several transactional ids in turn, and do not wait"
 		case c.Key == "transaction.max.timeout.ms" && n < 30_000:
 			f.OK = false
 			r := problem.Reports(kafka.ErrConfig.New("transaction.max.timeout.ms is %d, our transactions ask for 30000", n).
@@ -192,7 +220,9 @@ func (d *doctor) registry(ctx context.Context) {
 		return
 	}
 	d.found[len(d.found)-1].What = r.URL()
-	d.note("registry", "it answers", r.Ping(ctx))
+	if d.note("registry", "it answers", r.Ping(ctx)) {
+		d.schemas = r
+	}
 }
 
 func (d *doctor) redis(ctx context.Context) {

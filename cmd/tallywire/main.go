@@ -21,9 +21,6 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
-// version is set by the build: -ldflags "-X main.version=v1.2.3".
-var version = ""
-
 // Exit codes.
 const (
 	exitOK      = 0

@@ -8,12 +8,11 @@ import (
 	"strings"
 	"testing"
 
-	"go.uber.org/goleak"
-
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/testkit/leak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { leak.Main(m) }
 
 func tw(args ...string) (code int, out, errs string) {
 	var o, e bytes.Buffer

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tallywire/tallywire/internal/build"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/supervise"
@@ -52,7 +53,7 @@ instance.`,
 				return err
 			}
 			o := obs.New(log)
-			o.ExposeProcess(versionText())
+			o.ExposeProcess(build.Version())
 			ctx := cmd.Context()
 			go func() { // ends with ctx: from then on a second signal kills
 				<-ctx.Done()
@@ -82,7 +83,7 @@ func startProfile(name string) (stop func() error, err error) {
 }
 
 func (a *app) runAll(ctx context.Context, cfg *config.Config, o *obs.Obs) error {
-	return supervise.Run(ctx, cfg, o, supervise.RunOptions{Version: versionText(), Ready: func(p *supervise.Parts, addr string) {
+	return supervise.Run(ctx, cfg, o, supervise.RunOptions{Version: build.Version(), Ready: func(p *supervise.Parts, addr string) {
 		for _, n := range p.Notes {
 			o.Log.Info("embedded", "what", n[0], "at", n[1])
 		}

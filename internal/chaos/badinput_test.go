@@ -23,8 +23,8 @@ import (
 	"github.com/tallywire/tallywire/internal/console"
 	"github.com/tallywire/tallywire/internal/demo/erp"
 	"github.com/tallywire/tallywire/internal/demo/firm"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/obs"
-	"github.com/tallywire/tallywire/internal/testkit"
 )
 
 // command runs the binary to its end.
@@ -307,7 +307,7 @@ const extra = `
 func newTrial(t *testing.T) *trial {
 	s := &trial{stack: newStack(t), unwell: map[string]bool{}}
 	ctx := t.Context()
-	low, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{
+	low, err := embedded.StartPostgres(ctx, embedded.PostgresOptions{
 		Dir: filepath.Join(s.dir, "low"), Params: map[string]string{"fsync": "off", "wal_level": "replica"},
 	})
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/tallywire/tallywire/internal/demo/erp"
 	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/demo/truth"
-	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/internal/embedded"
 )
 
 // keys are the key's columns of each captured table.
@@ -308,7 +308,7 @@ func TestChaosReset(t *testing.T) {
 	reset := func(group string) {
 		t.Helper()
 		s.until(patience, "Kafka resets the group "+group, func(ctx context.Context) (bool, string) {
-			out, err := s.kafka.Tool(ctx, testkit.ConsumerGroups, "--bootstrap-server", s.kafka.Addr(),
+			out, err := s.kafka.Tool(ctx, embedded.ConsumerGroups, "--bootstrap-server", s.kafka.Addr(),
 				"--group", group, "--reset-offsets", "--to-earliest", "--all-topics", "--execute")
 			return err == nil, out
 		})

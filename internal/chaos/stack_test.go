@@ -22,6 +22,7 @@ import (
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/internal/demo/erp"
 	"github.com/tallywire/tallywire/internal/demo/firm"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/registry"
@@ -33,25 +34,31 @@ import (
 type stack struct {
 	t         *testing.T
 	dir       string
-	psa, far  *testkit.Postgres // far: the warehouse and the control database
-	kafka     *testkit.Kafka
-	redis     *testkit.Redis
+	psa, far  *embedded.Postgres // far: the warehouse and the control database
+	kafka     *embedded.Kafka
+	redis     *embedded.Redis
 	erp       *erp.Server
 	cluster   *kafka.Cluster
 	registry  *avro.Registry
 	psaPool   *pgxpool.Pool
 	warehouse *pgxpool.Pool
 	control   *pgxpool.Pool
+	binary    string // what start runs
 	config    string
 	http      string // address of tallywire's own HTTP server
 	schemas   *registry.Server
 	serving   *http.Server // of the registry, at its Addr
 
 	mu   sync.Mutex
-	proc *exec.Cmd
-	done chan struct{} // closed when proc is gone
+	proc *process // nil: not running
 	log  *os.File
 	runs int
+}
+
+// process is a run of the program, in a group of its own.
+type process struct {
+	pid  int
+	done chan struct{} // closed when it is gone
 }
 
 // patience ends the wait for what never comes. What does come takes seconds, or
@@ -64,7 +71,7 @@ const secret = "chaos-erp"
 func newStack(t *testing.T) *stack {
 	t.Helper()
 	ctx := t.Context()
-	s := &stack{t: t, dir: t.TempDir()}
+	s := &stack{t: t, dir: t.TempDir(), binary: binary}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -72,8 +79,8 @@ func newStack(t *testing.T) *stack {
 		}
 	}
 	params := map[string]string{"fsync": "off", "timezone": "UTC"}
-	start := func(name string) *testkit.Postgres {
-		p, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Dir: filepath.Join(s.dir, name), Params: params, Unix: true, TLS: true})
+	start := func(name string) *embedded.Postgres {
+		p, err := embedded.StartPostgres(ctx, embedded.PostgresOptions{Dir: filepath.Join(s.dir, name), Params: params, Unix: true, TLS: true})
 		must(err)
 		t.Cleanup(func() { must(p.Stop()) })
 		return p
@@ -82,7 +89,7 @@ func newStack(t *testing.T) *stack {
 	must(s.psa.CreateDatabase(ctx, "psa"))
 	must(s.far.CreateDatabase(ctx, "warehouse"))
 	must(s.far.CreateDatabase(ctx, "control"))
-	s.kafka = testkit.NewKafka(t, testkit.KafkaOptions{Dir: filepath.Join(s.dir, "kafka")})
+	s.kafka = testkit.NewKafka(t, embedded.KafkaOptions{Dir: filepath.Join(s.dir, "kafka")})
 	s.redis = testkit.NewRedis(t)
 
 	var err error
@@ -117,8 +124,7 @@ func newStack(t *testing.T) *stack {
 	s.sql(s.psaPool, `select pg_create_logical_replication_slot('truth', 'test_decoding')`)
 
 	s.http = freeAddr(t)
-	s.config = filepath.Join(s.dir, "tallywire.yml")
-	s.writeConfig(regAddr)
+	s.config = s.writeConfig("chaos", s.http)
 	t.Cleanup(func() { s.kill() })
 	return s
 }
@@ -141,7 +147,7 @@ redis: {addr: "%[3]s"}
 control: {dsn: %[4]q}
 http: {listen: "%[5]s"}
 state_dir: %[6]s
-instance: chaos
+instance: %[13]s
 partitions: 4
 sources:
   psa: {type: postgres, dsn: %[7]q, slot: tallywire_psa, publication: tallywire_psa, tables: [public.*]}
@@ -179,14 +185,16 @@ func (s *stack) sourceDSN() string {
 	}
 }
 
-// writeConfig writes the configuration that each run of the binary gets.
-func (s *stack) writeConfig(registry string) {
+// writeConfig writes the configuration that each run of an instance gets.
+func (s *stack) writeConfig(instance, http string) (file string) {
 	s.t.Helper()
-	text := fmt.Sprintf(configuration, s.kafka.Addr(), registry, s.redis.Addr, s.far.DSN("control"), s.http, filepath.Join(s.dir, "state"),
-		s.sourceDSN(), s.far.DSN("warehouse"), s.erp.URL(), s.erp.Company(), s.erp.TokenURL(), firm.GoLive.Format("2006-01-02"))
-	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
+	text := fmt.Sprintf(configuration, s.kafka.Addr(), s.serving.Addr, s.redis.Addr, s.far.DSN("control"), http, filepath.Join(s.dir, "state-"+instance),
+		s.sourceDSN(), s.far.DSN("warehouse"), s.erp.URL(), s.erp.Company(), s.erp.TokenURL(), firm.GoLive.Format("2006-01-02"), instance)
+	file = filepath.Join(s.dir, instance+".yml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
+	return file
 }
 
 func (s *stack) sql(p *pgxpool.Pool, q string) {
@@ -196,8 +204,16 @@ func (s *stack) sql(p *pgxpool.Pool, q string) {
 	}
 }
 
-// start runs the binary; it fails the test when that cannot be started.
+// start runs the program; it fails the test when that cannot be started.
 func (s *stack) start() {
+	s.t.Helper()
+	p := s.launch(s.binary, s.config)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.proc = p
+}
+
+func (s *stack) launch(program, config string) *process {
 	s.t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,38 +225,41 @@ func (s *stack) start() {
 		}
 		s.log = f
 	}
-	fmt.Fprintf(s.log, "---- run %d\n", s.runs)
-	cmd := exec.Command(binary, "run", "-c", s.config)
+	fmt.Fprintf(s.log, "---- run %d, %s\n", s.runs, filepath.Base(program))
+	cmd := exec.Command(program, "run", "-c", config)
 	cmd.Env = append(os.Environ(), "ERP_SECRET="+secret)
 	cmd.Stdout, cmd.Stderr = s.log, s.log
 	done := make(chan struct{})
-	if err := testkit.StartChild(cmd, func(error) { close(done) }); err != nil {
+	if err := embedded.StartChild(cmd, func(error) { close(done) }); err != nil {
 		s.t.Fatal(err)
 	}
-	s.proc, s.done = cmd, done
+	return &process{cmd.Process.Pid, done}
 }
 
 // kill is kill -9, and waits until the process is gone.
-func (s *stack) kill() { s.signal(syscall.SIGKILL) }
+func (s *stack) kill() { s.end(syscall.SIGKILL) }
 
 // stop is Ctrl-C, and waits until the process has ended.
-func (s *stack) stop() { s.signal(syscall.SIGINT) }
+func (s *stack) stop() { s.end(syscall.SIGINT) }
 
-func (s *stack) signal(sig syscall.Signal) {
+func (s *stack) end(sig syscall.Signal) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.proc == nil {
-		return
+	if s.proc != nil {
+		s.signal(s.proc, sig)
+		s.proc = nil
 	}
-	syscall.Kill(-s.proc.Process.Pid, sig)
+}
+
+func (s *stack) signal(p *process, sig syscall.Signal) {
+	syscall.Kill(-p.pid, sig)
 	select {
-	case <-s.done:
+	case <-p.done:
 	case <-time.After(testkit.Patience):
-		syscall.Kill(-s.proc.Process.Pid, syscall.SIGKILL)
-		<-s.done
+		syscall.Kill(-p.pid, syscall.SIGKILL)
+		<-p.done
 		s.t.Errorf("tallywire did not end within %v of %v", testkit.Patience, sig)
 	}
-	s.proc = nil
 }
 
 // tail is the end of the log, for a failure's message.
@@ -271,11 +290,11 @@ func (s *stack) until(bound time.Duration, what string, f func(context.Context) 
 		}
 		last = now
 		s.mu.Lock()
-		done := s.done
+		proc := s.proc
 		s.mu.Unlock()
-		if s.proc != nil {
+		if proc != nil {
 			select {
-			case <-done:
+			case <-proc.done:
 				s.t.Fatalf("tallywire ended by itself, before %s: %s\n%s", what, last, s.tail())
 			default:
 			}

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/testkit"
 )
 
@@ -26,7 +27,7 @@ var needJava = []string{
 
 // crashTests take turns in `test`, one for each commit beside TestChaosKill;
 // `full` runs them all.
-var crashTests = []string{"TestChaosAllAtOnce", "TestBadInput", "TestChaosLoad", "TestChaosServers", "TestChaosReset"}
+var crashTests = []string{"TestChaosAllAtOnce", "TestBadInput", "TestChaosLoad", "TestChaosServers", "TestChaosReset", "TestChaosUpgrade"}
 
 const crashPackage = "./internal/chaos"
 
@@ -65,11 +66,11 @@ func packages(ctx context.Context, but ...string) ([]string, error) {
 // sharing starts the Postgres that the packages of a run share and gives the
 // environment that says so.
 func sharing(ctx context.Context) (env []string, stop func() error, err error) {
-	pg, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Params: testkit.SharedParams})
+	pg, err := embedded.StartPostgres(ctx, embedded.PostgresOptions{Params: testkit.SharedParams})
 	if err != nil {
 		return nil, nil, err
 	}
-	return []string{pg.Environ()}, pg.Stop, nil
+	return []string{testkit.Environ(pg)}, pg.Stop, nil
 }
 
 // check is for every commit.

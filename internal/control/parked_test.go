@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -142,4 +144,32 @@ func containsSecret(s string) bool {
 		}
 	}
 	return false
+}
+
+// Lost if this fails: a rollback does not start, since the newer version has
+// migrated the control database.
+func TestSchemaOfANewerVersion(t *testing.T) {
+	dsn := testkit.NewDatabase(t)
+	pool, err := control.Open(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = pool.Exec(t.Context(), "insert into tallywire.schema_version (version_id, is_applied) values (9000, true); alter table tallywire.parked add column newer text", pgx.QueryExecModeSimpleProtocol)
+	pool.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err = control.Open(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	s := control.NewParked(pool)
+	p := parked("k", 1, "")
+	if err := s.Put(t.Context(), []control.Parked{p}); err != nil {
+		t.Fatal(err)
+	}
+	if rows, err := s.List(t.Context(), control.Filter{}); err != nil || len(rows) != 1 {
+		t.Fatal(rows, err)
+	}
 }

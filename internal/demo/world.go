@@ -20,19 +20,18 @@ import (
 
 	"github.com/tallywire/tallywire/internal/demo/erp"
 	"github.com/tallywire/tallywire/internal/demo/firm"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
-	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/supervise"
-	"github.com/tallywire/tallywire/internal/testkit"
 )
 
 // world is every server of the demo.
 type world struct {
 	o    Options
 	obs  *obs.Obs
-	psa  *testkit.Postgres
-	wh   *testkit.Postgres
+	psa  *embedded.Postgres
+	wh   *embedded.Postgres
 	erp  *erp.Server
 	kc   *kafka.Cluster
 	seed firm.Summary
@@ -89,7 +88,7 @@ func (w *world) start(ctx context.Context) error {
 }
 
 func (w *world) startPSA(ctx context.Context) error {
-	pg, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Version: testkit.Postgres17, Dir: filepath.Join(w.o.StateDir, "psa"), Port: w.o.Ports.PSA, Adopt: true})
+	pg, err := embedded.StartPostgres(ctx, embedded.PostgresOptions{Version: embedded.Postgres17, Dir: filepath.Join(w.o.StateDir, "psa"), Port: w.o.Ports.PSA, Adopt: true})
 	if err != nil {
 		return fmt.Errorf("starting the PSA's Postgres: %w", err)
 	}
@@ -108,7 +107,7 @@ func (w *world) startPSA(ctx context.Context) error {
 }
 
 func (w *world) startWarehouse(ctx context.Context) error {
-	pg, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Version: testkit.Postgres17, Dir: filepath.Join(w.o.StateDir, "warehouse"), Port: w.o.Ports.Warehouse, Adopt: true})
+	pg, err := embedded.StartPostgres(ctx, embedded.PostgresOptions{Version: embedded.Postgres17, Dir: filepath.Join(w.o.StateDir, "warehouse"), Port: w.o.Ports.Warehouse, Adopt: true})
 	if err != nil {
 		return fmt.Errorf("starting the warehouse's Postgres: %w", err)
 	}
@@ -128,14 +127,14 @@ func (w *world) startWarehouse(ctx context.Context) error {
 func (w *world) startKafka(ctx context.Context) error {
 	name := "Kafka (embedded)"
 	if w.o.Kafka == "real" {
-		k, err := testkit.StartKafka(ctx, testkit.KafkaOptions{Dir: filepath.Join(w.o.StateDir, "kafka-real"), Port: w.o.Ports.Kafka})
+		k, err := embedded.StartKafka(ctx, embedded.KafkaOptions{Dir: filepath.Join(w.o.StateDir, "kafka-real"), Port: w.o.Ports.Kafka})
 		if err != nil {
 			return fmt.Errorf("starting Apache Kafka: %w", err)
 		}
 		w.onClose(k.Stop)
 		w.kafkaAddr, name = k.Addr(), "Kafka (Apache)"
 	} else {
-		e, err := kafka.StartEmbedded(ctx, filepath.Join(w.o.StateDir, "kafka"), local(w.o.Ports.Kafka), w.obs.Log)
+		e, err := embedded.StartMiniKafka(ctx, filepath.Join(w.o.StateDir, "kafka"), local(w.o.Ports.Kafka), w.obs.Log)
 		if err != nil {
 			return err
 		}
@@ -164,7 +163,7 @@ func (w *world) startKafka(ctx context.Context) error {
 
 func (w *world) startRedis(ctx context.Context) error {
 	if w.o.Redis == "real" {
-		r, err := testkit.StartRedis(ctx, testkit.RedisOptions{Dir: filepath.Join(w.o.StateDir, "redis")})
+		r, err := embedded.StartRedis(ctx, embedded.RedisOptions{Dir: filepath.Join(w.o.StateDir, "redis")})
 		if err != nil {
 			return fmt.Errorf("starting redis-server: %w", err)
 		}
@@ -172,7 +171,7 @@ func (w *world) startRedis(ctx context.Context) error {
 		w.onClose(r.Stop)
 		return nil
 	}
-	r, err := redis.StartEmbedded("127.0.0.1:0")
+	r, err := embedded.StartMiniRedis("127.0.0.1:0")
 	if err != nil {
 		return err
 	}
@@ -306,7 +305,7 @@ var ownDirs = []string{"psa", "warehouse", "kafka", "kafka-real", "redis", "erp"
 // the kind that may be lost. A Postgres is taken over where it is started.
 func endLeftBehind(ctx context.Context, stateDir string) error {
 	for _, d := range []string{"kafka-real", "redis"} {
-		if _, err := testkit.EndLeftBehind(ctx, filepath.Join(stateDir, d)); err != nil {
+		if _, err := embedded.EndLeftBehind(ctx, filepath.Join(stateDir, d)); err != nil {
 			return err
 		}
 	}
@@ -320,7 +319,7 @@ func reset(ctx context.Context, stateDir string) error {
 		if postgresPort(dir) == 0 {
 			continue
 		}
-		pg, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Version: testkit.Postgres17, Dir: dir, Port: postgresPort(dir), Adopt: true})
+		pg, err := embedded.StartPostgres(ctx, embedded.PostgresOptions{Version: embedded.Postgres17, Dir: dir, Port: postgresPort(dir), Adopt: true})
 		if err != nil {
 			return fmt.Errorf("stopping what was left running: %w", err)
 		}

@@ -1,6 +1,6 @@
 // Package kafka is what the engine needs of a Kafka cluster: clients that are
-// set up alike, topics that are made and checked before use, partitioning, and
-// the embedded broker. cluster.go holds the connection.
+// set up alike, topics that are made and checked before use, and partitioning.
+// cluster.go holds the connection.
 package kafka
 
 import (

@@ -30,9 +30,6 @@ var (
 	ErrOffsetRange = problem.Define("TW-OFFSET-OUT-OF-RANGE", problem.Halt,
 		"Records that were to be read next are no longer in Kafka.",
 		"If the missing range may be skipped, set the group's offset with kafka-consumer-groups --reset-offsets; otherwise load the source again. Raise the topic's retention.")
-	ErrPortTaken = problem.Define("TW-PORT-TAKEN", problem.Halt,
-		"The port is in use by another program.",
-		"Stop that program or name another port.")
 )
 
 // refused reports whether trying again cannot help.

@@ -47,12 +47,13 @@ var table = map[string][]string{
 	// These drive the engine or stand for the outside world.
 	"internal/supervise": {"internal/...", "change", "avro", "pipeline/..."},
 	"internal/demo":      {"..."},
+	"internal/embedded":  {"internal/problem"},
 	"internal/testkit":   {"..."},
 	"internal/chaos":     {"..."},
 	"internal/law":       {},
 	"internal/mutants":   {},
 	// The tiers of checks share a test server with the packages they run.
-	"internal/ci": {"internal/testkit"},
+	"internal/ci": {"internal/embedded", "internal/testkit"},
 	"benchmarks":  {"..."},
 }
 
@@ -62,7 +63,9 @@ var never = map[string]string{
 	"internal/demo":      "cmd internal/demo internal/chaos benchmarks",
 	"internal/chaos":     "internal/chaos",
 	"internal/supervise": "cmd internal/demo internal/chaos internal/supervise benchmarks",
-	"internal/testkit":   "cmd internal/demo internal/chaos internal/ci internal/supervise internal/testkit pipeline/internal/enginetest benchmarks",
+	"internal/embedded":  "cmd internal/demo internal/chaos internal/ci internal/supervise internal/embedded internal/testkit pipeline/internal/enginetest benchmarks",
+	// Tests import it, and what runs them.
+	"internal/testkit": "internal/ci internal/testkit pipeline/internal/enginetest benchmarks",
 	// Only tests import it.
 	"pipeline/internal/enginetest": "pipeline/internal/enginetest",
 	"internal/console":             "cmd internal/supervise internal/console internal/demo",
@@ -166,6 +169,9 @@ func TestForbidden(t *testing.T) {
 		{"sources/postgres", "sources/webhook"},
 		{"transforms/join", "transforms/mapping"},
 		{"sinks/rest", "internal/testkit"},
+		{"sinks/rest", "internal/embedded"},
+		{"internal/demo", "internal/testkit"},
+		{"cmd/tallywire", "internal/testkit"},
 		{"sources/postgres/pgoutput", "pipeline"},
 		{"sources/webhook", "sources/postgres/pgoutput"},
 		{"internal/kafka", "pipeline"},

@@ -1,7 +1,6 @@
-// Package redis connects to the Redis that keeps the state of transforms, and
-// runs the embedded one. Redis is never the only place where something is
-// (invariant 6), but it must not drop part of the state by itself: eviction is
-// refused.
+// Package redis connects to the Redis that keeps the state of transforms. Redis
+// is never the only place where something is (invariant 6), but it must not drop
+// part of the state by itself: eviction is refused.
 package redis
 
 import (

@@ -6,6 +6,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -53,7 +54,7 @@ func TestOpenDownIsRetry(t *testing.T) {
 }
 
 func TestEmbedded(t *testing.T) {
-	e, err := redis.StartEmbedded("127.0.0.1:0")
+	e, err := embedded.StartMiniRedis("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,8 @@ import (
 )
 
 var rawTable = (&change.Table{
-	Source: "psa", Database: "psa", Schema: "public", Name: "kinds", Topic: "psa.public.kinds", OldFull: true,
+	Source: "psa", Connector: &change.Connector{Name: "postgresql", Version: "1", Fields: []change.SourceField{{Name: "txId", Of: change.SourceXID}, {Name: "lsn", Of: change.SourceLSN}, {Name: "xmin"}}},
+	Database: "psa", Schema: "public", Name: "kinds", Topic: "psa.public.kinds", OldFull: true,
 	Columns: []change.Column{
 		{Name: "id", Type: "bigint", Kind: change.Int, Width: 8},
 		{Name: "hours", Type: "numeric(6,2)", Kind: change.Decimal, Precision: 6, Scale: 2},
@@ -151,7 +152,7 @@ func checkForeign(t *testing.T, got map[string]map[string]any) {
 			"u": "UUID:30313233-3435-3637-3839-616263646566", "tags": []any{"ä", nil}, "blob": "hex:00ff", "nothing": nil,
 		},
 		"source": map[string]any{
-			"version": avro.Version, "connector": "postgresql", "name": "psa", "ts_ms": 1770000000123.0, "snapshot": "false", "db": "psa",
+			"version": "1", "connector": "postgresql", "name": "psa", "ts_ms": 1770000000123.0, "snapshot": "false", "db": "psa",
 			"sequence": `["4711","2"]`, "ts_us": 1770000000123456.0, "ts_ns": 1770000000123456000.0, "schema": "public", "table": "kinds",
 			"txId": 77.0, "lsn": 4711.0, "xmin": nil,
 		},

@@ -7,6 +7,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -76,7 +77,7 @@ func TestLostAnswersAreReadBack(t *testing.T) {
 
 // The same rivalry as on the embedded broker, on Apache Kafka.
 func TestTwoRegistriesOnApacheKafka(t *testing.T) {
-	k := testkit.NewKafka(t, testkit.KafkaOptions{})
+	k := testkit.NewKafka(t, embedded.KafkaOptions{})
 	c, err := kafka.New(kafka.Config{Brokers: []string{k.Addr()}}, obs.New(slog.New(slog.DiscardHandler)))
 	if err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/sr"
 	"go.uber.org/goleak"
 
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/registry"
@@ -22,7 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func newCluster(t testing.TB) *kafka.Cluster {
 	log := slog.New(slog.DiscardHandler)
-	e, err := kafka.StartEmbedded(t.Context(), t.TempDir(), "127.0.0.1:0", log)
+	e, err := embedded.StartMiniKafka(t.Context(), t.TempDir(), "127.0.0.1:0", log)
 	if err != nil {
 		t.Fatal(err)
 	}

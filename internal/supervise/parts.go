@@ -17,13 +17,13 @@ import (
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/registry"
 	"github.com/tallywire/tallywire/internal/secret"
-	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
 )
 
@@ -113,7 +113,7 @@ func (p *Parts) lock(_ context.Context, cfg *config.Config) error {
 func (p *Parts) kafka(ctx context.Context, cfg *config.Config) error {
 	brokers := cfg.Kafka.Brokers
 	if len(brokers) == 0 {
-		e, err := kafka.StartEmbedded(ctx, filepath.Join(cfg.StateDir, "kafka"), cfg.Kafka.Listen, p.Env.Obs.Log)
+		e, err := embedded.StartMiniKafka(ctx, filepath.Join(cfg.StateDir, "kafka"), cfg.Kafka.Listen, p.Env.Obs.Log)
 		if err != nil {
 			return err
 		}
@@ -179,7 +179,7 @@ func (p *Parts) redis(ctx context.Context, cfg *config.Config) error {
 	}
 	addr := cfg.Redis.Addr.Reveal()
 	if addr == "" {
-		e, err := redis.StartEmbedded(cfg.Redis.Listen)
+		e, err := embedded.StartMiniRedis(cfg.Redis.Listen)
 		if err != nil {
 			return err
 		}
@@ -205,7 +205,7 @@ func (p *Parts) control(ctx context.Context, cfg *config.Config) error {
 		if err != nil || err2 != nil || host != "127.0.0.1" {
 			return config.ErrValue.New("control.listen: want 127.0.0.1:port, got %q", cfg.Control.Listen)
 		}
-		pg, err := testkit.StartPostgres(ctx, testkit.PostgresOptions{Dir: filepath.Join(cfg.StateDir, "control"), Port: n, Adopt: true})
+		pg, err := embedded.StartPostgres(ctx, embedded.PostgresOptions{Dir: filepath.Join(cfg.StateDir, "control"), Port: n, Adopt: true})
 		if err != nil {
 			return err
 		}

@@ -29,14 +29,18 @@ type Pipeline struct {
 	Sinks      []pipeline.DeliverSpec
 }
 
+// Bare is an Env without servers: what is built with it must not be run.
+func Bare(cfg *config.Config) *pipeline.Env {
+	// Makers may insist that there is a control database, and run always has
+	// one; this one is never used.
+	return &pipeline.Env{Partitions: cfg.Partitions, Instance: cfg.Instance, Obs: obs.New(slog.New(slog.DiscardHandler)), Control: new(pgxpool.Pool)}
+}
+
 // Build makes every component by the maker of its type. It connects to
-// nothing. All mistakes come joined. A nil env is for checks: the result must
-// not be run.
+// nothing. All mistakes come joined. A nil env is for checks (Bare).
 func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
 	if env == nil {
-		// Makers may insist that there is a control database, and run always
-		// has one; this one is never used.
-		env = &pipeline.Env{Partitions: cfg.Partitions, Instance: cfg.Instance, Obs: obs.New(slog.New(slog.DiscardHandler)), Control: new(pgxpool.Pool)}
+		env = Bare(cfg)
 	}
 	p := &Pipeline{}
 	var errs []error

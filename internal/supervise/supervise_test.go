@@ -14,6 +14,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -192,7 +193,7 @@ func TestOneHaltsAlone(t *testing.T) {
 
 // The embedded Redis must be one that Open accepts, or no transform starts.
 func TestEmbeddedRedisIsAccepted(t *testing.T) {
-	e, err := redis.StartEmbedded("127.0.0.1:0")
+	e, err := embedded.StartMiniRedis("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

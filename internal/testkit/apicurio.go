@@ -19,6 +19,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/tallywire/tallywire/internal/embedded"
 )
 
 // ApicurioVersion is the Apicurio Registry that StartApicurio runs.
@@ -54,7 +56,7 @@ func StartApicurio(ctx context.Context) (*Apicurio, error) {
 	if err != nil {
 		return nil, err
 	}
-	ports, err := freePorts(1)
+	ports, err := embedded.FreePorts(1)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +80,7 @@ func (a *Apicurio) start(ctx context.Context, home string) error {
 		"-jar", filepath.Join(home, "apicurio-registry-app-"+ApicurioVersion+"-runner.jar"))
 	a.cmd.Stdout, a.cmd.Stderr, a.cmd.Dir = log, log, a.dir
 	// How it ended is of no interest: it is only ever killed.
-	err = StartChild(a.cmd, func(error) {
+	err = embedded.StartChild(a.cmd, func(error) {
 		defer close(a.done)
 		defer log.Close()
 	})
@@ -92,7 +94,7 @@ func (a *Apicurio) start(ctx context.Context, home string) error {
 }
 
 func (a *Apicurio) awaitReady(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	ctx, cancel := context.WithTimeout(ctx, embedded.StartWithin)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -162,7 +164,7 @@ func NewApicurio(tb TB) *Apicurio {
 // apicurioHome gives the unpacked program, in the user's cache. Maven fetches
 // it once; processes that come meanwhile wait.
 func apicurioHome(ctx context.Context) (string, error) {
-	return cached("Apicurio "+ApicurioVersion+", 142 MB", "apicurio-"+ApicurioVersion, func(into string) error {
+	return embedded.Cached("Apicurio "+ApicurioVersion+", 142 MB", "apicurio-"+ApicurioVersion, func(into string) error {
 		mvn, err := exec.LookPath("mvn")
 		if err != nil {
 			return errors.New("Apicurio is fetched with the program mvn: install maven")

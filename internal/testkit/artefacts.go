@@ -6,12 +6,8 @@ package testkit
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"os"
-	"path/filepath"
-	"syscall"
-	"time"
+
+	"github.com/tallywire/tallywire/internal/embedded"
 )
 
 // PythonClient is the foreign Kafka client that the registry's tests read and
@@ -23,7 +19,7 @@ const PythonClient = "confluent-kafka[avro]==2.16.0"
 // All are tried; the error names each that failed.
 func Artefacts(ctx context.Context) error {
 	errs := []error{PostgresArtefacts(ctx)}
-	_, err := kafkaLibs(ctx)
+	_, err := embedded.KafkaLibs(ctx)
 	errs = append(errs, err)
 	_, err = apicurioHome(ctx)
 	errs = append(errs, err)
@@ -35,61 +31,9 @@ func Artefacts(ctx context.Context) error {
 // foreign client.
 func PostgresArtefacts(ctx context.Context) error {
 	var errs []error
-	for _, v := range []string{Postgres15, Postgres16, Postgres17, Postgres18} {
-		_, err := PostgresBinaries(ctx, v)
+	for _, v := range []string{embedded.Postgres15, embedded.Postgres16, embedded.Postgres17, embedded.Postgres18} {
+		_, err := embedded.PostgresBinaries(ctx, v)
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
-}
-
-// progress is where a fetch says what takes the time.
-var progress io.Writer = os.Stderr
-
-// cached gives a folder of the user's cache that fill has filled once; whoever
-// comes meanwhile waits. what names the contents for people.
-func cached(what, name string, fill func(into string) error) (string, error) {
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("finding a cache folder for %s: %w", what, err)
-	}
-	parent := filepath.Join(cache, "tallywire")
-	dir := filepath.Join(parent, name)
-	if _, err := os.Stat(dir); err == nil {
-		return dir, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return "", fmt.Errorf("making a cache folder for %s: %w", what, err)
-	}
-	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return "", fmt.Errorf("locking %s: %w", dir, err)
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return "", fmt.Errorf("locking %s: %w", dir, err)
-	}
-	if _, err := os.Stat(dir); err == nil { // another process was first
-		return dir, nil
-	}
-	fetched, err := os.MkdirTemp(filepath.Dir(dir), filepath.Base(name)+"-fetch-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(fetched)
-	done := report(what)
-	if err := fill(fetched); err != nil {
-		return "", err
-	}
-	if err := os.Rename(fetched, dir); err != nil {
-		return "", fmt.Errorf("keeping %s: %w", dir, err)
-	}
-	done()
-	return dir, nil
-}
-
-// report says that something is fetched, and how long it took once it is.
-func report(what string) (done func()) {
-	began := time.Now()
-	fmt.Fprintf(progress, "fetching %s (once; it stays in the user's cache)\n", what)
-	return func() { fmt.Fprintf(progress, "fetched %s in %.0f s\n", what, time.Since(began).Seconds()) }
 }

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/tallywire/tallywire/internal/embedded"
 )
 
 // DebeziumVersion is the connector that ConnectInstall holds.
@@ -41,7 +43,7 @@ type artefacts struct {
 
 var connectArtefacts = []artefacts{
 	{folder: "lib", coordinates: []string{
-		"org.apache.kafka:kafka_2.13:" + KafkaVersion, "org.apache.kafka:connect-runtime:" + KafkaVersion, "org.apache.kafka:connect-json:" + KafkaVersion,
+		"org.apache.kafka:kafka_2.13:" + embedded.KafkaVersion, "org.apache.kafka:connect-runtime:" + embedded.KafkaVersion, "org.apache.kafka:connect-json:" + embedded.KafkaVersion,
 		"org.apache.logging.log4j:log4j-slf4j-impl:2.25.4",
 	}},
 	{
@@ -58,9 +60,9 @@ var connectArtefacts = []artefacts{
 // come meanwhile wait.
 func ConnectBinaries(ctx context.Context) (*ConnectInstall, error) {
 	if _, err := exec.LookPath("java"); err != nil {
-		return nil, errors.New("Kafka Connect needs the program java, version 17 or newer: install openjdk-17-jre-headless")
+		return nil, errors.New("the program java is missing, which Kafka Connect needs, version 17 or newer: install openjdk-17-jre-headless")
 	}
-	dir, err := cached("Kafka Connect, Debezium "+DebeziumVersion+" and their converters, about 200 MB", "connect-"+KafkaVersion+"-debezium-"+DebeziumVersion+"-apicurio-"+ApicurioVersion, func(into string) error {
+	dir, err := embedded.Cached("Kafka Connect, Debezium "+DebeziumVersion+" and their converters, about 200 MB", "connect-"+embedded.KafkaVersion+"-debezium-"+DebeziumVersion+"-apicurio-"+ApicurioVersion, func(into string) error {
 		for _, a := range connectArtefacts {
 			if err := a.fetch(ctx, into); err != nil {
 				return err

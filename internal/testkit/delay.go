@@ -28,7 +28,7 @@ type Delay struct {
 
 // NewDelay starts a forwarder on a free port; Close it.
 func NewDelay(target string, delay time.Duration) (*Delay, error) {
-	ln, err := listenTCP("127.0.0.1:0")
+	ln, err := listen()
 	if err != nil {
 		return nil, fmt.Errorf("starting a forwarder: %w", err)
 	}
@@ -121,4 +121,9 @@ func (d *Delay) line(ctx context.Context, from, to net.Conn) {
 	timer.Stop()
 	stop()
 	wg.Wait()
+}
+
+// listen takes a free port of 127.0.0.1.
+func listen() (net.Listener, error) {
+	return (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 }

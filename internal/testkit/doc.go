@@ -1,18 +1,12 @@
-// Package testkit runs the real servers that tallywire talks to: Postgres,
-// Apache Kafka, redis-server, a schema registry. Each has a form for programs,
-// Start…(ctx, Options), which `tallywire demo` uses too, and a form for tests,
-// which stops the server when the test ends. A program that is not there is an
-// error that names what to install.
+// Package testkit gives tests the real servers that tallywire talks to, each
+// stopped when the test ends (those of package embedded, and a schema registry
+// of another maker), and what stands between: proxies that cut, delay and lose.
 package testkit
 
 import (
 	"os"
 	"time"
 )
-
-// startWithin ends the wait for a server that does not answer. A start takes a
-// second, or several on a machine that is busy with other things.
-const startWithin = 4 * time.Minute
 
 // Patience ends a test's wait for what never comes; what does come takes
 // seconds at most, a minute on a busy machine. Whoever expects a test to be red

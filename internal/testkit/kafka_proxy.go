@@ -82,7 +82,7 @@ func (h *KafkaHold) Release() { h.once.Do(func() { close(h.released) }) }
 
 // NewKafkaProxy starts a proxy on a free port; Close it.
 func NewKafkaProxy(target string) (*KafkaProxy, error) {
-	ln, err := listenTCP("127.0.0.1:0")
+	ln, err := listen()
 	if err != nil {
 		return nil, fmt.Errorf("starting a proxy for Kafka: %w", err)
 	}

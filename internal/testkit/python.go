@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/tallywire/tallywire/internal/embedded"
 )
 
 // Python gives the path of an interpreter that has the packages (pip's
@@ -25,7 +27,7 @@ func Python(ctx context.Context, packages ...string) (string, error) {
 	// A virtual environment knows its own place, so it is made where it stays
 	// and the folder that cached moves holds only the mark that it is whole.
 	name := "python-" + hex.EncodeToString(sum[:4])
-	mark, err := cached("Python's "+strings.Join(packages, ", "), name, func(into string) error {
+	mark, err := embedded.Cached("Python's "+strings.Join(packages, ", "), name, func(into string) error {
 		venv := filepath.Join(filepath.Dir(into), name+"-venv")
 		if out, err := exec.CommandContext(ctx, python, "-m", "venv", "--clear", venv).CombinedOutput(); err != nil {
 			return fmt.Errorf("making a virtual environment: %w\n%s", err, out)

@@ -10,28 +10,30 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/tallywire/tallywire/internal/embedded"
 )
 
 var shared struct {
 	sync.Mutex
-	kafka    *Kafka
-	postgres *Postgres
+	kafka    *embedded.Kafka
+	postgres *embedded.Postgres
 }
 
 // SharedKafka gives the one broker that all tests of this process share,
 // started by the first; a test uses names of its own there and neither stops
 // nor kills it. TestMain ends it with StopShared.
-func SharedKafka(tb TB) *Kafka {
+func SharedKafka(tb TB) *embedded.Kafka {
 	tb.Helper()
 	shared.Lock()
 	defer shared.Unlock()
 	if shared.kafka == nil {
-		k, err := StartKafka(tb.Context(), KafkaOptions{})
+		k, err := embedded.StartKafka(tb.Context(), embedded.KafkaOptions{})
 		if err != nil {
 			tb.Fatalf("starting Kafka: %v", err)
 		}
 		shared.kafka = k
-		if err := k.coordinate(tb.Context()); err != nil {
+		if err := k.Coordinate(tb.Context()); err != nil {
 			tb.Fatalf("starting Kafka: %v", err)
 		}
 	}
@@ -44,7 +46,9 @@ const sharedPostgres = "TALLYWIRE_TEST_POSTGRES"
 
 // Environ tells the processes of a test run to use this server for
 // NewDatabase.
-func (p *Postgres) Environ() string { return fmt.Sprintf("%s=%d %s", sharedPostgres, p.Port, p.Dir) }
+func Environ(p *embedded.Postgres) string {
+	return fmt.Sprintf("%s=%d %s", sharedPostgres, p.Port, p.Dir)
+}
 
 var databases atomic.Int64
 
@@ -73,11 +77,11 @@ func NewDatabase(tb TB) string {
 	return p.DSN(name)
 }
 
-func sharedServer(ctx context.Context) (*Postgres, error) {
+func sharedServer(ctx context.Context) (*embedded.Postgres, error) {
 	shared.Lock()
 	defer shared.Unlock()
 	if text := os.Getenv(sharedPostgres); text != "" {
-		p := &Postgres{Version: Postgres17}
+		p := &embedded.Postgres{Version: embedded.Postgres17}
 		port, dir, _ := strings.Cut(text, " ")
 		if _, err := fmt.Sscan(port, &p.Port); err != nil {
 			return nil, fmt.Errorf("reading %s=%q: %w", sharedPostgres, text, err)
@@ -86,7 +90,7 @@ func sharedServer(ctx context.Context) (*Postgres, error) {
 		return p, nil
 	}
 	if shared.postgres == nil {
-		p, err := StartPostgres(ctx, PostgresOptions{Params: SharedParams})
+		p, err := embedded.StartPostgres(ctx, embedded.PostgresOptions{Params: SharedParams})
 		if err != nil {
 			return nil, err
 		}

@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -119,7 +120,7 @@ func TestIngestKafkaKilled(t *testing.T) {
 		t.Log("short: needs Apache Kafka of its own")
 		return
 	}
-	k := testkit.NewKafka(t, testkit.KafkaOptions{})
+	k := testkit.NewKafka(t, embedded.KafkaOptions{})
 	b := enginetest.NewBed(t, k.Addr())
 	patient(b)
 	txs := inserts(200, 20)
@@ -237,7 +238,7 @@ func TestIngestCheckpointIsDurable(t *testing.T) {
 func TestIngestParksWhatCannotBeEncoded(t *testing.T) {
 	b := enginetest.NewBed(t, "")
 	table := (&change.Table{
-		Source: b.Source, Schema: "public", Name: "item", Topic: b.Topic(), Key: []int{0}, OldFull: true,
+		Source: b.Source, Connector: &change.Connector{Name: "bed", Version: "1"}, Schema: "public", Name: "item", Topic: b.Topic(), Key: []int{0}, OldFull: true,
 		Columns: []change.Column{
 			{Name: "id", Type: "bigint", Kind: change.Int, Width: 8, Precision: -1, Scale: -1},
 			{Name: "amount", Type: "numeric(10,2)", Kind: change.Decimal, Nullable: true, Precision: 10, Scale: 2},

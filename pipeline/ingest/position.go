@@ -11,6 +11,7 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -38,8 +39,13 @@ var (
 		"What it held is gone, and the source will not send it again by itself. Load the source anew: remove its positions topic, its raw topics and its slot.")
 )
 
+// positionForm is the form that is written, and the newest that is read. Forms
+// before the first that says its number are 1.
+const positionForm = 1
+
 // position is the value of a record of a positions topic, as JSON.
 type position struct {
+	Form   int    `json:"v"`
 	Source string `json:"source"`
 	// Resume is the source's token as it is when that is compact JSON;
 	// otherwise it is in ResumeBytes.
@@ -74,6 +80,7 @@ func (p *position) resume() pipeline.Resume {
 }
 
 func (p *position) encode() []byte {
+	p.Form = positionForm
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false) // the token stays as it is
@@ -157,12 +164,24 @@ func lastPosition(ctx context.Context, cl *kgo.Client, t *change.Topic, from, en
 	if at < 0 {
 		return nil, nil
 	}
+	p, err := decodePosition(last)
+	if err != nil {
+		return nil, ErrPositionForm.New("offset %d of topic %q %w", at, t.Name, err)
+	}
+	return p, nil
+}
+
+// decodePosition is encode's inverse.
+func decodePosition(value []byte) (*position, error) {
 	p := new(position)
-	if err := json.Unmarshal(last, p); err != nil {
-		return nil, ErrPositionForm.New("offset %d of topic %q: %w", at, t.Name, err)
+	if err := json.Unmarshal(value, p); err != nil {
+		return nil, fmt.Errorf("is no position: %w", err)
+	}
+	if p.Form > positionForm {
+		return nil, fmt.Errorf("is a position of form %d; this version reads up to %d", p.Form, positionForm)
 	}
 	if p.resume() == nil {
-		return nil, ErrPositionForm.New("offset %d of topic %q has no resume token", at, t.Name)
+		return nil, errors.New("has no resume token")
 	}
 	return p, nil
 }

@@ -119,7 +119,7 @@ func (j *journal) MarkOf(s pipelinetest.Sent) string {
 func TestToySource(t *testing.T) {
 	pipelinetest.SourceSuite(t, pipelinetest.SourceCase{Upstream: func(testing.TB) pipelinetest.SourceUpstream {
 		return &journal{grown: make(chan struct{}), table: (&change.Table{
-			Source: "toy", Schema: "a", Name: "entry", Topic: "toy.a.entry", Key: []int{0},
+			Source: "toy", Connector: &change.Connector{Name: "journal", Version: "1"}, Schema: "a", Name: "entry", Topic: "toy.a.entry", Key: []int{0},
 			Columns: []change.Column{
 				{Name: "id", Type: "bigint", Kind: change.Int, Width: 8, Precision: -1, Scale: -1},
 				{Name: "mark", Type: "text", Kind: change.String, Nullable: true, Precision: -1, Scale: -1},

@@ -11,6 +11,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -33,7 +34,7 @@ func stateServers(t *testing.T, f func(t *testing.T, rdb *goredis.Client)) {
 		return c
 	}
 	t.Run("embedded", func(t *testing.T) {
-		e, err := redis.StartEmbedded("127.0.0.1:0")
+		e, err := embedded.StartMiniRedis("127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/enginetest"
@@ -72,7 +73,7 @@ func (w *waiter) Apply(ctx context.Context, in *change.Batch, out pipeline.Outle
 // session is given up: 20 s in which nothing moves.
 func TestTransformRebuildsWhatOthersWaitFor(t *testing.T) {
 	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
-	e, err := redis.StartEmbedded("127.0.0.1:0")
+	e, err := embedded.StartMiniRedis("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/demo/erp"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/registry"
@@ -43,7 +44,7 @@ func newFlow(t *testing.T, r *rig) *flow {
 	}
 	log := slog.New(slog.DiscardHandler)
 	o := obs.New(log)
-	broker, err := kafka.StartEmbedded(t.Context(), t.TempDir(), "127.0.0.1:0", log)
+	broker, err := embedded.StartMiniKafka(t.Context(), t.TempDir(), "127.0.0.1:0", log)
 	must(err)
 	t.Cleanup(func() {
 		if err := broker.Close(); err != nil {

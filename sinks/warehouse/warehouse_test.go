@@ -13,19 +13,19 @@ import (
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/secret"
-	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/internal/testkit/leak"
 	"github.com/tallywire/tallywire/pipeline"
 )
 
-var server *testkit.Postgres
+var server *embedded.Postgres
 
 func TestMain(m *testing.M) {
 	change.PoisonOnRelease(true)
 	var err error
-	if server, err = testkit.StartPostgres(context.Background(), testkit.PostgresOptions{}); err != nil {
+	if server, err = embedded.StartPostgres(context.Background(), embedded.PostgresOptions{}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

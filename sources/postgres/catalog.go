@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/build"
 	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
@@ -138,6 +139,13 @@ func columnsOf(ctx context.Context, q *pgx.Conn, id uint32) (cols []wireColumn, 
 	return cols, notNull, nil
 }
 
+// connector is what the envelopes say of this source: as Debezium's connector
+// of this name, so that its readers find what they expect.
+var connector = &change.Connector{
+	Name: "postgresql", Version: build.Version(),
+	Fields: []change.SourceField{{Name: "txId", Of: change.SourceXID}, {Name: "lsn", Of: change.SourceLSN}, {Name: "xmin", Of: change.SourceNothing}},
+}
+
 // newRelation describes a table whose rows have these columns.
 func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, cols []wireColumn, notNull map[string]bool) (*pgoutput.Relation, error) {
 	types, err := loadTypes(ctx, q, cols)
@@ -146,7 +154,7 @@ func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, 
 	}
 	r := &pgoutput.Relation{
 		Table: &change.Table{
-			Source: source, Schema: t.schema, Name: t.name, Topic: source + "." + t.schema + "." + t.name,
+			Source: source, Connector: connector, Database: q.Config().Database, Schema: t.schema, Name: t.name, Topic: source + "." + t.schema + "." + t.name,
 			ID: t.id, OldFull: t.identity == 'f', Columns: make([]change.Column, len(cols)),
 		},
 		Cells: make([]pgoutput.Coder, len(cols)), Identity: make([]bool, len(cols)),

@@ -6,9 +6,48 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 )
+
+// Tables implements pipeline.Catalog: the tables that are selected, with the
+// columns that the publication has of them, or all before there is one.
+func (s *Source) Tables(ctx context.Context) ([]*change.Table, error) {
+	q, err := s.cfg.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer closeConn(q)
+	infos, _, err := s.cfg.selectTables(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	pub, err := readPublication(ctx, q, s.cfg.Publication)
+	if err != nil {
+		return nil, err
+	}
+	var tables []*change.Table
+	for _, t := range infos {
+		p := pub[t.String()]
+		if pub != nil && p == nil {
+			continue
+		}
+		cols, notNull, err := columnsOf(ctx, q, t.id)
+		if err != nil {
+			return nil, err
+		}
+		if p != nil {
+			cols = p.published(cols)
+		}
+		r, err := newRelation(ctx, q, s.name, t, cols, notNull)
+		if err != nil {
+			return nil, err
+		}
+		tables = append(tables, r.Table)
+	}
+	return tables, nil
+}
 
 // Doctor implements pipeline.Doctor: it connects and checks what capture needs.
 func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {

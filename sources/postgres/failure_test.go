@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -52,7 +53,7 @@ func TestSlotInUse(t *testing.T) {
 }
 
 func TestWALLevelReplica(t *testing.T) {
-	pg, err := testkit.StartPostgres(t.Context(), testkit.PostgresOptions{Params: map[string]string{"wal_level": "replica", "fsync": "off"}})
+	pg, err := embedded.StartPostgres(t.Context(), embedded.PostgresOptions{Params: map[string]string{"wal_level": "replica", "fsync": "off"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +274,7 @@ func TestTableWithoutKey(t *testing.T) {
 // Lost if this fails: a restart of the source database stops capture, or
 // repeats or loses what lay around it.
 func TestPostgresRestart(t *testing.T) {
-	pg := testkit.NewPostgres(t, testkit.Postgres17)
+	pg := testkit.NewPostgres(t, embedded.Postgres17)
 	d := newDB(t, pg)
 	d.sql("CREATE TABLE a(id int PRIMARY KEY, v int)")
 	s, o := d.source(), newOutlet()
@@ -402,7 +403,7 @@ func TestPartitionedTable(t *testing.T) {
 
 // Lost if this fails: a supported version of Postgres is not captured from.
 func TestVersions(t *testing.T) {
-	for _, v := range []string{testkit.Postgres15, testkit.Postgres16, testkit.Postgres18} {
+	for _, v := range []string{embedded.Postgres15, embedded.Postgres16, embedded.Postgres18} {
 		t.Run(v, func(t *testing.T) {
 			pg := testkit.NewPostgres(t, v)
 			d := newDB(t, pg)

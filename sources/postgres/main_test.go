@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -28,14 +29,14 @@ import (
 // own. It is started by the first that asks: a fuzz worker asks not.
 var pg17 struct {
 	once sync.Once
-	*testkit.Postgres
+	*embedded.Postgres
 	err error
 }
 
-func shared(t *testing.T) *testkit.Postgres {
+func shared(t *testing.T) *embedded.Postgres {
 	t.Helper()
 	pg17.once.Do(func() {
-		pg17.Postgres, pg17.err = testkit.StartPostgres(context.Background(), testkit.PostgresOptions{
+		pg17.Postgres, pg17.err = embedded.StartPostgres(context.Background(), embedded.PostgresOptions{
 			Unix: true, TLS: true,
 			Params: map[string]string{"fsync": "off", "max_prepared_transactions": "5", "max_replication_slots": "100", "max_wal_senders": "40"},
 		})
@@ -61,12 +62,12 @@ var dbs atomic.Int32
 // db is a database of its own on a server, with a plain connection.
 type db struct {
 	t    *testing.T
-	pg   *testkit.Postgres
+	pg   *embedded.Postgres
 	name string
 	*pgx.Conn
 }
 
-func newDB(t *testing.T, pg *testkit.Postgres) *db {
+func newDB(t *testing.T, pg *embedded.Postgres) *db {
 	t.Helper()
 	d := &db{t: t, pg: pg, name: fmt.Sprintf("t%d", dbs.Add(1))}
 	if err := pg.CreateDatabase(t.Context(), d.name); err != nil {

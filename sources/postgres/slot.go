@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -170,14 +171,20 @@ func deref[T any](p *T) (v T) {
 	return v
 }
 
-// published gives the tables of a publication with their columns and filters,
-// by schema.table; nil when there is no such publication.
+// publishedTable is a table as a publication has it.
 type publishedTable struct {
 	schema, name string
 	columns      []string
 	filter       *string
 }
 
+// published cuts cols, in place, to those that the publication has.
+func (p *publishedTable) published(cols []wireColumn) []wireColumn {
+	return slices.DeleteFunc(cols, func(c wireColumn) bool { return !slices.Contains(p.columns, c.name) })
+}
+
+// readPublication gives the tables of a publication with their columns and
+// filters, by schema.table; nil when there is no such publication.
 func readPublication(ctx context.Context, q *pgx.Conn, name string) (map[string]*publishedTable, error) {
 	var all bool
 	err := q.QueryRow(ctx, `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND (pubviaroot OR NOT EXISTS (SELECT FROM pg_partitioned_table)) FROM pg_publication WHERE pubname = $1`, name).Scan(&all)

@@ -267,18 +267,7 @@ func (se *session) relations(ctx context.Context) ([]*pgoutput.Relation, error) 
 		if err != nil {
 			return nil, err
 		}
-		pub := map[string]bool{}
-		for _, c := range se.pub[t.String()].columns {
-			pub[c] = true
-		}
-		n := 0
-		for _, c := range cols {
-			if pub[c.name] {
-				cols[n] = c
-				n++
-			}
-		}
-		r, err := newRelation(ctx, se.q, se.name, t, cols[:n], notNull)
+		r, err := newRelation(ctx, se.q, se.name, t, se.pub[t.String()].published(cols), notNull)
 		if err != nil {
 			return nil, err
 		}

@@ -8,7 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/tallywire/tallywire/change"
-	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/internal/embedded"
 )
 
 // typeCase is a type with values that are hard to carry.
@@ -151,7 +151,7 @@ func asPsql(d *db, cases []typeCase) map[string]string {
 }
 
 // sameTypes loads and streams the cases and compares both with Postgres's text.
-func sameTypes(t *testing.T, pg *testkit.Postgres, cases []typeCase, binary bool) {
+func sameTypes(t *testing.T, pg *embedded.Postgres, cases []typeCase, binary bool) {
 	t.Helper()
 	d := newDB(t, pg)
 	d.sql(typesDDL)
@@ -232,6 +232,9 @@ func TestColumnFacts(t *testing.T) {
 	r.stop()
 	f := tables["facts"]
 	got = append(got, f)
+	if f.Database != d.name || f.Connector == nil || f.Connector.Name != "postgresql" || f.Connector.Version == "" {
+		t.Errorf("facts is of database %q by connector %+v, want %q by postgresql", f.Database, f.Connector, d.name)
+	}
 	if fmt.Sprint(f.Key) != "[1 0]" {
 		t.Errorf("key of facts is %v, want [1 0]: the order of the primary key", f.Key)
 	}

@@ -12,6 +12,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
+	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/dedupe"
@@ -173,7 +175,7 @@ func TestPositionPassesParked(t *testing.T) {
 }
 
 func redisClient(t *testing.T) *goredis.Client {
-	e, err := redis.StartEmbedded("127.0.0.1:0")
+	e, err := embedded.StartMiniRedis("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +195,7 @@ func redisClient(t *testing.T) *goredis.Client {
 }
 
 func identity(t *testing.T, rdb *goredis.Client) *dedupe.Identity {
-	s := dedupe.ByIdentity(rdb, slog.New(slog.DiscardHandler), "canonical", []string{"hook.event"}, []string{"id"}, time.Hour)
+	s := dedupe.ByIdentity(&pipeline.Env{Redis: rdb, Obs: obs.New(slog.New(slog.DiscardHandler))}, "canonical", []string{"hook.event"}, []string{"id"}, time.Hour)
 	s.Stores()[0].CheckEvery = 0
 	return s
 }

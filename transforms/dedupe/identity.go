@@ -5,7 +5,7 @@ package dedupe
 import (
 	"context"
 	"encoding/hex"
-	"log/slog"
+	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -40,6 +40,8 @@ var (
 // is remembered: of a topic that was deleted and created again nothing is
 // dropped for the sake of the old one.
 type Identity struct {
+	env     *pipeline.Env
+	topics  []string
 	rdb     *redis.Client
 	name    string
 	columns []string
@@ -48,12 +50,32 @@ type Identity struct {
 }
 
 // ByIdentity makes the stage for a transform that reads topics.
-func ByIdentity(rdb *redis.Client, log *slog.Logger, transform string, topics, columns []string, window time.Duration) *Identity {
-	d := &Identity{rdb: rdb, name: transform + ".dedupe", columns: columns, window: window}
+func ByIdentity(env *pipeline.Env, transform string, topics, columns []string, window time.Duration) *Identity {
+	d := &Identity{env: env, topics: topics, rdb: env.Redis, name: transform + ".dedupe", columns: columns, window: window}
 	for _, t := range topics {
-		d.states = append(d.states, state.NewStore(rdb, log, d.name, t))
+		d.states = append(d.states, state.NewStore(env.Redis, env.Obs.Log, d.name, t))
 	}
 	return d
+}
+
+// Doctor implements pipeline.Doctor: each table has the columns that name a
+// change.
+func (d *Identity) Doctor(ctx context.Context) []pipeline.Finding {
+	var fs []pipeline.Finding
+	for _, topic := range d.topics {
+		what := fmt.Sprintf("the identity of a change of %s: %s", topic, strings.Join(d.columns, ", "))
+		t, err := d.env.Tables(ctx, topic)
+		if t != nil {
+			for _, name := range d.columns {
+				if t.Column(name) < 0 {
+					fs = append(fs, pipeline.Finding{What: what, Err: missing(t, name)})
+				}
+			}
+		} else if err != nil {
+			fs = append(fs, pipeline.Finding{What: what, Err: err})
+		}
+	}
+	return fs
 }
 
 // States is for the engine.
@@ -83,15 +105,7 @@ func (d *Identity) key(dst []byte, b *change.Batch, c *change.Change) ([]byte, e
 	for i, name := range d.columns {
 		at := c.Table.Column(name)
 		if at < 0 {
-			e := ErrIdentity.New("%s has no column %q", c.Table.Topic, name)
-			names := make([]string, len(c.Table.Columns))
-			for j := range names {
-				names[j] = c.Table.Columns[j].Name
-			}
-			if near := config.Nearest(name, names); near != "" {
-				e.WithRemedy("Did you mean %s?", near)
-			}
-			return nil, e
+			return nil, missing(c.Table, name)
 		}
 		v := c.Row()[at]
 		if v.IsNull() || v.IsUnchanged() {
@@ -199,4 +213,17 @@ func (d *Identity) first(ctx context.Context, keys []string) (map[string]sight, 
 		}
 	}
 	return out, nil
+}
+
+// missing says that t has no such column, and which it may be.
+func missing(t *change.Table, name string) error {
+	e := ErrIdentity.New("%s has no column %q", t.Topic, name)
+	names := make([]string, len(t.Columns))
+	for j := range names {
+		names[j] = t.Columns[j].Name
+	}
+	if near := config.Nearest(name, names); near != "" {
+		e.WithRemedy("Did you mean %s?", near)
+	}
+	return e
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -21,7 +22,7 @@ func TestReadBack(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
 	defer cancel()
 	log := slog.New(slog.DiscardHandler)
-	e, err := kafka.StartEmbedded(ctx, t.TempDir(), "127.0.0.1:0", log)
+	e, err := embedded.StartMiniKafka(ctx, t.TempDir(), "127.0.0.1:0", log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ func (s *sink) Reject(*change.Change, error) {}
 func BenchmarkLeft(b *testing.B) {
 	change.PoisonOnRelease(false)
 	b.Cleanup(func() { change.PoisonOnRelease(true) })
-	b.Run("embedded", func(b *testing.B) { benchmarkLeft(b, embedded(b)) })
+	b.Run("embedded", func(b *testing.B) { benchmarkLeft(b, miniRedis(b)) })
 	b.Run("redis-server", func(b *testing.B) { benchmarkLeft(b, testkit.NewRedis(b).Addr) })
 }
 

@@ -27,19 +27,28 @@ func (c *columns) of(t *change.Table, s *side) ([]int, error) {
 	}
 	at := make([]int, len(s.cols))
 	for i, name := range s.cols {
-		at[i] = t.Column(name)
-		want := &s.table.Columns[s.table.Column(name)]
-		if at[i] < 0 && !want.Nullable {
-			return nil, ErrColumns.New("a record of %s has no field %s", s.topic, name)
-		}
-		if at[i] >= 0 && t.Columns[at[i]].Kind != want.Kind {
-			return nil, ErrColumns.New("field %s of a record of %s is %s, its contract says %s", name, s.topic, t.Columns[at[i]].Kind, want.Kind)
+		var err error
+		if at[i], err = s.columnOf(t, name); err != nil {
+			return nil, err
 		}
 	}
 	if c.m == nil || len(c.m) >= maxTables {
 		c.m = map[*change.Table][]int{}
 	}
 	c.m[t] = slices.Clip(at)
+	return at, nil
+}
+
+// columnOf gives the index of a kept column in t, or −1 for one that may be null
+// and that the writer did not know.
+func (s *side) columnOf(t *change.Table, name string) (int, error) {
+	at, want := t.Column(name), &s.table.Columns[s.table.Column(name)]
+	if at < 0 && !want.Nullable {
+		return at, ErrColumns.New("a record of %s has no field %s", s.topic, name)
+	}
+	if at >= 0 && t.Columns[at].Kind != want.Kind {
+		return at, ErrColumns.New("field %s of a record of %s is %s, its contract says %s", name, s.topic, t.Columns[at].Kind, want.Kind)
+	}
 	return at, nil
 }
 

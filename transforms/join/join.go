@@ -20,6 +20,7 @@ import (
 type join struct {
 	plan        *plan
 	rdb         *redis.Client
+	tables      func(ctx context.Context, topic string) (*change.Table, error) // for Doctor
 	leftReader  *state.Reader
 	sideReaders []*state.Reader // parallel to plan.sides
 }
@@ -36,6 +37,8 @@ type Options struct {
 	// nil. It only spares work: rows that come before their references wait,
 	// and are released. May be nil.
 	Gate func(ctx context.Context) error
+	// Tables is pipeline.Env's, for Doctor.
+	Tables func(ctx context.Context, topic string) (*change.Table, error)
 }
 
 // New checks a configuration (TW-JOIN-CONFIG problems, joined) and makes the
@@ -45,7 +48,7 @@ func New(name string, cfg Config, o Options) (*Left, *Right, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	j := &join{plan: p, rdb: o.Redis}
+	j := &join{plan: p, rdb: o.Redis, tables: o.Tables}
 	keep := func(s *side) (*state.Store, *state.Reader) {
 		st, rd := state.NewStore(o.Redis, o.Log, name, s.topic), state.NewReader(name, s.topic, o.Find)
 		st.Shape, rd.Shape = p.shape, p.shape
@@ -82,7 +85,7 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	} else {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	o.Redis = env.Redis
+	o.Redis, o.Tables = env.Redis, env.Tables
 	var g *gate
 	if env.Kafka != nil {
 		o.Find = env.Kafka.Topic

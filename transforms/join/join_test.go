@@ -12,8 +12,8 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/problem"
-	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/transforms/join"
 )
@@ -162,8 +162,8 @@ func (w *world) mutate() {
 	}
 }
 
-func embedded(t testing.TB) string {
-	e, err := redis.StartEmbedded("127.0.0.1:0")
+func miniRedis(t testing.TB) string {
+	e, err := embedded.StartMiniRedis("127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +216,7 @@ func TestAnyOrderGivesTheSameTable(t *testing.T) {
 	}
 	for _, flush := range []int{0, 20} {
 		t.Run(fmt.Sprintf("embedded, %d flushes per 1000 round trips", flush), func(t *testing.T) {
-			addr := embedded(t)
+			addr := miniRedis(t)
 			unknown, lost := 0, 0
 			for seed := range seeds {
 				w := chaos(t, addr, seed, flush)
@@ -242,7 +242,7 @@ func TestAnyOrderGivesTheSameTable(t *testing.T) {
 // after any of its round trips. If it failed, an entry would say for ever that it
 // waits for what is there, or keep a cost that has changed.
 func TestEachOrderOfTwoSteps(t *testing.T) {
-	addr := embedded(t)
+	addr := miniRedis(t)
 	for name, c := range map[string]struct{ before, left, right func(*world) }{
 		"what it waits for comes": {
 			before: func(w *world) { w.customer("1", "c"); w.rate("1", 8, 0, -1, 100, "EUR") },
@@ -332,7 +332,7 @@ func settled(t *testing.T, w *world) map[string]row {
 }
 
 func calm(t *testing.T) *world {
-	w := newWorld(t, embedded(t), 1, join.Defaults())
+	w := newWorld(t, miniRedis(t), 1, join.Defaults())
 	w.sched.flush = func() {}
 	return w
 }

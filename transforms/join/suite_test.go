@@ -63,7 +63,7 @@ func references(w *world) {
 }
 
 func TestLeftSuite(t *testing.T) {
-	addr := embedded(t)
+	addr := miniRedis(t)
 	var w *world
 	input := func(hours int64) func(testing.TB) *change.Batch {
 		return func(testing.TB) *change.Batch {
@@ -108,7 +108,7 @@ func TestLeftSuite(t *testing.T) {
 }
 
 func TestRightSuite(t *testing.T) {
-	addr := embedded(t)
+	addr := miniRedis(t)
 	var w *world
 	pipelinetest.StageSuite(t, pipelinetest.StageCase{
 		New: func(tb testing.TB) pipeline.Stage {

@@ -79,6 +79,7 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	if err != nil {
 		return nil, err
 	}
+	m.env = env
 	spec := pipeline.TransformSpec{Name: name, Topics: m.From(), Outputs: m.To()}
 	switch cfg.Dedupe.Mode {
 	case "off":
@@ -88,7 +89,7 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 		if len(cfg.Dedupe.Identity) == 0 || cfg.Dedupe.Window <= 0 {
 			return nil, ErrConfig.New("dedupe by identity needs the columns and a window").At("transforms.%s.dedupe", name)
 		}
-		spec.Stages = append(spec.Stages, dedupe.ByIdentity(env.Redis, env.Obs.Log, name, m.From(), cfg.Dedupe.Identity, cfg.Dedupe.Window))
+		spec.Stages = append(spec.Stages, dedupe.ByIdentity(env, name, m.From(), cfg.Dedupe.Identity, cfg.Dedupe.Window))
 	default:
 		return nil, ErrConfig.New("dedupe mode %q: want position, identity or off", cfg.Dedupe.Mode).At("transforms.%s.dedupe.mode", name)
 	}

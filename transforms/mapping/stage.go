@@ -5,6 +5,7 @@ package mapping
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,7 @@ import (
 // Stage maps. It has no state. Safe for concurrent use.
 type Stage struct {
 	name   string
+	env    *pipeline.Env
 	order  []*entry
 	byFrom map[string]*entry
 
@@ -110,46 +112,24 @@ func (s *Stage) plan(t *change.Table) (*plan, error) {
 	return p, nil
 }
 
+// compile fits an entry to a shape of its table. Errors are joined: of each
+// column that does not fit, one.
 func (s *Stage) compile(t *change.Table) (*plan, error) {
 	e := s.byFrom[t.Topic]
 	if e == nil {
 		return nil, ErrUnmapped.New("topic %s has no mapping in transform %s", t.Topic, s.name).At("transforms.%s.topics", s.name)
 	}
 	p := &plan{e: e, to: e.to, key: e.to.Key, keyCols: make([]bool, len(t.Columns)), inKey: true}
-	for i, src := range e.sources {
-		f := field{between: src.between}
-		target := &e.to.Columns[i]
-		for _, name := range src.cols {
-			c := t.Column(name)
-			if c < 0 {
-				err := ErrColumn.New("%s has no column %q for field %s of %s", t.Topic, name, target.Name, e.to.Topic).At("%s", src.path)
-				if near := config.Nearest(name, fieldNames(t)); near != "" {
-					err.WithRemedy("Did you mean %s?", near)
-				}
-				return nil, err
-			}
-			f.cols = append(f.cols, c)
-		}
-		switch {
-		case src.value != nil:
-			f.kind, f.value = constant, *src.value
-		case len(src.between) > 0:
-			f.kind = template
-		default:
-			from := t.Columns[f.cols[0]].Kind
-			switch {
-			case from == target.Kind:
-				f.kind = same
-			case target.Kind == change.Decimal && from == change.Int:
-				f.kind = same // the encoder writes it at the contract's scale
-			case target.Kind == change.String && from != change.Bytes && from != change.Array:
-				f.kind = asText
-			default:
-				return nil, ErrColumn.New("column %s of %s is %s, field %s of %s is %s", t.Columns[f.cols[0]].Name, t.Topic, t.Columns[f.cols[0]].Type,
-					target.Name, e.to.Topic, target.Type).At("%s", src.path)
-			}
+	var bad []error
+	for i := range e.sources {
+		f, err := compileField(e, t, i)
+		if err != nil {
+			bad = append(bad, err)
 		}
 		p.fields = append(p.fields, f)
+	}
+	if len(bad) > 0 {
+		return nil, errors.Join(bad...)
 	}
 	for _, k := range p.key {
 		for _, c := range p.fields[k].cols {
@@ -160,6 +140,42 @@ func (s *Stage) compile(t *change.Table) (*plan, error) {
 		}
 	}
 	return p, nil
+}
+
+// compileField fits the source of field i to the columns of t.
+func compileField(e *entry, t *change.Table, i int) (field, error) {
+	src, target := &e.sources[i], &e.to.Columns[i]
+	f := field{between: src.between}
+	for _, name := range src.cols {
+		c := t.Column(name)
+		if c < 0 {
+			err := ErrColumn.New("%s has no column %q for field %s of %s", t.Topic, name, target.Name, e.to.Topic).At("%s", src.path)
+			if near := config.Nearest(name, fieldNames(t)); near != "" {
+				err.WithRemedy("Did you mean %s?", near)
+			}
+			return f, err
+		}
+		f.cols = append(f.cols, c)
+	}
+	switch {
+	case src.value != nil:
+		f.kind, f.value = constant, *src.value
+	case len(src.between) > 0:
+		f.kind = template
+	default:
+		col := &t.Columns[f.cols[0]]
+		switch {
+		case col.Kind == target.Kind:
+			f.kind = same
+		case target.Kind == change.Decimal && col.Kind == change.Int:
+			f.kind = same // the encoder writes it at the contract's scale
+		case target.Kind == change.String && col.Kind != change.Bytes && col.Kind != change.Array:
+			f.kind = asText
+		default:
+			return f, ErrColumn.New("column %s of %s is %s, field %s of %s is %s", col.Name, t.Topic, col.Type, target.Name, e.to.Topic, target.Type).At("%s", src.path)
+		}
+	}
+	return f, nil
 }
 
 func contains(list []int, x int) bool {

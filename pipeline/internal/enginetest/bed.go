@@ -103,7 +103,7 @@ func (b *Bed) Topic() string { return b.Source + ".public.item" }
 
 func (b *Bed) Table() *change.Table {
 	return (&change.Table{
-		Source: b.Source, Schema: "public", Name: "item", Topic: b.Topic(), Key: []int{0}, OldFull: true,
+		Source: b.Source, Connector: &change.Connector{Name: "bed", Version: "1"}, Schema: "public", Name: "item", Topic: b.Topic(), Key: []int{0}, OldFull: true,
 		Columns: []change.Column{
 			{Name: "id", Type: "bigint", Kind: change.Int, Width: 8, Precision: -1, Scale: -1},
 			{Name: "note", Type: "text", Kind: change.String, Nullable: true, Precision: -1, Scale: -1},

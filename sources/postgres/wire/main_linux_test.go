@@ -18,23 +18,24 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 	"go.uber.org/goleak"
 
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/testkit"
 )
 
 // world is what the tests share: a server, and the ways to it.
 var world struct {
 	once sync.Once
-	pg   *testkit.Postgres
+	pg   *embedded.Postgres
 	far  *testkit.Veth // nil: not permitted here
 	slow *testkit.Delay
 	err  error
 }
 
-func shared(t *testing.T) *testkit.Postgres {
+func shared(t *testing.T) *embedded.Postgres {
 	t.Helper()
 	w := &world
 	w.once.Do(func() {
-		o := testkit.PostgresOptions{Unix: true, TLS: true, Params: map[string]string{"fsync": "off"}}
+		o := embedded.PostgresOptions{Unix: true, TLS: true, Params: map[string]string{"fsync": "off"}}
 		// Not permitted is said by the test that wants it.
 		if w.far, w.err = testkit.NewVeth(context.Background()); w.err == nil {
 			o.Listen = []string{w.far.Near}
@@ -42,7 +43,7 @@ func shared(t *testing.T) *testkit.Postgres {
 		if w.err != nil && os.Geteuid() == 0 {
 			return
 		}
-		if w.pg, w.err = testkit.StartPostgres(context.Background(), o); w.err == nil {
+		if w.pg, w.err = embedded.StartPostgres(context.Background(), o); w.err == nil {
 			w.slow, w.err = testkit.NewDelay(net.JoinHostPort("127.0.0.1", strconv.Itoa(w.pg.Port)), time.Millisecond)
 		}
 	})
@@ -109,7 +110,7 @@ CREATE PROCEDURE each(first bigint, last bigint) LANGUAGE plpgsql AS
 
 // newDB makes a database with a table t, filled by add and each, and a slot of
 // the database's name.
-func newDB(t *testing.T, pg *testkit.Postgres) string {
+func newDB(t *testing.T, pg *embedded.Postgres) string {
 	t.Helper()
 	name := fmt.Sprintf("t%d", dbs.Add(1))
 	if err := pg.CreateDatabase(t.Context(), name); err != nil {
@@ -131,7 +132,7 @@ func newDB(t *testing.T, pg *testkit.Postgres) string {
 	return name
 }
 
-func exec(t *testing.T, pg *testkit.Postgres, db, sql string) {
+func exec(t *testing.T, pg *embedded.Postgres, db, sql string) {
 	t.Helper()
 	if err := pg.Exec(t.Context(), db, sql); err != nil {
 		t.Fatalf("%s: %v", sql, err)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/testkit"
 )
 
@@ -188,7 +189,7 @@ func TestServerEndsTheStream(t *testing.T) {
 // Lost if this fails: a crash of the server tears a frame, and half a row is
 // taken for a row; or the source never notices.
 func TestServerIsKilled(t *testing.T) {
-	pg, err := testkit.StartPostgres(t.Context(), testkit.PostgresOptions{Unix: true, TLS: true, Params: map[string]string{"fsync": "off"}})
+	pg, err := embedded.StartPostgres(t.Context(), embedded.PostgresOptions{Unix: true, TLS: true, Params: map[string]string{"fsync": "off"}})
 	if err != nil {
 		t.Fatal(err)
 	}

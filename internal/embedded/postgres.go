@@ -1,7 +1,7 @@
 // A real Postgres server: started, stopped, killed, and found again after the
 // program that started it was killed.
 
-package testkit
+package embedded
 
 import (
 	"bytes"
@@ -336,7 +336,7 @@ func (p *Postgres) start(ctx context.Context) error {
 	p.pid, p.done, p.Adopted = cmd.Process.Pid, done, false
 	p.mu.Unlock()
 
-	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	ctx, cancel := context.WithTimeout(ctx, StartWithin)
 	defer cancel()
 	err = poll(ctx, 10*time.Millisecond, func() (bool, error) {
 		select {
@@ -485,5 +485,32 @@ func poll(ctx context.Context, every time.Duration, ask func() (bool, error)) er
 			return ctx.Err()
 		case <-t.C:
 		}
+	}
+}
+
+const tempPrefix = "tallywire-postgres-"
+
+var reapOnce sync.Once
+
+// reap ends the temporary servers that killed or timed out test runs left
+// behind, and removes their folders: those whose owner is gone.
+func reap() {
+	dirs, err := filepath.Glob(filepath.Join(os.TempDir(), tempPrefix+"*"))
+	if err != nil {
+		return
+	}
+	for _, dir := range dirs {
+		b, err := os.ReadFile(filepath.Join(dir, "owner"))
+		if err != nil {
+			continue
+		}
+		owner, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil || owner <= 1 || alive(owner) {
+			continue
+		}
+		p := &Postgres{Dir: dir}
+		p.pid, _ = p.left()
+		// Best effort: the next run tries again.
+		_ = errors.Join(p.Kill(), os.RemoveAll(dir))
 	}
 }

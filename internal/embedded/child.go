@@ -1,6 +1,6 @@
 // Processes that end with the one that started them.
 
-package testkit
+package embedded
 
 import (
 	"os/exec"

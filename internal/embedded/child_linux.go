@@ -1,6 +1,6 @@
 // What the kernel does for a child whose parent was killed.
 
-package testkit
+package embedded
 
 import "syscall"
 

@@ -1,4 +1,4 @@
-package testkit
+package embedded
 
 import (
 	"context"
@@ -13,8 +13,16 @@ import (
 // must be a kill, a restart must find port and records again, and Kafka's own
 // tools must run.
 func TestKafkaKillRestartTool(t *testing.T) {
-	k := NewKafka(t, KafkaOptions{})
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	k, err := StartKafka(t.Context(), KafkaOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), StartWithin)
 	defer cancel()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(k.Addr()))
 	if err != nil {

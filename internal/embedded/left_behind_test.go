@@ -1,4 +1,4 @@
-package testkit
+package embedded
 
 import (
 	"errors"

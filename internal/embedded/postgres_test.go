@@ -1,17 +1,27 @@
-package testkit
+package embedded
 
 import (
-	"bytes"
 	"context"
-	"io"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
+
+func startPostgres(t *testing.T, version string) *Postgres {
+	t.Helper()
+	p, err := StartPostgres(t.Context(), PostgresOptions{Version: version})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p
+}
 
 // Lost if this fails: no version of Postgres that we promise to capture from
 // can be tried at all.
@@ -19,7 +29,7 @@ func TestPostgresVersions(t *testing.T) {
 	for _, v := range []string{Postgres15, Postgres16, Postgres17, Postgres18} {
 		t.Run(v, func(t *testing.T) {
 			t.Parallel()
-			p := NewPostgres(t, v)
+			p := startPostgres(t, v)
 			got, err := p.ask(t.Context(), "SELECT current_setting('server_version') || ' ' || current_setting('wal_level')")
 			if err != nil {
 				t.Fatal(err)
@@ -74,7 +84,7 @@ func TestPostgresLeftBehindIsAdopted(t *testing.T) {
 
 // Lost if this fails: crash tests of Postgres test nothing, or hang.
 func TestPostgresKillAndRestart(t *testing.T) {
-	p := NewPostgres(t, Postgres17)
+	p := startPostgres(t, Postgres17)
 	if err := p.Exec(t.Context(), "postgres", "CREATE TABLE t(id int); INSERT INTO t VALUES (7)"); err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +102,7 @@ func TestPostgresKillAndRestart(t *testing.T) {
 	if err != nil || got != "7" || p.Port != port {
 		t.Fatalf("after a crash: %q on port %d (%v), want 7 on port %d", got, p.Port, err, port)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), StartWithin)
 	defer cancel()
 	if err := p.Down(ctx); err != nil {
 		t.Fatal(err)
@@ -157,60 +167,5 @@ func TestPostgresTransports(t *testing.T) {
 	swapped = strings.Replace(swapped, url.QueryEscape(other.Dir), url.QueryEscape(p.Dir), 1)
 	if _, err := askAt(t.Context(), swapped, "SELECT 1"); err == nil {
 		t.Error("a server with another certificate is trusted")
-	}
-}
-
-// Lost if this fails: what is measured through the forwarder is measured
-// without its delay, or without some of its octets.
-func TestDelay(t *testing.T) {
-	ln, err := listenTCP("127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	const delay = 20 * time.Millisecond
-	d, err := NewDelay(ln.Addr().String(), delay)
-	if err != nil {
-		t.Fatal(err)
-	}
-	near, err := net.Dial("tcp", d.Addr())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer near.Close()
-	far, err := ln.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer far.Close()
-	b := make([]byte, 1)
-	began := time.Now()
-	for _, c := range []struct{ from, to net.Conn }{{near, far}, {far, near}} {
-		if _, err := c.from.Write([]byte{7}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(c.to, b); err != nil || b[0] != 7 {
-			t.Fatal(b, err)
-		}
-	}
-	if took := time.Since(began); took < 2*delay {
-		t.Errorf("there and back in %v, want %v at least", took, 2*delay)
-	}
-	// Much under way at once: it arrives whole, and not one delay after another.
-	sent := bytes.Repeat([]byte("under way "), 4<<20)
-	began = time.Now()
-	go func() {
-		far.Write(sent)
-		far.Close()
-	}()
-	got, err := io.ReadAll(near)
-	if err != nil || !bytes.Equal(got, sent) {
-		t.Errorf("%d octets of %d arrive: %v", len(got), len(sent), err)
-	}
-	if took := time.Since(began); took > 10*time.Second { // 640 reads of 64 KiB in turn take as long
-		t.Errorf("40 MB take %v", took)
-	}
-	if err := d.Close(); err != nil {
-		t.Error(err)
 	}
 }

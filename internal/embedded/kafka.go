@@ -1,6 +1,6 @@
 // Apache Kafka: one real broker in KRaft mode, run from its Maven artefacts.
 
-package testkit
+package embedded
 
 import (
 	"context"
@@ -67,7 +67,7 @@ func StartKafka(ctx context.Context, o KafkaOptions) (*Kafka, error) {
 	if _, err := exec.LookPath("java"); err != nil {
 		return nil, errors.New("the program java is missing, which Apache Kafka needs, version 17 or newer: install openjdk-17-jre-headless")
 	}
-	libs, err := kafkaLibs(ctx)
+	libs, err := KafkaLibs(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -119,7 +119,7 @@ func (k *Kafka) prepare(ctx context.Context) error {
 			k.Port = was
 		}
 	} else {
-		free, err := freePorts(2)
+		free, err := FreePorts(2)
 		if err != nil {
 			return err
 		}
@@ -227,7 +227,7 @@ func (k *Kafka) start(ctx context.Context) error {
 }
 
 func (k *Kafka) awaitReady(ctx context.Context, done <-chan struct{}) error {
-	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	ctx, cancel := context.WithTimeout(ctx, StartWithin)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -351,4 +351,30 @@ func kafkaUUID() string {
 			return s
 		}
 	}
+}
+
+// Coordinate waits until the broker coordinates transactions and groups: it
+// makes the topics of both when the first of each is asked for, and answers
+// NOT_COORDINATOR while it loads them. A test that counts what an outage costs
+// would count that.
+func (k *Kafka) Coordinate(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, StartWithin)
+	defer cancel()
+	for i := range 16 { // their names fall on each of the four partitions
+		name := fmt.Sprintf("tallywire-coordinated-%d", i)
+		cl, err := kgo.NewClient(kgo.SeedBrokers(k.Addr()), kgo.TransactionalID(name))
+		if err != nil {
+			return err
+		}
+		err = poll(ctx, 20*time.Millisecond, func() (bool, error) {
+			_, _, txns := cl.ProducerID(ctx)
+			_, groups := kadm.NewClient(cl).FetchOffsets(ctx, name)
+			return txns == nil && groups == nil, nil
+		})
+		cl.Close()
+		if err != nil {
+			return fmt.Errorf("waiting until Kafka coordinates: %w", err)
+		}
+	}
+	return nil
 }

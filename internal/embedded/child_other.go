@@ -1,6 +1,6 @@
 //go:build !linux
 
-package testkit
+package embedded
 
 import "syscall"
 

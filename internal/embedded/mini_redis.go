@@ -1,6 +1,6 @@
 // The embedded Redis: miniredis, for one process that has no other.
 
-package redis
+package embedded
 
 import (
 	"crypto/rand"
@@ -12,12 +12,12 @@ import (
 	"github.com/alicebob/miniredis/v2/server"
 )
 
-// Embedded is a Redis inside this process. Its memory is its only memory: after
+// MiniRedis is a Redis inside this process. Its memory is its only memory: after
 // a restart it is empty, and the state is rebuilt from Kafka.
-type Embedded struct{ m *miniredis.Miniredis }
+type MiniRedis struct{ m *miniredis.Miniredis }
 
-// StartEmbedded listens on addr, "host:port"; port 0 is any free one.
-func StartEmbedded(addr string) (*Embedded, error) {
+// StartMiniRedis listens on addr, "host:port"; port 0 is any free one.
+func StartMiniRedis(addr string) (*MiniRedis, error) {
 	m := miniredis.NewMiniRedis()
 	if err := m.StartAddr(addr); err != nil {
 		return nil, fmt.Errorf("starting the embedded Redis on %s: %w", addr, err)
@@ -48,14 +48,14 @@ func StartEmbedded(addr string) (*Embedded, error) {
 		}
 		return false
 	})
-	return &Embedded{m}, nil
+	return &MiniRedis{m}, nil
 }
 
 // Addr is where it listens, "host:port".
-func (e *Embedded) Addr() string { return e.m.Addr() }
+func (e *MiniRedis) Addr() string { return e.m.Addr() }
 
 // Close stops it; what it held is gone.
-func (e *Embedded) Close() error {
+func (e *MiniRedis) Close() error {
 	e.m.Close()
 	return nil
 }

@@ -1,6 +1,6 @@
 // Redis: a real redis-server on a free port.
 
-package testkit
+package embedded
 
 import (
 	"context"
@@ -123,7 +123,7 @@ func (r *Redis) launch(ctx context.Context, bin, addr string) error {
 
 	c := redis.NewClient(&redis.Options{Addr: addr, Protocol: 2, DisableIdentity: true, MaxRetries: -1})
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(ctx, startWithin)
+	ctx, cancel := context.WithTimeout(ctx, StartWithin)
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -193,19 +193,4 @@ func (r *Redis) FlushAll(ctx context.Context) error {
 		return fmt.Errorf("flushing Redis at %s: %w", r.Addr, err)
 	}
 	return nil
-}
-
-// NewRedis is StartRedis for a test: it is stopped when the test ends.
-func NewRedis(tb TB, args ...string) *Redis {
-	tb.Helper()
-	r, err := StartRedis(tb.Context(), RedisOptions{Args: args})
-	if err != nil {
-		tb.Fatalf("starting Redis: %v", err)
-	}
-	tb.Cleanup(func() {
-		if err := r.Stop(); err != nil {
-			tb.Errorf("stopping Redis: %v", err)
-		}
-	})
-	return r
 }

@@ -1,7 +1,7 @@
 // Servers that outlived the process that started them: it was killed, and could
 // not stop them.
 
-package testkit
+package embedded
 
 import (
 	"bytes"

@@ -1,7 +1,7 @@
 // Where the Postgres binaries come from: the artefacts of the embedded-postgres
 // project, unpacked once per user.
 
-package testkit
+package embedded
 
 import (
 	"context"
@@ -41,7 +41,7 @@ var postgresSums = map[string]string{
 // use, and shared by all runs.
 func PostgresBinaries(ctx context.Context, version string) (string, error) {
 	name := version + "-" + runtime.GOOS + "-" + runtime.GOARCH
-	dir, err := cached("Postgres "+version+", 15 MB", filepath.Join("postgres", name), func(into string) error {
+	dir, err := Cached("Postgres "+version+", 15 MB", filepath.Join("postgres", name), func(into string) error {
 		return fetchPostgres(ctx, version, into, postgresSums[name])
 	})
 	if err != nil {
@@ -66,7 +66,7 @@ func fetchPostgres(ctx context.Context, version, into, sum string) error {
 	if err := os.WriteFile(none, nil, 0o600); err != nil {
 		return err
 	}
-	ports, err := freePorts(1)
+	ports, err := FreePorts(1)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,6 @@
 // Where Kafka's jars come from.
 
-package testkit
+package embedded
 
 import (
 	"context"
@@ -31,9 +31,9 @@ const kafkaPOM = `<project xmlns="http://maven.apache.org/POM/4.0.0">
 </project>
 `
 
-// kafkaLibs gives the folder of jars, which Maven fetches.
-func kafkaLibs(ctx context.Context) (libs string, err error) {
-	dir, err := cached("Apache Kafka "+KafkaVersion+", 55 MB", "kafka-"+KafkaVersion+"-jars", func(into string) error {
+// KafkaLibs gives the folder of jars, which Maven fetches.
+func KafkaLibs(ctx context.Context) (libs string, err error) {
+	dir, err := Cached("Apache Kafka "+KafkaVersion+", 55 MB", "kafka-"+KafkaVersion+"-jars", func(into string) error {
 		mvn, err := exec.LookPath("mvn")
 		if err != nil {
 			return errors.New("the jars of Apache Kafka are fetched with the program mvn: install maven")
@@ -58,8 +58,8 @@ func listenTCP(addr string) (net.Listener, error) {
 	return lc.Listen(context.Background(), "tcp", addr)
 }
 
-// freePorts finds n ports that nobody listens on now.
-func freePorts(n int) ([]int, error) {
+// FreePorts finds n ports that nobody listens on now.
+func FreePorts(n int) ([]int, error) {
 	var out []int
 	for range n {
 		ln, err := listenTCP("127.0.0.1:0")

@@ -3,7 +3,7 @@
 // How a Postgres process is started on other Unixes: in a session of its own,
 // so that Ctrl-C in the terminal does not reach it. As root initdb refuses.
 
-package testkit
+package embedded
 
 import "syscall"
 

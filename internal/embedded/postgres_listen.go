@@ -1,7 +1,7 @@
 // How a Postgres server can be reached beside plain TCP on 127.0.0.1: by a Unix
 // socket, by TLS, and from other networks.
 
-package testkit
+package embedded
 
 import (
 	"crypto/ecdsa"

@@ -1,4 +1,4 @@
-package testkit
+package embedded
 
 import (
 	"bytes"
@@ -33,7 +33,7 @@ func TestChildEndsWithItsParent(t *testing.T) {
 	if _, err := fmt.Sscan(string(out), &pid); err != nil {
 		t.Fatalf("the parent said %q: %v", out, err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), StartWithin)
 	defer cancel()
 	err = poll(ctx, 10*time.Millisecond, func() (bool, error) {
 		// Gone, or dead and not waited for yet by who adopts orphans here.

@@ -3,7 +3,7 @@
 // refuse to run as root, in a user namespace when we are root: user 1000 inside
 // is root outside, so no file has to change hands.
 
-package testkit
+package embedded
 
 import (
 	"os"

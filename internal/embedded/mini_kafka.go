@@ -4,7 +4,7 @@
 // may be torn), so it starts over empty and says so; the sources then load
 // again. It binds one address and is never meant for production.
 
-package kafka
+package embedded
 
 import (
 	"context"
@@ -25,25 +25,30 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
-// ErrDirInUse says that two processes want one data directory.
-var ErrDirInUse = problem.Define("TW-KAFKA-DIR-IN-USE", problem.Halt,
-	"The embedded broker's directory is used by another process.",
-	"Stop the other tallywire, or name another state directory.")
+// The embedded broker's problems.
+var (
+	ErrPortTaken = problem.Define("TW-PORT-TAKEN", problem.Halt,
+		"The port is in use by another program.",
+		"Stop that program or name another port.")
+	ErrDirInUse = problem.Define("TW-KAFKA-DIR-IN-USE", problem.Halt,
+		"The embedded broker's directory is used by another process.",
+		"Stop the other tallywire, or name another state directory.")
+)
 
-// Embedded is a running embedded broker.
-type Embedded struct {
+// MiniKafka is a Kafka inside this process.
+type MiniKafka struct {
 	cluster     *kfake.Cluster
 	addr        string
 	marker      string
 	lock        *os.File
-	log         *embeddedLog
+	log         *miniKafkaLog
 	startedOver bool
 }
 
-// StartEmbedded starts the broker on addr (host:port; port 0 picks one) with
+// StartMiniKafka starts the broker on addr (host:port; port 0 picks one) with
 // its data in dir, which it creates. Close it, or the next start begins empty.
 // Errors: TW-PORT-TAKEN, TW-KAFKA-DIR-IN-USE.
-func StartEmbedded(ctx context.Context, dir, addr string, log *slog.Logger) (*Embedded, error) {
+func StartMiniKafka(ctx context.Context, dir, addr string, log *slog.Logger) (*MiniKafka, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("making the embedded broker's directory: %w", err)
 	}
@@ -73,7 +78,7 @@ func StartEmbedded(ctx context.Context, dir, addr string, log *slog.Logger) (*Em
 		}
 	}()
 
-	e := &Embedded{addr: ln.Addr().String(), marker: filepath.Join(dir, "running"), lock: lock, log: &embeddedLog{log: log}}
+	e := &MiniKafka{addr: ln.Addr().String(), marker: filepath.Join(dir, "running"), lock: lock, log: &miniKafkaLog{log: log}}
 	data := filepath.Join(dir, "data")
 	if _, err := os.Stat(e.marker); err == nil {
 		e.startedOver = true
@@ -109,14 +114,14 @@ func StartEmbedded(ctx context.Context, dir, addr string, log *slog.Logger) (*Em
 }
 
 // Addr is where it listens, host:port.
-func (e *Embedded) Addr() string { return e.addr }
+func (e *MiniKafka) Addr() string { return e.addr }
 
 // StartedOver reports whether data of an unclean stop was thrown away.
-func (e *Embedded) StartedOver() bool { return e.startedOver }
+func (e *MiniKafka) StartedOver() bool { return e.startedOver }
 
 // Close saves everything and stops. Clients should be closed before. When it
 // fails, the next start begins empty.
-func (e *Embedded) Close() error {
+func (e *MiniKafka) Close() error {
 	defer e.lock.Close()
 	e.cluster.Close()
 	if msg := e.log.failed.Load(); msg != nil {
@@ -155,14 +160,14 @@ func writeSynced(path, text string) error {
 	return errors.Join(err, f.Close())
 }
 
-// embeddedLog remembers that the broker failed to write: its data cannot be
+// miniKafkaLog remembers that the broker failed to write: its data cannot be
 // trusted then, however it is stopped.
-type embeddedLog struct {
+type miniKafkaLog struct {
 	log    *slog.Logger
 	failed atomic.Pointer[string]
 }
 
-func (l *embeddedLog) Logf(level kfake.LogLevel, format string, args ...any) {
+func (l *miniKafkaLog) Logf(level kfake.LogLevel, format string, args ...any) {
 	if level > kfake.LogLevelWarn {
 		return
 	}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/tallywire/tallywire/internal/embedded"
+	"github.com/tallywire/tallywire/internal/testkit"
+)
+
+// Lost if this fails: a misspelt topic, a column that is not there or a key that
+// a delete does not tell shows as "starting" for ever, or halts at the first
+// record, since the doctor that was asked before said that all was well.
+func TestDoctorFollowsTheTopics(t *testing.T) {
+	dsn := testkit.NewDatabase(t)
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), `
+		create table customer (id bigint primary key, name text not null, vat text, country char(2), currency char(3) not null, updated_at timestamptz not null);
+		create table cost_rate (id bigint primary key, employee_id bigint not null, valid_from date not null, valid_to text, rate numeric(12,4) not null, currency char(3) not null, updated_at timestamptz not null)`); err != nil {
+		t.Fatal(err)
+	}
+	broker, err := embedded.StartMiniKafka(t.Context(), t.TempDir(), "127.0.0.1:0", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer broker.Close()
+	file := filepath.Join(t.TempDir(), "tallywire.yml")
+	text := `
+kafka: {brokers: ["` + broker.Addr() + `"]}
+http: {listen: "127.0.0.1:0"}
+state_dir: ` + t.TempDir() + `
+sources:
+  psa: {type: postgres, dsn: "` + dsn + `", tables: [public.*]}
+transforms:
+  canonical:
+    type: map
+    topics:
+      - {from: psa.public.customr, to: ps.customer, fields: {customer_id: id}}
+      - {from: psa.public.cost_rate, to: ps.cost_rate, fields: {cost_rate_id: "{employee_id}/{id}", resource_id: employe_id}}
+  costed: {type: join}
+sinks:
+  warehouse: {type: warehouse, dsn: "` + dsn + `"}
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, out, errs := tw("doctor", "-c", file, "-o", "json")
+	if code != exitUnwell {
+		t.Fatalf("exit code %d, want %d\n%s%s", code, exitUnwell, out, errs)
+	}
+	var fs []finding
+	if err := json.Unmarshal([]byte(out), &fs); err != nil {
+		t.Fatal(err)
+	}
+	said := func(part string, words ...string) {
+		t.Helper()
+		for _, f := range fs {
+			if f.Part != part || f.OK || f.Problem == nil {
+				continue
+			}
+			all := true
+			for _, w := range words {
+				all = all && strings.Contains(f.Problem.Code+" "+f.Problem.What+" "+f.Problem.Remedy, w)
+			}
+			if all {
+				return
+			}
+		}
+		t.Errorf("of %s it is not said: %q", part, words)
+	}
+	said("transforms.canonical", "TW-KAFKA-NO-TOPIC", "psa.public.customr", "Did you mean psa.public.customer?")
+	said("transforms.canonical", "TW-MAP-COLUMN", `no column "employe_id"`, "Did you mean employee_id?")
+	said("transforms.canonical", "TW-MAP-COLUMN", "column valid_to", "is text")
+	// Nothing maps them.
+	said("transforms.costed", "TW-KAFKA-NO-TOPIC", "ps.time_entry")
+	said("transforms.costed.right", "TW-KAFKA-NO-TOPIC", "ps.project")
+	said("sinks.warehouse", "TW-KAFKA-NO-TOPIC", "ps.invoice")
+	for _, f := range fs {
+		if f.Part == "transforms.costed.right" && !f.OK && strings.Contains(f.Problem.What, "ps.customer") {
+			t.Errorf("ps.customer is filled by the mapping, and is said to be missing: %s", f.Problem.What)
+		}
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+
+	// What is read of the table that is mapped when all names are right: the
+	// key is not in the table's own, so a delete does not tell it.
+	text = strings.NewReplacer("employe_id}", "employee_id}", "customr", "customer").Replace(text)
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), "alter table cost_rate alter valid_to type date using null"); err != nil {
+		t.Fatal(err)
+	}
+	_, out, _ = tw("doctor", "-c", file, "-o", "json")
+	fs = nil
+	if err := json.Unmarshal([]byte(out), &fs); err != nil {
+		t.Fatal(err)
+	}
+	said("transforms.canonical", "TW-MAP-UNCHANGED", "comes without employee_id", "REPLICA IDENTITY FULL")
+}

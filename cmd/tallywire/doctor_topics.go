@@ -1,0 +1,92 @@
+// doctor_topics.go: who fills the topics that are read, and with what.
+
+package main
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/supervise"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// catalog asks a source which tables its changes would be of.
+func (d *doctor) catalog(ctx context.Context, s pipeline.IngestSpec) {
+	c, ok := s.Source.(pipeline.Catalog)
+	if !ok {
+		d.untold = append(d.untold, s.Name)
+		return
+	}
+	tables, err := c.Tables(ctx)
+	if err != nil { // why stands among the findings of the source
+		d.untold = append(d.untold, s.Name)
+		return
+	}
+	for _, t := range tables {
+		d.filled[t.Topic] = t
+	}
+}
+
+// tables is pipeline.Env.Tables.
+func (d *doctor) tables(ctx context.Context, topic string) (*change.Table, error) {
+	if t := d.filled[topic]; t != nil || d.schemas == nil {
+		return t, nil
+	}
+	return d.schemas.Table(ctx, topic)
+}
+
+// fed looks whether somebody fills each topic that is read: a source, a
+// transform, or whoever made it in Kafka.
+func (d *doctor) fed(ctx context.Context, p *supervise.Pipeline) {
+	filled := maps.Clone(d.filled)
+	for _, t := range p.Transforms {
+		for _, topic := range slices.Concat(t.Outputs, t.Queues) {
+			filled[topic] = nil
+		}
+	}
+	ask := func(part string, topics []string) {
+		for _, topic := range topics {
+			if _, ok := filled[topic]; !ok && !d.mayFill(topic) {
+				d.unfed(ctx, part, topic, slices.Sorted(maps.Keys(filled)))
+			}
+		}
+	}
+	for _, t := range p.Transforms {
+		ask("transforms."+t.Name, t.Inputs())
+	}
+	for _, s := range p.Sinks {
+		ask("sinks."+s.Name, s.Topics)
+	}
+}
+
+// mayFill: the topic is called as those of a source that could not tell.
+func (d *doctor) mayFill(topic string) bool {
+	return slices.ContainsFunc(d.untold, func(source string) bool { return strings.HasPrefix(topic, source+".") })
+}
+
+// unfed: nothing of the configuration fills the topic; it may be another's.
+func (d *doctor) unfed(ctx context.Context, part, topic string, filled []string) {
+	what := "topic " + topic + " is filled"
+	if d.cluster != nil {
+		_, err := d.cluster.Topic(ctx, topic)
+		if err == nil {
+			d.found = append(d.found, finding{Part: part, What: what, OK: true, Advice: "nothing that is configured here fills it; it exists, so somebody else may"})
+			return
+		}
+		if !problem.Has(err, kafka.ErrNoTopic) {
+			d.note(part, what, err)
+			return
+		}
+	}
+	err := kafka.ErrNoTopic.New("nothing fills topic %s, and it does not exist", topic).WithRemedy("Map a table to it, or correct its name.")
+	if near := config.Nearest(topic, filled); near != "" {
+		err.WithRemedy("Did you mean %s?", near)
+	}
+	d.note(part, what, err)
+}

@@ -1,0 +1,87 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"testing"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/internal/embedded"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+// If this failed, keys would move between partitions and lose their order.
+func TestEnsureTopicHoldsThePartitionCount(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	e, err := embedded.StartMiniKafka(t.Context(), t.TempDir(), "127.0.0.1:0", log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	c, err := New(Config{Brokers: []string{e.Addr()}}, obs.New(log))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.EnsureTopic(t.Context(), TopicSpec{Name: "p", Partitions: 3, Compact: true}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.EnsureTopic(t.Context(), TopicSpec{Name: "p", Partitions: 3, Compact: true})
+	if err != nil || got.Partitions != 3 {
+		t.Fatalf("the same again: %+v, %v", got, err)
+	}
+	if _, err := c.EnsureTopic(t.Context(), TopicSpec{Name: "p", Partitions: 4, Compact: true}); !problem.Has(err, ErrPartitions) {
+		t.Fatalf("another count: %v, want TW-KAFKA-PARTITIONS", err)
+	}
+	if n, err := c.MaxRecordBytes(t.Context(), "p"); err != nil || n < 1<<20 {
+		t.Fatalf("max.message.bytes %d, %v", n, err)
+	}
+}
+
+// If this failed, an outage would halt a pipeline, or a lack of rights be
+// tried again for ever.
+func TestWrapTellsOutageFromRefusal(t *testing.T) {
+	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := dead.Addr().String()
+	dead.Close()
+	c, err := New(Config{Brokers: []string{addr}, Opts: []kgo.Opt{kgo.RequestRetries(1)}}, obs.New(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.ID(t.Context()); !problem.Has(err, ErrUnavailable) {
+		t.Fatalf("no broker: %v, want TW-KAFKA-UNAVAILABLE", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.ID(ctx); !errors.Is(err, context.Canceled) || problem.Of(err) != nil {
+		t.Fatalf("cancelled: %v", err)
+	}
+}
+
+// The values are what Java's Utils.murmur2 gives (KafkaUtilsTest of Apache
+// Kafka). If this failed, foreign producers and ours would part keys.
+func TestPartitionIsJavas(t *testing.T) {
+	for key, want := range map[string]int32{
+		"21":                         -973932308,
+		"foobar":                     -790332482,
+		"a-little-bit-long-string":   -985981536,
+		"a-little-bit-longer-string": -1486304829,
+		"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8": -58897971,
+		"abc": 479470107,
+	} {
+		if got := int32(murmur2([]byte(key))); got != want {
+			t.Errorf("murmur2(%q) = %d, want %d", key, got, want)
+		}
+		if p := Partition([]byte(key), 7); p != (want&0x7fffffff)%7 {
+			t.Errorf("Partition(%q, 7) = %d", key, p)
+		}
+	}
+}

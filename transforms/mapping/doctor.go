@@ -1,0 +1,80 @@
+// Doctor: what `tallywire doctor` says of a mapping.
+
+package mapping
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/pipeline"
+)
+
+// Doctor implements pipeline.Doctor: it holds each mapping against the table
+// that its topic is filled from.
+func (s *Stage) Doctor(ctx context.Context) []pipeline.Finding {
+	var fs []pipeline.Finding
+	for _, e := range s.order {
+		what := fmt.Sprintf("%s fills %s", e.from, e.to.Topic)
+		t, err := s.env.Tables(ctx, e.from)
+		if err != nil {
+			fs = append(fs, pipeline.Finding{What: what, Err: err})
+			continue
+		}
+		if t == nil {
+			continue // who fills it is asked of all topics
+		}
+		p, err := s.compile(t)
+		if joined, ok := err.(interface{ Unwrap() []error }); ok {
+			for _, err := range joined.Unwrap() {
+				fs = append(fs, pipeline.Finding{What: what, Err: err})
+			}
+			continue
+		}
+		fs = append(fs, p.identity(what, t))
+	}
+	return fs
+}
+
+// identity says what an old row, or a large column, would be missing.
+func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
+	f := pipeline.Finding{What: what}
+	if t.OldFull {
+		return f
+	}
+	full := fmt.Sprintf("ALTER TABLE %s.%s REPLICA IDENTITY FULL", t.Schema, t.Name)
+	if !p.inKey {
+		var beyond []string
+		for c, in := range p.keyCols {
+			if in && !contains(t.Key, c) {
+				beyond = append(beyond, t.Columns[c].Name)
+			}
+		}
+		f.Err = ErrUnchanged.New("a delete or an update of %s comes without %s, of which the key of %s is made", t.Topic, strings.Join(beyond, ", "), p.to.Topic).
+			WithRemedy("%s", full).At("%s", p.e.path)
+		return f
+	}
+	var large []string
+	for i := range p.fields {
+		for _, c := range p.fields[i].cols {
+			if mayBeLeftOut(&t.Columns[c]) && !contains(t.Key, c) {
+				large = append(large, t.Columns[c].Name)
+			}
+		}
+	}
+	if len(large) > 0 {
+		f.Advice = fmt.Sprintf("an update that leaves a value of some 2 kB or more in %s as it is comes without it, and is parked; %s sends it", strings.Join(large, ", "), full)
+	}
+	return f
+}
+
+// mayBeLeftOut: a column whose values may be so large that they are stored out
+// of line, and are not sent when they did not change.
+func mayBeLeftOut(c *change.Column) bool {
+	switch c.Kind {
+	case change.String, change.Bytes, change.Array, change.Decimal:
+		return c.Precision <= 0 // a numeric of so many digits is never so large
+	}
+	return false
+}

@@ -1,0 +1,84 @@
+package mapping_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/transforms/mapping"
+)
+
+// examine asks the mapping of cost rates, as Make builds it, what it says of a
+// table; nil: of none.
+func examine(t *testing.T, table *change.Table, failure error) []pipeline.Finding {
+	t.Helper()
+	env := &pipeline.Env{Tables: func(_ context.Context, topic string) (*change.Table, error) {
+		if topic != rates.Topic {
+			t.Errorf("asked for %s", topic)
+		}
+		return table, failure
+	}}
+	specs, err := mapping.Make(env, "canonical", func(into any) error {
+		cfg := config()
+		cfg.Dedupe.Mode = "off"
+		*into.(*mapping.Config) = cfg
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return specs[0].Stages[0].(pipeline.Doctor).Doctor(t.Context())
+}
+
+// Lost if this fails: a mapping of twelve fields takes twelve starts, and what
+// every delete lacks is found by the first delete.
+func TestDoctor(t *testing.T) {
+	alike := func(edit func(*change.Table)) *change.Table {
+		c := *rates
+		c.Columns = append([]change.Column(nil), rates.Columns...)
+		edit(&c)
+		return c.Index()
+	}
+	down := errors.New("down")
+	for name, c := range map[string]struct {
+		table *change.Table
+		err   error
+		want  []string // in the error of each finding; "" is well
+	}{
+		"fits":    {rates, nil, []string{""}},
+		"unknown": {nil, nil, nil},
+		"unasked": {nil, down, []string{"down"}},
+		"all that is wrong": {alike(func(t *change.Table) {
+			t.Columns[1].Name, t.Columns[2].Name, t.Columns[4].Kind = "staff_id", "from_day", change.String
+		}), nil, []string{`no column "employee_id" for field cost_rate_id`, `no column "employee_id" for field resource_id`, `no column "valid_from"`, "column rate of"}},
+		"part of the canonical key is not in the key": {alike(func(t *change.Table) { t.OldFull = false }), nil, []string{"comes without employee_id"}},
+		"keys fit": {alike(func(t *change.Table) { t.OldFull, t.Key = false, []int{0, 1} }), nil, []string{""}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs := examine(t, c.table, c.err)
+			if len(fs) != len(c.want) {
+				t.Fatalf("%d findings, want %d: %v", len(fs), len(c.want), fs)
+			}
+			for i, f := range fs {
+				switch {
+				case c.want[i] == "" && f.Err != nil:
+					t.Errorf("it is well, and is said: %v", f.Err)
+				case c.want[i] != "" && (f.Err == nil || !strings.Contains(f.Err.Error(), c.want[i])):
+					t.Errorf("finding %d is %v, want %q", i, f.Err, c.want[i])
+				}
+			}
+		})
+	}
+	fs := examine(t, alike(func(t *change.Table) { t.OldFull = false }), nil)
+	if p := problem.Of(fs[0].Err); p == nil || !strings.Contains(p.WhatToDo(), "ALTER TABLE public.cost_rate REPLICA IDENTITY FULL") || p.Where == "" {
+		t.Errorf("the remedy or the place is missing: %+v", p)
+	}
+	fs = examine(t, alike(func(t *change.Table) { t.OldFull, t.Key = false, []int{0, 1} }), nil)
+	if !strings.Contains(fs[0].Advice, "in currency as it is") {
+		t.Errorf("advice %q does not name the column that may be large", fs[0].Advice)
+	}
+}
