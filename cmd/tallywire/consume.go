@@ -61,18 +61,10 @@ var errTopic = problem.Define("TW-TOPIC-UNKNOWN", problem.Halt,
 	"There is no such topic or partition.",
 	"List the topics with: kcat -b BROKER -L. A topic is made when the first record goes into it.")
 
-func (a *app) consume(ctx context.Context, topic string, f consumeFlags) (err error) {
-	start := kgo.NewOffset()
-	switch n, perr := strconv.ParseInt(f.from, 10, 64); {
-	case f.from == "beginning":
-		start = start.AtStart()
-	case f.from == "end":
-		start = start.AtEnd()
-		f.follow = true
-	case perr == nil && n >= 0:
-		start = start.At(n)
-	default:
-		return usage{fmt.Errorf("--from is beginning, end or an offset, not %q", f.from)}
+func (a *app) consume(ctx context.Context, topic string, f consumeFlags) error {
+	start, err := f.start()
+	if err != nil {
+		return err
 	}
 	cfg, err := a.load()
 	if err != nil {
@@ -87,41 +79,17 @@ func (a *app) consume(ctx context.Context, topic string, f consumeFlags) (err er
 	if err != nil {
 		return err
 	}
-	ends, err := kc.Admin().ListCommittedOffsets(ctx, topic)
-	if err != nil {
-		return kafka.Wrap(err, "reading the end offsets of %s", topic)
-	}
-	parts := map[int32]kgo.Offset{}
-	left := map[int32]int64{} // the offset to read up to, by partition
-	for p, o := range ends[topic] {
-		if o.Err != nil {
-			return errTopic.New("%s: %w", topic, o.Err)
-		}
-		if f.partition >= 0 && p != f.partition {
-			continue
-		}
-		parts[p] = start
-		left[p] = o.Offset
-	}
-	if len(parts) == 0 {
-		return errTopic.New("%s, partition %d of %d", topic, f.partition, len(ends[topic]))
-	}
-	begins, err := kc.Admin().ListStartOffsets(ctx, topic)
-	if err != nil {
-		return kafka.Wrap(err, "reading the start offsets of %s", topic)
-	}
-	for p := range left {
-		if b, ok := begins.Lookup(topic, p); ok && b.Offset >= left[p] && !f.follow {
-			delete(left, p)
-			delete(parts, p)
-		}
-	}
-	if len(parts) == 0 {
-		return nil // empty
+	left, err := f.ends(ctx, kc, topic)
+	if err != nil || len(left) == 0 {
+		return err
 	}
 	t, err := kc.Topic(ctx, topic)
 	if err != nil {
 		return err
+	}
+	parts := map[int32]kgo.Offset{}
+	for p := range left {
+		parts[p] = start
 	}
 	cl, err := kc.Client(kgo.ConsumePartitions(map[string]map[int32]kgo.Offset{topic: parts}),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords())
@@ -129,45 +97,115 @@ func (a *app) consume(ctx context.Context, topic string, f consumeFlags) (err er
 		return err
 	}
 	defer cl.Close()
-	out := bufio.NewWriterSize(a.out, 1<<16)
-	defer func() { err = errors.Join(err, out.Flush()) }()
-	dec := avro.NewDecoder(reg)
-	bad := false
-	for n := 0; f.follow || len(left) > 0; {
+	p := printer{dec: avro.NewDecoder(reg), t: t, out: bufio.NewWriterSize(a.out, 1<<16), max: f.max}
+	if err := p.run(ctx, cl, left, f.follow); err != nil {
+		return err
+	}
+	if p.bad {
+		return exit(exitFailed)
+	}
+	return nil
+}
+
+// start is --from; a start at the end follows.
+func (f *consumeFlags) start() (kgo.Offset, error) {
+	o := kgo.NewOffset()
+	switch n, err := strconv.ParseInt(f.from, 10, 64); {
+	case f.from == "beginning":
+		return o.AtStart(), nil
+	case f.from == "end":
+		f.follow = true
+		return o.AtEnd(), nil
+	case err == nil && n >= 0:
+		return o.At(n), nil
+	}
+	return o, usage{fmt.Errorf("--from is beginning, end or an offset, not %q", f.from)}
+}
+
+// ends gives the offset to read up to by partition, of those that are asked for
+// and, unless more is waited for, hold anything.
+func (f *consumeFlags) ends(ctx context.Context, kc *kafka.Cluster, topic string) (map[int32]int64, error) {
+	ends, err := kc.Admin().ListCommittedOffsets(ctx, topic)
+	if err != nil {
+		return nil, kafka.Wrap(err, "reading the end offsets of %s", topic)
+	}
+	left := map[int32]int64{}
+	for p, o := range ends[topic] {
+		if o.Err != nil {
+			return nil, errTopic.New("%s: %w", topic, o.Err)
+		}
+		if f.partition < 0 || p == f.partition {
+			left[p] = o.Offset
+		}
+	}
+	if len(left) == 0 {
+		return nil, errTopic.New("%s, partition %d of %d", topic, f.partition, len(ends[topic]))
+	}
+	begins, err := kc.Admin().ListStartOffsets(ctx, topic)
+	if err != nil {
+		return nil, kafka.Wrap(err, "reading the start offsets of %s", topic)
+	}
+	for p := range left {
+		if b, ok := begins.Lookup(topic, p); ok && b.Offset >= left[p] && !f.follow {
+			delete(left, p)
+		}
+	}
+	return left, nil
+}
+
+// printer prints records as lines.
+type printer struct {
+	dec *avro.Decoder
+	t   *change.Topic
+	out *bufio.Writer
+	max int // lines; 0: no limit
+	n   int
+	bad bool // a record could not be decoded
+}
+
+// run prints until the offsets in left are reached, or for ever.
+func (p *printer) run(ctx context.Context, cl *kgo.Client, left map[int32]int64, follow bool) error {
+	for follow || len(left) > 0 {
 		fs := cl.PollRecords(ctx, 1000)
 		if err := fs.Err0(); err != nil {
-			return kafka.Wrap(err, "reading %s", topic)
+			return kafka.Wrap(err, "reading %s", p.t.Name)
 		}
 		for _, e := range fs.Errors() {
 			return kafka.Wrap(e.Err, "reading %s, partition %d", e.Topic, e.Partition)
 		}
-		for it := fs.RecordIter(); !it.Done(); {
+		for it := fs.RecordIter(); !it.Done() && !p.full(); {
 			r := it.Next()
 			if end, ok := left[r.Partition]; ok && r.Offset+1 >= end {
 				delete(left, r.Partition)
 			}
-			if r.Attrs.IsControl() {
-				continue
-			}
-			line, ok, err := decodeLine(ctx, dec, t, r)
-			if err != nil {
-				return err
-			}
-			bad = bad || !ok
-			if _, err := out.Write(append(line, '\n')); err != nil {
-				return fmt.Errorf("writing: %w", err)
-			}
-			if n++; f.max > 0 && n >= f.max {
-				left, f.follow = nil, false
-				break
+			if err := p.print(ctx, r); err != nil {
+				return errors.Join(err, p.out.Flush())
 			}
 		}
-		if err := out.Flush(); err != nil {
+		if err := p.out.Flush(); err != nil {
 			return fmt.Errorf("writing: %w", err)
 		}
+		if p.full() {
+			return nil
+		}
 	}
-	if bad {
-		return exit(exitFailed)
+	return nil
+}
+
+func (p *printer) full() bool { return p.max > 0 && p.n >= p.max }
+
+func (p *printer) print(ctx context.Context, r *kgo.Record) error {
+	if r.Attrs.IsControl() {
+		return nil
+	}
+	line, ok, err := decodeLine(ctx, p.dec, p.t, r)
+	if err != nil {
+		return err
+	}
+	p.bad = p.bad || !ok
+	p.n++
+	if _, err := p.out.Write(append(line, '\n')); err != nil {
+		return fmt.Errorf("writing: %w", err)
 	}
 	return nil
 }

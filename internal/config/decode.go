@@ -171,7 +171,6 @@ var (
 func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	n = d.plain(n)
 	d.nodes[path] = n
-	t := v.Type()
 	if _, null := n.(*ast.NullNode); n == nil || null {
 		return
 	}
@@ -179,67 +178,48 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 		d.fail(ErrKey, n, path, "the alias *%s names no anchor", n.(*ast.AliasNode).Value.GetToken().Value)
 		return
 	}
+	if !d.special(n, v, path) {
+		d.plainKind(n, v, path)
+	}
+}
+
+// special decodes what has a form of its own, and says whether v is of that sort.
+func (d *decoder) special(n ast.Node, v reflect.Value, path string) bool {
+	t := v.Type()
 	switch {
 	case t == secretType || t == dsnType || t == urlType:
 		d.secret(n, v, path)
-		return
 	case t == durationType:
-		s, ok := text(n)
-		if !ok {
-			d.fail(ErrType, n, path, "want a duration such as 30s, got %s", kindOf(n))
-			return
-		}
-		x, err := time.ParseDuration(s)
-		if err != nil {
-			d.fail(ErrValue, n, path, "want a duration such as 500ms, 30s or 2h, got %q", s)
-			return
-		}
-		v.SetInt(int64(x))
-		return
+		d.duration(n, v, path)
 	case t == timeType:
-		s, _ := text(n)
-		for _, layout := range []string{time.DateOnly, time.RFC3339} {
-			if x, err := time.Parse(layout, s); err == nil {
-				v.Set(reflect.ValueOf(x))
-				return
-			}
-		}
-		d.fail(ErrType, n, path, "want a date such as 2026-03-31, got %s", kindOf(n))
-		return
+		d.date(n, v, path)
 	case t.Kind() == reflect.Pointer:
 		if v.IsNil() {
 			v.Set(reflect.New(t.Elem()))
 		}
 		d.value(n, v.Elem(), path)
-		return
 	case reflect.PointerTo(t).Implements(bytesType), reflect.PointerTo(t).Implements(funcType):
 		if err := yaml.NodeToValue(n, v.Addr().Interface(), yaml.Strict()); err != nil {
 			d.fail(ErrValue, n, path, "%s", firstLine(err))
 		}
-		return
 	case reflect.PointerTo(t).Implements(textType):
 		s, ok := text(n)
 		if !ok {
 			d.fail(ErrType, n, path, "want a text, got %s", kindOf(n))
-			return
-		}
-		if err := v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(s)); err != nil {
+		} else if err := v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(s)); err != nil {
 			d.fail(ErrValue, n, path, "%s", firstLine(err))
 		}
-		return
+	default:
+		return false
 	}
-	switch t.Kind() {
+	return true
+}
+
+// plainKind decodes by Go's kind of v.
+func (d *decoder) plainKind(n ast.Node, v reflect.Value, path string) {
+	switch v.Kind() {
 	case reflect.String:
-		s, ok := text(n)
-		if !ok {
-			e := d.fail(ErrType, n, path, "want a text, got %s", kindOf(n))
-			switch n.(type) {
-			case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode:
-				e.WithRemedy("Put it in quotes if it is meant as a text.")
-			}
-			return
-		}
-		v.SetString(s)
+		d.text(n, v, path)
 	case reflect.Bool:
 		b, ok := n.(*ast.BoolNode)
 		if !ok {
@@ -251,30 +231,9 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		d.integer(n, v, path)
 	case reflect.Float32, reflect.Float64:
-		switch x := n.(type) {
-		case *ast.FloatNode:
-			v.SetFloat(x.Value)
-		case *ast.IntegerNode:
-			var f float64
-			if _, err := fmt.Sscan(strings.ReplaceAll(x.GetToken().Value, "_", ""), &f); err != nil {
-				d.fail(ErrType, n, path, "want a number, got %s", kindOf(n))
-				return
-			}
-			v.SetFloat(f)
-		default:
-			d.fail(ErrType, n, path, "want a number, got %s", kindOf(n))
-		}
+		d.number(n, v, path)
 	case reflect.Slice:
-		s, ok := n.(*ast.SequenceNode)
-		if !ok {
-			d.fail(ErrType, n, path, "want a list, got %s", kindOf(n))
-			return
-		}
-		out := reflect.MakeSlice(t, len(s.Values), len(s.Values))
-		for i, e := range s.Values {
-			d.value(e, out.Index(i), fmt.Sprintf("%s[%d]", path, i))
-		}
-		v.Set(out)
+		d.list(n, v, path)
 	case reflect.Map:
 		d.mapping(n, v, path)
 	case reflect.Struct:
@@ -284,8 +243,75 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 			d.fail(ErrValue, n, path, "%s", firstLine(err))
 		}
 	default:
-		panic(fmt.Sprintf("BUG: a configuration struct has a field of type %s at %s", t, path))
+		panic(fmt.Sprintf("BUG: a configuration struct has a field of type %s at %s", v.Type(), path))
 	}
+}
+
+func (d *decoder) duration(n ast.Node, v reflect.Value, path string) {
+	s, ok := text(n)
+	if !ok {
+		d.fail(ErrType, n, path, "want a duration such as 30s, got %s", kindOf(n))
+		return
+	}
+	x, err := time.ParseDuration(s)
+	if err != nil {
+		d.fail(ErrValue, n, path, "want a duration such as 500ms, 30s or 2h, got %q", s)
+		return
+	}
+	v.SetInt(int64(x))
+}
+
+func (d *decoder) date(n ast.Node, v reflect.Value, path string) {
+	s, _ := text(n)
+	for _, layout := range []string{time.DateOnly, time.RFC3339} {
+		if x, err := time.Parse(layout, s); err == nil {
+			v.Set(reflect.ValueOf(x))
+			return
+		}
+	}
+	d.fail(ErrType, n, path, "want a date such as 2026-03-31, got %s", kindOf(n))
+}
+
+func (d *decoder) text(n ast.Node, v reflect.Value, path string) {
+	s, ok := text(n)
+	if !ok {
+		e := d.fail(ErrType, n, path, "want a text, got %s", kindOf(n))
+		switch n.(type) {
+		case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode:
+			e.WithRemedy("Put it in quotes if it is meant as a text.")
+		}
+		return
+	}
+	v.SetString(s)
+}
+
+func (d *decoder) number(n ast.Node, v reflect.Value, path string) {
+	switch x := n.(type) {
+	case *ast.FloatNode:
+		v.SetFloat(x.Value)
+	case *ast.IntegerNode:
+		var f float64
+		if _, err := fmt.Sscan(strings.ReplaceAll(x.GetToken().Value, "_", ""), &f); err != nil {
+			d.fail(ErrType, n, path, "want a number, got %s", kindOf(n))
+			return
+		}
+		v.SetFloat(f)
+	default:
+		d.fail(ErrType, n, path, "want a number, got %s", kindOf(n))
+	}
+}
+
+func (d *decoder) list(n ast.Node, v reflect.Value, path string) {
+	s, ok := n.(*ast.SequenceNode)
+	if !ok {
+		d.fail(ErrType, n, path, "want a list, got %s", kindOf(n))
+		return
+	}
+	out := reflect.MakeSlice(v.Type(), len(s.Values), len(s.Values))
+	for i, e := range s.Values {
+		d.value(e, out.Index(i), fmt.Sprintf("%s[%d]", path, i))
+	}
+	v.Set(out)
 }
 
 func (d *decoder) integer(n ast.Node, v reflect.Value, path string) {

@@ -62,58 +62,17 @@ func (pc *sinkBatch) add(ctx context.Context, s *session, pl *consume.Owned, rec
 // deliverPolled writes a poll and commits its offsets. Called again with the
 // same poll it does all of it again.
 func (s *session) deliverPolled(ctx context.Context, p *consume.Polled) error {
-	again, fresh := newSinkBatch(false), newSinkBatch(s.keeper != nil)
-	defer func() { again.batch.Release(); fresh.batch.Release() }()
-	flush := func(pc **sinkBatch) error {
-		full := *pc
-		*pc = newSinkBatch(full.counted)
-		defer full.batch.Release()
-		return s.write(ctx, full)
-	}
-	places := make([]*consume.Owned, 0, len(p.Runs))
+	c := cutter{s: s, again: newSinkBatch(false), fresh: newSinkBatch(s.keeper != nil)}
+	defer c.release()
 	for _, r := range p.Runs {
-		from := max(r.Owned.Next, r.Owned.Stored)
-		for _, rec := range r.Records {
-			if rec.Attrs.IsControl() {
-				continue
-			}
-			pc := &fresh
-			if rec.Offset < r.Owned.Stored {
-				pc = &again
-			}
-			if (*pc).bytes > 0 && (*pc).bytes+len(rec.Key)+len(rec.Value) > s.spec.MaxBytes {
-				if pc == &fresh && from < rec.Offset {
-					fresh.batch.Ranges = append(fresh.batch.Ranges, change.Range{Topic: r.Owned.Topic, Partition: r.Owned.Partition, From: from, To: rec.Offset})
-					from = rec.Offset
-				}
-				if pc == &fresh && len(again.items) > 0 { // older ones first
-					if err := flush(&again); err != nil {
-						return err
-					}
-				}
-				if err := flush(pc); err != nil {
-					return err
-				}
-			}
-			if err := (*pc).add(ctx, s, r.Owned, rec); err != nil {
-				return err
-			}
-		}
-		if from < r.End() {
-			fresh.batch.Ranges = append(fresh.batch.Ranges, change.Range{Topic: r.Owned.Topic, Partition: r.Owned.Partition, From: from, To: r.End()})
-		}
-	}
-	if len(again.items) > 0 {
-		if err := flush(&again); err != nil {
+		if err := c.run(ctx, r); err != nil {
 			return err
 		}
 	}
-	if len(fresh.items) > 0 || s.keeper != nil && len(fresh.batch.Ranges) > 0 {
-		if err := flush(&fresh); err != nil {
-			return err
-		}
+	if err := c.rest(ctx); err != nil {
+		return err
 	}
-	was := make([]int64, 0, len(p.Runs))
+	places, was := make([]*consume.Owned, 0, len(p.Runs)), make([]int64, 0, len(p.Runs))
 	for _, r := range p.Runs {
 		was = append(was, r.Owned.Next)
 		r.Owned.Next = r.End()
@@ -127,6 +86,77 @@ func (s *session) deliverPolled(ctx context.Context, p *consume.Polled) error {
 	}
 	s.account(p)
 	return nil
+}
+
+// cutter cuts a poll into what one Write takes, and writes it.
+type cutter struct {
+	s     *session
+	again *sinkBatch // below the sink's own offset: what failed there is found again
+	fresh *sinkBatch // the rest, with the Ranges that it covers
+}
+
+func (c *cutter) release() { c.again.batch.Release(); c.fresh.batch.Release() }
+
+// run takes the records of one partition.
+func (c *cutter) run(ctx context.Context, r *consume.Run) error {
+	from := max(r.Owned.Next, r.Owned.Stored)
+	cover := func(to int64) {
+		if from < to {
+			c.fresh.batch.Ranges = append(c.fresh.batch.Ranges, change.Range{Topic: r.Owned.Topic, Partition: r.Owned.Partition, From: from, To: to})
+			from = to
+		}
+	}
+	for _, rec := range r.Records {
+		if rec.Attrs.IsControl() {
+			continue
+		}
+		pc := &c.fresh
+		if rec.Offset < r.Owned.Stored {
+			pc = &c.again
+		}
+		if (*pc).bytes > 0 && (*pc).bytes+len(rec.Key)+len(rec.Value) > c.s.spec.MaxBytes {
+			if pc == &c.fresh {
+				cover(rec.Offset)
+				if err := c.older(ctx); err != nil {
+					return err
+				}
+			}
+			if err := c.flush(ctx, pc); err != nil {
+				return err
+			}
+		}
+		if err := (*pc).add(ctx, c.s, r.Owned, rec); err != nil {
+			return err
+		}
+	}
+	cover(r.End())
+	return nil
+}
+
+// older writes what comes again, before what is newer.
+func (c *cutter) older(ctx context.Context) error {
+	if len(c.again.items) == 0 {
+		return nil
+	}
+	return c.flush(ctx, &c.again)
+}
+
+// rest writes what is left at the end of a poll.
+func (c *cutter) rest(ctx context.Context) error {
+	if err := c.older(ctx); err != nil {
+		return err
+	}
+	if len(c.fresh.items) == 0 && (c.s.keeper == nil || len(c.fresh.batch.Ranges) == 0) {
+		return nil
+	}
+	return c.flush(ctx, &c.fresh)
+}
+
+func (c *cutter) flush(ctx context.Context, pc **sinkBatch) error {
+	full := *pc
+	*pc = newSinkBatch(full.counted)
+	defer full.batch.Release()
+	return c.s.write(ctx, full)
 }
 
 // write gives a batch to the sink and resolves what became of each key: the

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/tallywire/tallywire/change"
@@ -114,8 +115,29 @@ func (s *Sink) try(ctx context.Context, moves []move) (err error) {
 	if err != nil {
 		return err
 	}
+	many, err := s.stage(ctx, conn)
+	if err != nil {
+		return err
+	}
 	pg := conn.PgConn()
-	var many []*entity
+	defer func() {
+		if err != nil {
+			s.rollback(pg)
+		}
+	}()
+	if err := s.begin(ctx, pg, moves); err != nil {
+		return err
+	}
+	for _, e := range many {
+		if _, err := pg.CopyFrom(ctx, bytes.NewReader(e.batch.end()), e.copySQL()); err != nil {
+			return err
+		}
+	}
+	return commit(ctx, pg, many)
+}
+
+// stage gives the entities that go by COPY; their temporary tables are there.
+func (s *Sink) stage(ctx context.Context, conn *pgx.Conn) (many []*entity, err error) {
 	for _, e := range s.entities {
 		if len(e.batch.start) <= few {
 			continue
@@ -123,17 +145,17 @@ func (s *Sink) try(ctx context.Context, moves []move) (err error) {
 		many = append(many, e)
 		if !s.staged[e] {
 			if _, err := conn.Exec(ctx, e.stageSQL()); err != nil {
-				return err
+				return nil, err
 			}
 			s.staged[e] = true
 		}
 	}
-	defer func() {
-		if err != nil {
-			s.rollback(pg)
-		}
-	}()
+	return many, nil
+}
 
+// begin begins the transaction, moves the offsets and writes the entities with
+// few rows.
+func (s *Sink) begin(ctx context.Context, pg *pgconn.PgConn, moves []move) error {
 	// The offsets come first: they are the fence, and whoever does not hold
 	// them any more shall not lock rows of the tables (invariant 10).
 	batch := &pgconn.Batch{}
@@ -164,15 +186,11 @@ func (s *Sink) try(ctx context.Context, moves []move) (err error) {
 		}
 		at++
 	}
-	if err := results.Close(); err != nil {
-		return err
-	}
+	return results.Close()
+}
 
-	for _, e := range many {
-		if _, err := pg.CopyFrom(ctx, bytes.NewReader(e.batch.end()), e.copySQL()); err != nil {
-			return err
-		}
-	}
+// commit merges what went by COPY into the tables and ends the transaction.
+func commit(ctx context.Context, pg *pgconn.PgConn, many []*entity) error {
 	last := &pgconn.Batch{}
 	for _, e := range many {
 		if len(e.batch.deleted) < len(e.batch.start) {
@@ -187,11 +205,12 @@ func (s *Sink) try(ctx context.Context, moves []move) (err error) {
 		}
 	}
 	last.ExecParams("COMMIT", nil, nil, nil, nil)
-	results = pg.ExecBatch(ctx, last)
+	results := pg.ExecBatch(ctx, last)
 	var tag pgconn.CommandTag
 	for results.NextResult() {
+		var err error
 		if tag, err = results.ResultReader().Close(); err != nil {
-			break
+			break // Close tells it
 		}
 	}
 	if err := results.Close(); err != nil {

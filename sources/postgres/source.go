@@ -135,42 +135,9 @@ func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
 // follow goes on from the last position, or loads first. rels are the captured
 // tables.
 func (se *session) follow(ctx context.Context, rels []*pgoutput.Relation, history []byte) error {
-	token, err := se.out.Resume(ctx)
+	p, confirmed, err := se.resume(ctx, history)
 	if err != nil {
 		return err
-	}
-	p, err := parsePosition(token)
-	if err != nil {
-		return err
-	}
-	confirmed := se.base
-	if !se.created {
-		slot, err := readSlot(ctx, se.q, se.cfg.Slot)
-		if err != nil {
-			return err
-		}
-		if slot == nil {
-			return ErrSlotMissing.New("slot %q went away while streaming", se.cfg.Slot)
-		}
-		if confirmed, err = slot.confirmedLSN(); err != nil {
-			return err
-		}
-	}
-	if p != nil {
-		err := checkPosition(p, se.sys, se.cfg.Slot, confirmed, history)
-		if se.created {
-			// Capture had begun and the slot is gone (invariant 3). The one that
-			// we have just made goes again, so that the next start finds the same.
-			if err == nil || problem.Has(err, ErrGap) {
-				err = ErrSlotMissing.New("slot %q does not exist, the last position in Kafka is %s: changes committed from %s to %s may be missing", se.cfg.Slot, p.LSN, p.LSN, confirmed).
-					WithRemedy("Start over with a new load: delete the topics %s.* and _tallywire.positions.%s, then start again; or capture under another source name. (Deleting the position alone leaves rows in the topics that were deleted meanwhile.)", se.name, se.name)
-			}
-			return errors.Join(err, se.dropSlot(ctx))
-		}
-		if err != nil {
-			return err
-		}
-		se.ack.advance(p.LSN)
 	}
 	tables := make([]*change.Table, len(rels))
 	for i, r := range rels {
@@ -179,28 +146,8 @@ func (se *session) follow(ctx context.Context, rels []*pgoutput.Relation, histor
 	if err := se.out.Prepare(ctx, tables); err != nil { // the topic of an empty table, too
 		return err
 	}
-	if p == nil && se.cfg.Load == LoadNever {
-		p = &position{System: se.sys.id, Timeline: se.sys.timeline, Slot: se.cfg.Slot, LSN: confirmed}
-		if err := se.out.Checkpoint(ctx, p.resume()); err != nil {
-			return err
-		}
-	}
-	if p == nil || p.State == loading {
-		start := position{System: se.sys.id, Timeline: se.sys.timeline, Slot: se.cfg.Slot, LSN: confirmed, State: loading, Attempt: 1}
-		if p != nil {
-			start.Attempt = p.Attempt + 1
-		}
-		if err := se.out.Checkpoint(ctx, start.resume()); err != nil {
-			return err
-		}
-		if err := se.load(ctx, start); err != nil {
-			return err
-		}
-		start.State, start.Attempt = "", 0
-		if err := se.out.Checkpoint(ctx, start.resume()); err != nil {
-			return err
-		}
-		p = &start
+	if p, err = se.begin(ctx, p, confirmed); err != nil {
+		return err
 	}
 	if p.Tx != nil && p.Tx.Binary != se.binary {
 		se.form = &p.Tx.Binary
@@ -215,6 +162,73 @@ func (se *session) follow(ctx context.Context, rels []*pgoutput.Relation, histor
 		se.form = &text
 	}
 	return err
+}
+
+// resume gives the last position, nil when there is none, once it is known that
+// all after it is still to come, and what the slot has confirmed.
+func (se *session) resume(ctx context.Context, history []byte) (p *position, confirmed lsn, err error) {
+	token, err := se.out.Resume(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	if p, err = parsePosition(token); err != nil {
+		return nil, 0, err
+	}
+	confirmed = se.base
+	if !se.created {
+		slot, err := readSlot(ctx, se.q, se.cfg.Slot)
+		if err != nil {
+			return nil, 0, err
+		}
+		if slot == nil {
+			return nil, 0, ErrSlotMissing.New("slot %q went away while streaming", se.cfg.Slot)
+		}
+		if confirmed, err = slot.confirmedLSN(); err != nil {
+			return nil, 0, err
+		}
+	}
+	if p == nil {
+		return nil, confirmed, nil
+	}
+	err = checkPosition(p, se.sys, se.cfg.Slot, confirmed, history)
+	if se.created {
+		// Capture had begun and the slot is gone (invariant 3). The one that
+		// we have just made goes again, so that the next start finds the same.
+		if err == nil || problem.Has(err, ErrGap) {
+			err = ErrSlotMissing.New("slot %q does not exist, the last position in Kafka is %s: changes committed from %s to %s may be missing", se.cfg.Slot, p.LSN, p.LSN, confirmed).
+				WithRemedy("Start over with a new load: delete the topics %s.* and _tallywire.positions.%s, then start again; or capture under another source name. (Deleting the position alone leaves rows in the topics that were deleted meanwhile.)", se.name, se.name)
+		}
+		return nil, 0, errors.Join(err, se.dropSlot(ctx))
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	se.ack.advance(p.LSN)
+	return p, confirmed, nil
+}
+
+// begin makes the first position durable, and loads where that is not done yet:
+// then streaming starts at the position that it gives.
+func (se *session) begin(ctx context.Context, p *position, confirmed lsn) (*position, error) {
+	start := position{System: se.sys.id, Timeline: se.sys.timeline, Slot: se.cfg.Slot, LSN: confirmed}
+	switch {
+	case p == nil && se.cfg.Load == LoadNever:
+		return &start, se.out.Checkpoint(ctx, start.resume())
+	case p == nil || p.State == loading:
+		start.State, start.Attempt = loading, 1
+		if p != nil {
+			start.Attempt = p.Attempt + 1
+		}
+		if err := se.out.Checkpoint(ctx, start.resume()); err != nil {
+			return nil, err
+		}
+		if err := se.load(ctx, start); err != nil {
+			return nil, err
+		}
+		start.State, start.Attempt = "", 0
+		return &start, se.out.Checkpoint(ctx, start.resume())
+	}
+	return p, nil
 }
 
 // chooseTables decides what is captured and publishes it.

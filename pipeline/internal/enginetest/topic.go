@@ -159,19 +159,23 @@ func (b *TopicBed) Read(name string) []*kgo.Record {
 }
 
 // Eventually looks again and again until ok says so; what it saw last is told
-// when it never does.
+// when it never does, or when a component stays halted.
 func (b *TopicBed) Eventually(what string, ok func() (bool, string)) {
 	b.T.Helper()
 	deadline := time.Now().Add(testkit.Patience)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for halted := 0; ; halted++ {
 		good, saw := ok()
 		if good {
 			return
 		}
-		if time.Now().After(deadline) {
-			b.T.Fatalf("waited for %s in vain: %s", what, saw)
+		why := b.Env.Obs.Halted()
+		if why == "" {
+			halted = 0 // or it was started again
+		}
+		if halted == 100 || time.Now().After(deadline) {
+			b.T.Fatalf("waited for %s in vain: %s\n%s", what, saw, why)
 		}
 		select {
 		case <-tick.C:
