@@ -1,6 +1,8 @@
 package chaos
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,17 +81,58 @@ func TestChaosUpgrade(t *testing.T) {
 		s.binary = program
 		s.start()
 	}
-	// Both at once, each the owner of some partitions, then the other way round.
+	// Both at once, each the owner of some partitions, then the version before
+	// alone, then both again.
 	second := s.launch(before, s.writeConfig("second", freeAddr(t)))
 	defer s.signal(second, syscall.SIGKILL)
-	s.pause(8 * time.Second)
+	s.shared()
+	s.pause(time.Duration(rnd.IntN(3000)) * time.Millisecond)
 	s.kill()
-	t.Logf("the version before alone after %s", s.reached())
-	s.pause(4 * time.Second)
+	s.advance("the version before goes on alone")
 	s.start()
-	s.pause(4 * time.Second)
+	s.shared()
+	s.advance("both go on")
 	s.signal(second, syscall.SIGINT)
 	end()
 	s.settled(patience)
 	s.exact()
+}
+
+// shared waits until two processes have divided the topics among them.
+func (s *stack) shared() {
+	s.t.Helper()
+	for _, group := range []string{"tallywire.canonical", "tallywire.warehouse", "tallywire.erp"} {
+		s.until(patience, "two members share "+group, func(ctx context.Context) (bool, string) {
+			groups, err := s.cluster.Admin().DescribeGroups(ctx, group)
+			if err != nil {
+				return false, err.Error()
+			}
+			g := groups[group]
+			owning := 0
+			for _, m := range g.Members {
+				if a, ok := m.Assigned.AsConsumer(); ok && len(a.Topics) > 0 {
+					owning++
+				}
+			}
+			return g.State == "Stable" && owning == 2, fmt.Sprintf("%s, %d of %d members own partitions, %v", g.State, owning, len(g.Members), g.Err)
+		})
+	}
+}
+
+// advance waits until the warehouse has read further in what is mapped and in
+// what is joined, and the ERP has got more, than when it was called.
+func (s *stack) advance(what string) {
+	s.t.Helper()
+	progress := func(ctx context.Context) (mapped, joined int64, posted int, err error) {
+		err = s.warehouse.QueryRow(ctx, `select coalesce(sum(next_offset) filter (where topic = 'ps.time_entry'), 0), coalesce(sum(next_offset) filter (where topic = 'ps.time_entry_costed'), 0) from _tallywire.offsets`).Scan(&mapped, &joined)
+		return mapped, joined, len(s.erp.Records()["timeRegistrationEntries"]), err
+	}
+	mapped, joined, posted, err := progress(s.t.Context())
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.until(patience, what, func(ctx context.Context) (bool, string) {
+		m, j, p, err := progress(ctx)
+		return err == nil && m > mapped && j > joined && p > posted, fmt.Sprintf("%d entries then, %d now; %d costed, %d; %d in the ERP, %d; %v", mapped, m, joined, j, posted, p, err)
+	})
 }

@@ -25,14 +25,13 @@ func (s *Stage) Doctor(ctx context.Context) []pipeline.Finding {
 		if t == nil {
 			continue // who fills it is asked of all topics
 		}
-		p, err := s.compile(t)
-		if joined, ok := err.(interface{ Unwrap() []error }); ok {
-			for _, err := range joined.Unwrap() {
-				fs = append(fs, pipeline.Finding{What: what, Err: err})
-			}
-			continue
+		p, bad := s.compile(t)
+		for _, err := range bad {
+			fs = append(fs, pipeline.Finding{What: what, Err: err})
 		}
-		fs = append(fs, p.identity(what, t))
+		if len(bad) == 0 {
+			fs = append(fs, p.identity(what, t))
+		}
 	}
 	return fs
 }

@@ -98,9 +98,9 @@ func (s *Stage) plan(t *change.Table) (*plan, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p, err := s.compile(t)
-	if err != nil {
-		return nil, err
+	p, bad := s.compile(t)
+	if len(bad) > 0 {
+		return nil, errors.Join(bad...)
 	}
 	now := map[*change.Table]*plan{t: p}
 	if m := s.plans.Load(); m != nil && len(*m) < maxPlans {
@@ -112,12 +112,12 @@ func (s *Stage) plan(t *change.Table) (*plan, error) {
 	return p, nil
 }
 
-// compile fits an entry to a shape of its table. Errors are joined: of each
-// column that does not fit, one.
-func (s *Stage) compile(t *change.Table) (*plan, error) {
+// compile fits an entry to a shape of its table, or says of each column that
+// does not fit why not.
+func (s *Stage) compile(t *change.Table) (*plan, []error) {
 	e := s.byFrom[t.Topic]
 	if e == nil {
-		return nil, ErrUnmapped.New("topic %s has no mapping in transform %s", t.Topic, s.name).At("transforms.%s.topics", s.name)
+		return nil, []error{ErrUnmapped.New("topic %s has no mapping in transform %s", t.Topic, s.name).At("transforms.%s.topics", s.name)}
 	}
 	p := &plan{e: e, to: e.to, key: e.to.Key, keyCols: make([]bool, len(t.Columns)), inKey: true}
 	var bad []error
@@ -129,7 +129,7 @@ func (s *Stage) compile(t *change.Table) (*plan, error) {
 		p.fields = append(p.fields, f)
 	}
 	if len(bad) > 0 {
-		return nil, errors.Join(bad...)
+		return nil, bad
 	}
 	for _, k := range p.key {
 		for _, c := range p.fields[k].cols {

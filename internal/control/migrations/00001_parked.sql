@@ -25,6 +25,3 @@ create table tallywire.parked (
 create index parked_key on tallywire.parked (stage, topic, key);
 create index parked_waits_for on tallywire.parked (stage, waits_for) where waits_for <> '';
 create index parked_due on tallywire.parked (stage, topic, "partition") where retry_requested;
-
--- +goose Down
-drop table tallywire.parked;

@@ -34,7 +34,3 @@ create table tallywire.intents (
   primary key (sink, entity, key)
 );
 comment on table tallywire.intents is 'Writes of REST sinks that were begun and whose outcome is not recorded yet; settled by reading the far side.';
-
--- +goose Down
-drop table tallywire.intents;
-drop table tallywire.delivered;
