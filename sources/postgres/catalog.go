@@ -25,7 +25,13 @@ type tableInfo struct {
 	key          []string // nil: none
 	rows         int64    // estimate, -1: unknown
 	named        bool     // selected by its very name
+	partly       []string // of a partitioned table of identity f: partitions of another
 }
+
+// full reports whether the rows before an update or delete are whole. pgoutput
+// marks those of a partition by the identity of the table that it is published
+// as; what is in them follows the partition's own.
+func (t *tableInfo) full() bool { return t.identity == 'f' && len(t.partly) == 0 }
 
 func (t *tableInfo) String() string { return t.schema + "." + t.name }
 
@@ -39,7 +45,11 @@ SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relreplident, c.reltuples
           FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord), pg_attribute a
          WHERE i.indrelid = c.oid AND i.indisvalid AND k.ord <= i.indnkeyatts
            AND a.attrelid = c.oid AND a.attnum = k.num
-           AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'n' THEN false ELSE i.indisprimary END)
+           AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'n' THEN false ELSE i.indisprimary END),
+       CASE WHEN c.relkind = 'p' AND c.relreplident = 'f' THEN
+       (SELECT array_agg(l.relid::regclass::text ORDER BY 1)
+          FROM pg_partition_tree(c.oid) l JOIN pg_class k ON k.oid = l.relid
+         WHERE l.isleaf AND k.relreplident <> 'f') END
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_'`
@@ -51,7 +61,7 @@ func scanTables(rows pgx.Rows, err error) ([]*tableInfo, error) {
 	return pgx.CollectRows(rows, func(r pgx.CollectableRow) (*tableInfo, error) {
 		var t tableInfo
 		var identity rune
-		err := r.Scan(&t.id, &t.schema, &t.name, &t.partitioned, &identity, &t.rows, &t.key)
+		err := r.Scan(&t.id, &t.schema, &t.name, &t.partitioned, &identity, &t.rows, &t.key, &t.partly)
 		t.identity = byte(identity)
 		return &t, err
 	})
@@ -155,7 +165,7 @@ func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, 
 	r := &pgoutput.Relation{
 		Table: &change.Table{
 			Source: source, Connector: connector, Database: q.Config().Database, Schema: t.schema, Name: t.name, Topic: source + "." + t.schema + "." + t.name,
-			ID: t.id, OldFull: t.identity == 'f', Columns: make([]change.Column, len(cols)),
+			ID: t.id, OldFull: t.full(), Columns: make([]change.Column, len(cols)),
 		},
 		Cells: make([]pgoutput.Coder, len(cols)), Identity: make([]bool, len(cols)),
 	}
@@ -173,6 +183,11 @@ func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, 
 		}
 		r.Table.Key = append(r.Table.Key, at)
 		r.Table.Columns[at].Nullable = false
+	}
+	if len(t.partly) > 0 { // the stream says that all columns are of the identity
+		for i := range r.Identity {
+			r.Identity[i] = slices.Contains(r.Table.Key, i)
+		}
 	}
 	return r, nil
 }

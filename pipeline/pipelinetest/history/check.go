@@ -36,7 +36,11 @@ type Finding struct {
 
 func (f Finding) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %s %s", f.Kind, f.Table, f.Key)
+	key := f.Key
+	if len(key) > 100 {
+		key = key[:100] + "…"
+	}
+	fmt.Fprintf(&b, "%s: %s %s", f.Kind, f.Table, key)
 	if f.Nth > 0 {
 		fmt.Fprintf(&b, ", change %d of %d", f.Nth, f.Of)
 	}

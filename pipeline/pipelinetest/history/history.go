@@ -89,7 +89,7 @@ type life struct {
 	changes []Change
 	states  []Row
 	moved   map[int]Row // changes that brought the row from another key: the row there
-	loaded  int // how many changes a load may stand for; -1: all there are
+	loaded  int         // how many changes a load may stand for; -1: all there are
 }
 
 // New makes a history of tables, which are empty, by the columns of their keys.
@@ -139,6 +139,14 @@ func (h *History) Commit(changes ...Change) {
 		was, is := c.New, c.New
 		if c.Old != nil {
 			was = c.Old
+		}
+		for _, k := range t.key { // stored out of line, and not said again
+			if v, told := is[k]; !told && is != nil {
+				if v, told = c.Old[k]; told {
+					is = maps.Clone(is)
+					is[k] = v
+				}
+			}
 		}
 		if is == nil {
 			is = was

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -31,7 +32,7 @@ type seenTable struct {
 	rows      map[string][]Change
 	in        map[string]int32 // partition of each key
 	alive     map[string]bool  // the last record of the key holds a row
-	ends      map[string]string
+	ends      map[string]string // octets of a key: the delete that no tombstone has followed yet
 	truncates map[int32]int
 }
 
@@ -84,7 +85,7 @@ func NewReader(schemas Schemas) *Reader {
 func (r *Reader) Seen() *Seen {
 	for name, t := range r.seen.tables {
 		for _, key := range slices.Sorted(maps.Keys(t.ends)) {
-			r.find(Lost, name, key, "no tombstone follows the delete at "+t.ends[key])
+			r.find(Lost, name, "", "no tombstone follows the delete at "+t.ends[key])
 		}
 	}
 	return r.seen
@@ -99,15 +100,11 @@ func (r *Reader) Add(ctx context.Context, rec *kgo.Record) error {
 	at := fmt.Sprintf("%s/%d@%d", rec.Topic, rec.Partition, rec.Offset)
 	fail := func(err error) error { return fmt.Errorf("reading %s: %w", at, err) }
 	r.seen.Records++
-	var pos, unchanged []byte
+	headers := map[string][]byte{}
 	for _, h := range rec.Headers {
-		switch h.Key {
-		case kafka.HeaderPos:
-			pos = h.Value
-		case kafka.HeaderUnchanged:
-			unchanged = h.Value
-		}
+		headers[h.Key] = h.Value
 	}
+	pos := headers["tw.pos"]
 	where := fmt.Sprintf("%s/%d", rec.Topic, rec.Partition)
 	// Positions are made to be compared as octets.
 	if bytes.Compare(pos, r.last[where]) < 0 {
@@ -123,17 +120,16 @@ func (r *Reader) Add(ctx context.Context, rec *kgo.Record) error {
 			return fail(err)
 		}
 		keyColumns = c.fields
-		row := c.row(native)
-		key = keyOf(keyColumns, row)
+		key = keyOf(keyColumns, c.row(native))
 	}
 	if rec.Value == nil {
 		name := r.tableOf(rec.Topic)
 		t := r.seen.tables[name]
-		if t == nil || t.ends[key] == "" {
+		if t == nil || t.ends[string(rec.Key)] == "" {
 			r.find(Invented, name, key, "a tombstone that follows no delete at "+at)
 			return nil
 		}
-		delete(t.ends, key)
+		delete(t.ends, string(rec.Key))
 		return nil
 	}
 	c, native, err := r.decode(ctx, rec.Value)
@@ -168,19 +164,33 @@ func (r *Reader) Add(ctx context.Context, rec *kgo.Record) error {
 		maps.DeleteFunc(ch.Old, func(name, _ string) bool { return !slices.Contains(keyColumns, name) })
 	}
 	maps.DeleteFunc(ch.Old, func(_, v string) bool { return v == unavailable })
-	for _, name := range splitNames(string(unchanged)) {
-		delete(ch.New, name)
+	for header, row := range map[string]Row{"tw.unchanged": ch.New, "tw.unknown": ch.Old} {
+		for _, name := range splitNames(string(headers[header])) {
+			delete(row, name)
+		}
+	}
+	// What its Avro type cannot hold stands beside the record.
+	for header, row := range map[string]Row{"tw.text": ch.New, "tw.text.before": ch.Old} {
+		if headers[header] == nil {
+			continue
+		}
+		if err := json.Unmarshal(headers[header], &row); err != nil {
+			return fail(err)
+		}
 	}
 	row := ch.New
 	if row == nil {
 		row = ch.Old
 	}
 	if of := keyOf(keyColumns, row); of != key {
-		r.find(Wrong, ch.Table, key, fmt.Sprintf("the row at %s is of key %s", at, of))
+		if headers["tw.text"] == nil && headers["tw.text.before"] == nil {
+			r.find(Wrong, ch.Table, key, fmt.Sprintf("the row at %s is of key %s", at, of))
+		}
+		key = of // what stands in the key is not the value
 	}
-	if t.ends[key] != "" {
-		r.find(Lost, ch.Table, key, "no tombstone follows the delete at "+t.ends[key])
-		delete(t.ends, key)
+	if at := t.ends[string(rec.Key)]; at != "" {
+		r.find(Lost, ch.Table, key, "no tombstone follows the delete at "+at)
+		delete(t.ends, string(rec.Key))
 	}
 	if p, known := t.in[key]; known && p != rec.Partition {
 		r.find(Reordered, ch.Table, key, fmt.Sprintf("it is in partition %d and, at %s, in another", p, at))
@@ -188,7 +198,7 @@ func (r *Reader) Add(ctx context.Context, rec *kgo.Record) error {
 	t.in[key], t.alive[key] = rec.Partition, ch.New != nil
 	t.rows[key] = append(t.rows[key], ch)
 	if ch.Op == 'd' {
-		t.ends[key] = at
+		t.ends[string(rec.Key)] = at
 	}
 	return nil
 }
@@ -229,7 +239,7 @@ func (r *Reader) decode(ctx context.Context, b []byte) (*codec, any, error) {
 	return c, native, nil
 }
 
-// splitNames reads the header tw.unchanged: names joined by commas, a comma or
+// splitNames reads the headers tw.unchanged and tw.unknown: names joined by commas, a comma or
 // backslash in a name preceded by a backslash.
 func splitNames(s string) []string {
 	if s == "" {
