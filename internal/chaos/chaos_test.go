@@ -241,6 +241,32 @@ func TestChaosAllAtOnce(t *testing.T) {
 	s.exact(history.Options{})
 }
 
+// TestChaosKafkaKilled: the broker is killed again and again, between what it
+// decides and what it writes down of that. What it leaves open is ended as it
+// was decided.
+func TestChaosKafkaKilled(t *testing.T) {
+	rnd := seeded(t)
+	s := newStack(t)
+	s.start()
+	s.settled(patience)
+	s.loaded()
+	end := s.work(200)
+	for range 5 {
+		s.pause(time.Duration(500+rnd.IntN(3000)) * time.Millisecond)
+		if err := s.kafka.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.kafka.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.advance("it goes on after Kafka was killed")
+		t.Logf("after %s", s.reached())
+	}
+	end()
+	s.settled(patience)
+	s.exact(history.Options{})
+}
+
 // TestChaosLoad: a kill during the initial load starts it again on the same
 // slot, and all converges.
 func TestChaosLoad(t *testing.T) {
