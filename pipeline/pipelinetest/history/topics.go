@@ -30,8 +30,8 @@ type Seen struct {
 type seenTable struct {
 	types     map[string]string // of the columns, see typeOf
 	rows      map[string][]Change
-	in        map[string]int32 // partition of each key
-	alive     map[string]bool  // the last record of the key holds a row
+	in        map[string]int32  // partition of each key
+	alive     map[string]bool   // the last record of the key holds a row
 	ends      map[string]string // octets of a key: the delete that no tombstone has followed yet
 	truncates map[int32]int
 }
