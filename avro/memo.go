@@ -5,6 +5,7 @@ package avro
 
 import (
 	"encoding/binary"
+	"slices"
 	"strconv"
 
 	"github.com/tallywire/tallywire/change"
@@ -41,14 +42,13 @@ func (m *Memo) Beside() bool { return m.beside }
 
 // Texts gives the values that the schema's types cannot hold, of the rows after
 // and before the change, each as a JSON object of texts by column, for the
-// headers tw.text and tw.text.before; nil: none. They are the Memo's until the
-// next value is written.
+// headers tw.text and tw.text.before; nil: none.
 func (m *Memo) Texts() (after, before []byte) {
 	if len(m.text) > 0 {
-		after = append(m.text, '}')
+		after = slices.Concat(m.text, []byte{'}'})
 	}
 	if len(m.was) > 0 {
-		before = append(m.was, '}')
+		before = slices.Concat(m.was, []byte{'}'})
 	}
 	return after, before
 }

@@ -251,7 +251,7 @@ func TestChaosKafkaKilled(t *testing.T) {
 	s.settled(patience)
 	s.loaded()
 	end := s.work(200)
-	for range 5 {
+	for range 3 {
 		s.pause(time.Duration(500+rnd.IntN(3000)) * time.Millisecond)
 		if err := s.kafka.Kill(); err != nil {
 			t.Fatal(err)

@@ -141,11 +141,10 @@ func (h *History) Commit(changes ...Change) {
 			was = c.Old
 		}
 		for _, k := range t.key { // stored out of line, and not said again
-			if v, told := is[k]; !told && is != nil {
-				if v, told = c.Old[k]; told {
-					is = maps.Clone(is)
-					is[k] = v
-				}
+			old, known := c.Old[k]
+			if _, told := is[k]; !told && is != nil && known {
+				is = maps.Clone(is)
+				is[k] = old
 			}
 		}
 		if is == nil {
