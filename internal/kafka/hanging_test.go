@@ -137,7 +137,7 @@ func TestEndHanging(t *testing.T) {
 		s, _ := stable.Lookup(topic, 0)
 		e, _ := ends.Lookup(topic, 0)
 		if s.Offset != e.Offset {
-			t.Errorf("stable up to %d of %d", s.Offset, e.Offset)
+			t.Fatalf("stable up to %d of %d", s.Offset, e.Offset)
 		}
 		seen := map[string]bool{}
 		meta, err := c.Topic(ctx, topic)
