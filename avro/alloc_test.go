@@ -125,7 +125,7 @@ func TestDecodeDoesNotAllocate(t *testing.T) {
 	n := testing.AllocsPerRun(20, func() {
 		b.Reset()
 		for i := range records {
-			if err := d.Append(ctx, b, at, records[i].key, records[i].value, records[i].pos, nil, 1); err != nil {
+			if err := d.Append(ctx, b, at, records[i].key, records[i].value, avro.Headers{Pos: records[i].pos}, 1); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -188,10 +188,10 @@ func TestCanonicalDoesNotAllocate(t *testing.T) {
 			if dst, err = e.AppendValue(dst, src, &src.Changes[i]); err != nil {
 				t.Fatal(err)
 			}
-			if err := d.Append(ctx, b, at, dst[from:mid], dst[mid:], nil, nil, 1); err != nil {
+			if err := d.Append(ctx, b, at, dst[from:mid], dst[mid:], avro.Headers{}, 1); err != nil {
 				t.Fatal(err)
 			}
-			if err := d.Append(ctx, b, at, dst[from:mid], nil, nil, nil, 1); err != nil {
+			if err := d.Append(ctx, b, at, dst[from:mid], nil, avro.Headers{}, 1); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -240,7 +240,7 @@ func BenchmarkDecode(b *testing.B) {
 			out.Reset()
 		}
 		r := &records[i%1000]
-		if err := d.Append(b.Context(), out, at, r.key, r.value, r.pos, nil, 1); err != nil {
+		if err := d.Append(b.Context(), out, at, r.key, r.value, avro.Headers{Pos: r.pos}, 1); err != nil {
 			b.Fatal(err)
 		}
 	}

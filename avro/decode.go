@@ -22,6 +22,15 @@ type Decoder struct {
 	programs atomic.Pointer[map[programKey]*program]
 }
 
+// Headers are what is told beside an envelope; nil: there is no such header.
+type Headers struct {
+	Pos        []byte // tw.pos: change.AppendPos
+	Unchanged  []byte // tw.unchanged: Encoder.AppendUnchanged
+	Unknown    []byte // tw.unknown: Encoder.AppendUnknown
+	Text       []byte // tw.text: Memo.Texts of the row after
+	TextBefore []byte // tw.text.before: of the row before
+}
+
 // programKey: the key's schema names the key's columns, so it belongs to it.
 type programKey struct {
 	topic      string
@@ -39,9 +48,9 @@ func NewDecoder(reg *Registry) *Decoder {
 // where it was read.
 //
 // A raw record (an envelope) gives Op, Old, New, XID and Time (the commit, in
-// microseconds) as it says; Pos from pos, the header tw.pos, zero when that is
-// nil; the columns named by unchanged, the header tw.unchanged, become
-// Unchanged in New. A raw tombstone appends nothing.
+// microseconds) as it says; Pos from its header, zero when there is none; the
+// columns that its headers name as not sent become Unchanged, and those that
+// they have as text get that. A raw tombstone appends nothing.
 //
 // A canonical record gives Update with New, or for a null value Delete with an
 // Old row that holds the key, all else Unchanged; Pos is zero and Time
@@ -50,7 +59,7 @@ func NewDecoder(reg *Registry) *Decoder {
 // Rejects: TW-AVRO-GARBAGE, TW-AVRO-UNKNOWN-SCHEMA, TW-AVRO-SCHEMA. With them,
 // and with the registry's own errors, nothing was appended. Once the schemas of
 // a topic are known it does not allocate beyond the Batch.
-func (d *Decoder) Append(ctx context.Context, b *change.Batch, at change.Coord, key, value, pos, unchanged []byte, millis int64) error {
+func (d *Decoder) Append(ctx context.Context, b *change.Batch, at change.Coord, key, value []byte, h Headers, millis int64) error {
 	if value == nil {
 		return d.appendTombstone(ctx, b, at, key, millis)
 	}
@@ -74,7 +83,7 @@ func (d *Decoder) Append(ctx context.Context, b *change.Batch, at change.Coord, 
 	c := change.Change{Table: p.table, Time: millis * 1000, Coord: at}
 	r := reader{p: value[5:], work: 16*len(value) + 1024}
 	if p.raw {
-		p.readEnvelope(&r, b, &c, unchanged)
+		p.readEnvelope(&r, b, &c, &h)
 	} else {
 		c.Op = change.Update
 		c.New = p.readRow(&r, b, p.after)
@@ -85,9 +94,9 @@ func (d *Decoder) Append(ctx context.Context, b *change.Batch, at change.Coord, 
 	case len(r.p) != 0:
 		return garbage(at, "octets are left after the end of the value")
 	}
-	if p.raw && pos != nil {
+	if p.raw && h.Pos != nil {
 		var err error
-		if c.Pos, err = change.ParsePos(pos); err != nil {
+		if c.Pos, err = change.ParsePos(h.Pos); err != nil {
 			return garbage(at, "the header tw.pos is not a position")
 		}
 	}

@@ -172,7 +172,7 @@ func (e *Encoder) AppendKeyOf(dst []byte, b *change.Batch, row []change.Value) (
 	}
 	var err error
 	for i := range e.key {
-		if dst, err = e.appendField(dst, b, &e.key[i], row[e.key[i].at], false); err != nil {
+		if dst, err = e.appendField(nil, dst, b, &e.key[i], row[e.key[i].at], false); err != nil {
 			return dst[:from], err
 		}
 	}
@@ -192,7 +192,7 @@ func (e *Encoder) AppendValue(dst []byte, b *change.Batch, c *change.Change) ([]
 func (e *Encoder) AppendValueWith(m *Memo, dst []byte, b *change.Batch, c *change.Change) ([]byte, error) {
 	from := len(dst)
 	dst = append(dst, e.head[:]...)
-	m.missing = false
+	m.begin()
 	var err error
 	if e.raw {
 		dst, err = e.appendEnvelope(m, dst, b, c)
@@ -212,8 +212,22 @@ func (e *Encoder) AppendValueWith(m *Memo, dst []byte, b *change.Batch, c *chang
 // unchanged, for the header tw.unchanged: joined by commas, a comma or
 // backslash within a name preceded by a backslash. Nothing: complete.
 func (e *Encoder) AppendUnchanged(dst []byte, c *change.Change) []byte {
+	return e.appendUnsent(dst, c.New)
+}
+
+// AppendUnknown appends the names of the columns that are not known of c's Old
+// row, in the same form, for the header tw.unknown. Nothing: it is whole, or of
+// a table whose old rows hold the key alone.
+func (e *Encoder) AppendUnknown(dst []byte, c *change.Change) []byte {
+	if !e.table.OldFull {
+		return dst
+	}
+	return e.appendUnsent(dst, c.Old)
+}
+
+func (e *Encoder) appendUnsent(dst []byte, row []change.Value) []byte {
 	from := len(dst)
-	for i, v := range c.New {
+	for i, v := range row {
 		if !v.IsUnchanged() {
 			continue
 		}
@@ -304,8 +318,14 @@ func (e *Encoder) appendRow(m *Memo, dst []byte, b *change.Batch, row []change.V
 				if c.null >= 0 {
 					dst = append(dst, byte(1-c.null)<<1)
 				}
-				if dst, err = c.appendDecimal(dst, b, v); err != nil {
-					return dst, e.reject(c, v, err)
+				if dst, err = c.appendDecimal(dst, b, v); err == nil {
+					continue
+				}
+				if c.null >= 0 {
+					dst = dst[:len(dst)-1]
+				}
+				if dst, err = e.appendFormless(m, dst, b, c, v, old, err); err != nil {
+					return dst, err
 				}
 				continue
 			}
@@ -319,17 +339,23 @@ func (e *Encoder) appendRow(m *Memo, dst []byte, b *change.Batch, row []change.V
 				continue
 			}
 		}
-		if v.IsUnchanged() && !old {
-			m.missing = true
+		if v.IsUnchanged() {
+			switch {
+			case !old:
+				m.beside, m.missing = true, true
+			case e.table.OldFull:
+				m.beside, m.unknown = true, true
+			}
 		}
-		if dst, err = e.appendField(dst, b, c, v, old); err != nil {
+		if dst, err = e.appendField(m, dst, b, c, v, old); err != nil {
 			return dst, err
 		}
 	}
 	return dst, nil
 }
 
-func (e *Encoder) appendField(dst []byte, b *change.Batch, c *codec, v change.Value, old bool) ([]byte, error) {
+// appendField writes a field; of a key's, m is nil.
+func (e *Encoder) appendField(m *Memo, dst []byte, b *change.Batch, c *codec, v change.Value, old bool) ([]byte, error) {
 	switch v.Kind() {
 	case change.Unchanged:
 		return e.appendMissing(dst, c, old)
@@ -339,25 +365,44 @@ func (e *Encoder) appendField(dst []byte, b *change.Batch, c *codec, v change.Va
 		}
 		return append(dst, byte(c.null)<<1), nil
 	}
+	from := len(dst)
 	if c.null >= 0 {
 		dst = append(dst, byte(1-c.null)<<1)
 	}
 	dst, problem := c.appendValue(dst, b, v)
 	if problem != nil {
-		return dst, e.reject(c, v, problem)
+		return e.appendFormless(m, dst[:from], b, c, v, old, problem)
 	}
 	return dst, nil
 }
 
+// appendFormless writes what stands for a value that its type cannot hold, and
+// notes the value itself, which goes beside the record as a text: a raw topic
+// has every value there is. A contract's field refuses it.
+func (e *Encoder) appendFormless(m *Memo, dst []byte, b *change.Batch, c *codec, v change.Value, old bool, problem error) ([]byte, error) {
+	if !e.raw || errors.Is(problem, errOther) {
+		return dst, e.reject(c, v, problem)
+	}
+	text := b.AppendText(nil, v)
+	if m != nil {
+		m.tell(old, c.name, string(text))
+	}
+	if c.null >= 0 {
+		return append(dst, byte(c.null)<<1), nil
+	}
+	return c.appendStandIn(dst, b, v, text), nil
+}
+
 // appendMissing writes what stands for a value that the source did not send.
 func (e *Encoder) appendMissing(dst []byte, c *codec, old bool) ([]byte, error) {
-	if e.raw && old && c.null < 0 && c.form == fString && c.kind != change.Enum {
+	text := c.form == fString && c.kind != change.Enum || c.form == fBytes
+	if e.raw && old && c.null < 0 && text {
 		return appendString(dst, placeholder), nil // left out for its size
 	}
 	if !e.raw || c.null < 0 {
 		return dst, ErrUnchanged.New("field %s of %s was not sent by the source", c.name, e.topic)
 	}
-	if !old && c.form == fString && c.kind != change.Enum {
+	if !old && text {
 		return appendString(append(dst, byte(1-c.null)<<1), placeholder), nil
 	}
 	return append(dst, byte(c.null)<<1), nil

@@ -64,7 +64,7 @@ func TestReadsDebezium(t *testing.T) {
 	b := change.Get()
 	defer b.Release()
 	at := change.Coord{Topic: &change.Topic{Name: "db.public.t"}}
-	if err := avro.NewDecoder(reg).Append(t.Context(), b, at, key, value, nil, nil, 1); err != nil {
+	if err := avro.NewDecoder(reg).Append(t.Context(), b, at, key, value, avro.Headers{}, 1); err != nil {
 		t.Fatal(err)
 	}
 	c := &b.Changes[0]
@@ -108,7 +108,7 @@ func TestOldRowsOfTheKeyAlone(t *testing.T) {
 	}
 	c.Old[0] = change.IntValue(5)
 	r := encodeAll(t, newEncoder(t, reg, tab), src)[0]
-	if err := avro.NewDecoder(reg).Append(t.Context(), b, change.Coord{Topic: &change.Topic{Name: tab.Topic}}, r.key, r.value, nil, nil, 1); err != nil {
+	if err := avro.NewDecoder(reg).Append(t.Context(), b, change.Coord{Topic: &change.Topic{Name: tab.Topic}}, r.key, r.value, avro.Headers{}, 1); err != nil {
 		t.Fatal(err)
 	}
 	got := b.Changes[0]
@@ -129,7 +129,7 @@ func TestThePlaceholderIsAText(t *testing.T) {
 	c.New = fillEntry(src, 1)
 	c.New[8] = src.SpanString(change.String, "__debezium_unavailable_value")
 	r := encodeAll(t, newEncoder(t, reg, tab), src)[0]
-	if err := avro.NewDecoder(reg).Append(t.Context(), b, change.Coord{Topic: &change.Topic{Name: tab.Topic}}, r.key, r.value, nil, nil, 1); err != nil {
+	if err := avro.NewDecoder(reg).Append(t.Context(), b, change.Coord{Topic: &change.Topic{Name: tab.Topic}}, r.key, r.value, avro.Headers{}, 1); err != nil {
 		t.Fatal(err)
 	}
 	if v := b.Changes[0].New[8]; v.Kind() != change.String {
@@ -168,7 +168,7 @@ func FuzzDecode(f *testing.F) {
 		defer b.Release()
 		at := change.Coord{Topic: &change.Topic{Name: tables[wide].Topic}}
 		value := append(append([]byte(nil), heads[wide]...), p...)
-		if err := d.Append(t.Context(), b, at, nil, value, nil, unchanged, 1); err != nil {
+		if err := d.Append(t.Context(), b, at, nil, value, avro.Headers{Unchanged: unchanged}, 1); err != nil {
 			if b.Len() != 0 {
 				t.Fatal("refused and appended")
 			}
@@ -187,7 +187,7 @@ func FuzzDecode(f *testing.F) {
 		}
 		out := change.Get()
 		defer out.Release()
-		if err := d.Append(t.Context(), out, at, nil, again, nil, nil, 1); err != nil {
+		if err := d.Append(t.Context(), out, at, nil, again, avro.Headers{}, 1); err != nil {
 			t.Fatalf("what was taken and written again is refused: %v", err)
 		}
 		same(t, tables[wide], b, got.Old, out, out.Changes[0].Old)

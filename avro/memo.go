@@ -5,6 +5,7 @@ package avro
 
 import (
 	"encoding/binary"
+	"slices"
 	"strconv"
 
 	"github.com/tallywire/tallywire/change"
@@ -29,12 +30,49 @@ type Memo struct {
 	tail   []byte // from there to the op
 	now    []byte // after it; empty: not known yet
 
-	missing bool
+	beside    bool   // something is to be told beside the last value
+	missing   bool   // its row after has values that the source did not send
+	unknown   bool   // its row before has values that are not known, though it should be whole
+	text, was []byte // values without a form of the rows after and before, as JSON that is not closed
 }
 
-// Missing reports whether the last row after the change that was written had
-// values that the source did not send: AppendUnchanged names them.
-func (m *Memo) Missing() bool { return m.missing }
+// Beside reports whether something is to be told in the headers of the last
+// envelope that was written: AppendUnchanged, AppendUnknown and Texts have it.
+func (m *Memo) Beside() bool { return m.beside }
+
+// Texts gives the values that the schema's types cannot hold, of the rows after
+// and before the change, each as a JSON object of texts by column, for the
+// headers tw.text and tw.text.before; nil: none.
+func (m *Memo) Texts() (after, before []byte) {
+	if len(m.text) > 0 {
+		after = slices.Concat(m.text, []byte{'}'})
+	}
+	if len(m.was) > 0 {
+		before = slices.Concat(m.was, []byte{'}'})
+	}
+	return after, before
+}
+
+// begin forgets what was beside the value before.
+func (m *Memo) begin() {
+	if m.beside {
+		m.beside, m.missing, m.unknown, m.text, m.was = false, false, false, m.text[:0], m.was[:0]
+	}
+}
+
+// tell notes a value that its type cannot hold.
+func (m *Memo) tell(old bool, column, text string) {
+	into := &m.text
+	if old {
+		into = &m.was
+	}
+	open := byte('{')
+	if len(*into) > 0 {
+		open = ','
+	}
+	m.beside = true
+	*into = append(append(append(append(*into, open), quote(column)...), ':'), quote(text)...)
+}
 
 // sequenceHead is what of source.sequence stands around the LSN.
 const sequenceHead = `["","`

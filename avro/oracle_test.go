@@ -88,7 +88,7 @@ func TestGoavroAgrees(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		if err := dec.Append(t.Context(), out, at, again(keys, key), again(values, value), nil, nil, 0); err != nil {
+		if err := dec.Append(t.Context(), out, at, again(keys, key), again(values, value), avro.Headers{}, 0); err != nil {
 			rt.Fatal(err)
 		}
 		same(rt, tab, b, c.Old, out, out.Changes[0].Old)
@@ -144,10 +144,10 @@ func TestContractsRoundTrip(t *testing.T) {
 			if err != nil {
 				rt.Fatalf("goavro writing: %v", err)
 			}
-			if err := dec.Append(t.Context(), out, at, key, value, nil, nil, 5); err != nil {
+			if err := dec.Append(t.Context(), out, at, key, value, avro.Headers{}, 5); err != nil {
 				rt.Fatal(err)
 			}
-			if err := dec.Append(t.Context(), out, at, key, nil, nil, nil, 6); err != nil {
+			if err := dec.Append(t.Context(), out, at, key, nil, avro.Headers{}, 6); err != nil {
 				rt.Fatal(err)
 			}
 			d := &out.Changes[0]

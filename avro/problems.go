@@ -13,8 +13,8 @@ var (
 		"A number has more digits than its schema allows.",
 		"Widen precision or scale in the contract (avro/contracts) or of the source's column, or correct the number, then retry the parked record.")
 	ErrNoForm = problem.Define("TW-AVRO-NO-FORM", problem.Reject,
-		"A value that the Avro type of its field cannot hold: NaN or infinity in a decimal, infinity in a contract's date or time, an array with several dimensions.",
-		"Correct the value at the source, then retry the parked record.")
+		"A value that the field of a contract cannot hold: NaN or infinity in a number, infinity in a date or time, an array with several dimensions.",
+		"Correct the value at the source: the corrected row takes the place of the parked one. Or map the column to a text.")
 	ErrNull = problem.Define("TW-AVRO-NULL", problem.Reject,
 		"A null in a field that its schema says is never null.",
 		"Fill the value at the source, or make the field nullable in the contract, then retry the parked record.")

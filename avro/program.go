@@ -184,7 +184,7 @@ func compileSource(n *node) []step {
 }
 
 // readEnvelope fills c.
-func (p *program) readEnvelope(r *reader, b *change.Batch, c *change.Change, unchanged []byte) {
+func (p *program) readEnvelope(r *reader, b *change.Batch, c *change.Change, h *Headers) {
 	for i := range p.steps {
 		s := &p.steps[i]
 		switch s.do {
@@ -235,8 +235,44 @@ func (p *program) readEnvelope(r *reader, b *change.Batch, c *change.Change, unc
 			}
 		}
 	}
+	if c.Old != nil && p.own {
+		p.mark(r, c.Old, h.Unknown, "tw.unknown")
+		p.setTexts(r, b, c.Old, h.TextBefore, "tw.text.before")
+	}
 	if c.New != nil {
-		p.markUnchanged(r, b, c.New, unchanged)
+		if len(h.Unchanged) > 0 || p.own {
+			p.mark(r, c.New, h.Unchanged, "tw.unchanged")
+		} else {
+			p.markPlaceholders(b, c.New)
+		}
+		if p.own {
+			p.setTexts(r, b, c.New, h.Text, "tw.text")
+		}
+	}
+}
+
+// setTexts puts the values that their types cannot hold where they belong.
+func (p *program) setTexts(r *reader, b *change.Batch, row []change.Value, header []byte, name string) {
+	if len(header) == 0 {
+		return
+	}
+	var texts map[string]string
+	if err := json.Unmarshal(header, &texts); err != nil {
+		r.fail("the header " + name + " is no JSON object of texts")
+		return
+	}
+	for column, text := range texts {
+		at := p.table.Column(column)
+		if at < 0 {
+			r.fail("the header " + name + " names a column that the row does not have")
+			return
+		}
+		if row[at] = b.SpanString(change.Text, text); p.table.Columns[at].Kind == change.Decimal {
+			d := reader{p: appendString(nil, text)}
+			if v := readDecimalText(&d, b); d.bad == "" {
+				row[at] = v
+			}
+		}
 	}
 }
 
@@ -265,20 +301,19 @@ func (p *program) readSource(r *reader, c *change.Change, steps []step) {
 	}
 }
 
-// markUnchanged follows the header tw.unchanged; a record of another writer has
-// only Debezium's placeholder to tell.
-func (p *program) markUnchanged(r *reader, b *change.Batch, row []change.Value, header []byte) {
-	if len(header) == 0 {
-		if p.own {
-			return
+// markPlaceholders is for a record of another writer, which has only Debezium's
+// placeholder to tell what was not sent.
+func (p *program) markPlaceholders(b *change.Batch, row []change.Value) {
+	for i, v := range row {
+		c := &p.after[i]
+		if (c.form == fString || c.form == fBytes) && v.Kind() == c.kind && string(b.Bytes(v)) == placeholder {
+			row[i] = change.UnchangedValue()
 		}
-		for i, v := range row {
-			if p.after[i].form == fString && v.Kind() == p.after[i].kind && string(b.Bytes(v)) == placeholder {
-				row[i] = change.UnchangedValue()
-			}
-		}
-		return
 	}
+}
+
+// mark makes the columns Unchanged that a header names.
+func (p *program) mark(r *reader, row []change.Value, header []byte, of string) {
 	for len(header) > 0 {
 		n, escaped := 0, false
 		for n < len(header) && header[n] != ',' {
@@ -302,7 +337,7 @@ func (p *program) markUnchanged(r *reader, b *change.Batch, row []change.Value, 
 		}
 		at := p.table.ColumnBytes(name)
 		if at < 0 {
-			r.fail("the header tw.unchanged names a column that the row does not have")
+			r.fail("the header " + of + " names a column that the row does not have")
 			return
 		}
 		row[at] = change.UnchangedValue()

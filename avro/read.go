@@ -205,7 +205,11 @@ func (c *codec) read(r *reader, b *change.Batch) change.Value {
 	case fDecimalText:
 		return readDecimalText(r, b)
 	case fZoned:
-		us, ok := parseZonedTimestamp(r.octets())
+		p := r.octets()
+		us, ok := parseZonedTimestamp(p)
+		if !ok && c.own && c.null < 0 { // of a key, beyond what int64 can count
+			return b.Span(change.Text, p)
+		}
 		if !ok {
 			r.fail("a text that is no zoned timestamp")
 		}

@@ -2,6 +2,7 @@ package avro_test
 
 import (
 	"bytes"
+	"math"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -81,7 +82,7 @@ func TestDecimalsThatDoNotFit(t *testing.T) {
 			t.Fatal(err)
 		}
 		out := change.Get()
-		if err := avro.NewDecoder(registryOf(t, e, tab)).Append(t.Context(), out, change.Coord{Topic: &change.Topic{Name: tab.Topic}}, key, value, nil, nil, 0); err != nil {
+		if err := avro.NewDecoder(registryOf(t, e, tab)).Append(t.Context(), out, change.Coord{Topic: &change.Topic{Name: tab.Topic}}, key, value, avro.Headers{}, 0); err != nil {
 			t.Fatal(err)
 		}
 		if got := string(out.AppendText(nil, out.Changes[0].New[rate])); got != good.text {
@@ -129,9 +130,9 @@ func TestWhatCanonicalRecordsRefuse(t *testing.T) {
 	want(t, err, avro.ErrNull, "time_entry_id")
 }
 
-// If this failed, a text array of another shape would arrive bent, and one bad
-// row of a source would stop its table.
-func TestWhatRawRecordsRefuse(t *testing.T) {
+// If this failed, a value of another kind than its column's, which is a bug of
+// the source, would pass for what it is not.
+func TestRawRecordsRefuseAnotherKind(t *testing.T) {
 	tab := kinds()
 	e := newEncoder(t, newRegistry(t), tab)
 	b := change.Get()
@@ -139,28 +140,155 @@ func TestWhatRawRecordsRefuse(t *testing.T) {
 	c := b.Append(tab, change.Create)
 	c.New = b.Row(len(tab.Columns))
 	c.New[0], c.New[1] = change.IntValue(1), b.SpanString(change.String, "k")
-	if _, err := e.AppendValue(nil, b, c); err != nil {
-		t.Fatal(err)
+	c.New[tab.Column("d")] = b.SpanString(change.Text, "today")
+	_, err := e.AppendValue(nil, b, c)
+	want(t, err, avro.ErrKind, "field d of psa.public.kinds")
+}
+
+// headersOf are those of the envelope that was just written with m.
+func headersOf(e *avro.Encoder, m *avro.Memo, c *change.Change) (h avro.Headers) {
+	if m.Beside() {
+		h.Unchanged, h.Unknown = e.AppendUnchanged(nil, c), e.AppendUnknown(nil, c)
+		h.Text, h.TextBefore = m.Texts()
 	}
+	return h
+}
+
+// If this failed, a row with a value that Avro has no form for would be lost, or
+// would keep the one that corrects it from arriving.
+func TestValuesWithoutAForm(t *testing.T) {
+	tab := kinds()
+	reg := newRegistry(t)
+	e, d := newEncoder(t, reg, tab), avro.NewDecoder(reg)
+	at := change.Coord{Topic: &change.Topic{Name: tab.Topic}}
+	b, out := change.Get(), change.Get()
+	defer b.Release()
+	defer out.Release()
 	elems := b.Row(2)
 	elems[0], elems[1] = change.IntValue(1), change.IntValue(2)
+	odd := b.Row(1)
+	odd[0] = change.SpecialDecimal(change.NaN)
+	var m avro.Memo
 	for _, x := range []struct {
 		column string
 		v      change.Value
-		code   problem.Code
+		text   string
+		kind   change.Kind // in which it comes back
 	}{
-		{"a", b.Array([]change.Dim{{Len: 2, Lower: 0}}, elems), avro.ErrNoForm},
-		{"a", b.Array([]change.Dim{{Len: 1, Lower: 1}, {Len: 2, Lower: 1}}, elems), avro.ErrNoForm},
-		{"nh", change.SpecialDecimal(change.Infinite), avro.ErrNoForm},
-		{"i2", change.IntValue(1 << 15), avro.ErrNoForm},
-		{"d", b.SpanString(change.Text, "today"), avro.ErrKind},
-		{"ts", b.SpanString(change.Text, "294276-12-31 23:59:59"), avro.ErrNoForm},
-		{"tstz", b.SpanString(change.Text, "294276-12-31 23:59:59+00"), avro.ErrNoForm},
+		{"a", b.Array([]change.Dim{{Len: 2, Lower: 0}}, elems), "[0:1]={1,2}", change.Text},
+		{"a", b.Array([]change.Dim{{Len: 1, Lower: 1}, {Len: 2, Lower: 1}}, elems), "{{1,2}}", change.Text},
+		{"an", b.Array([]change.Dim{{Len: 1, Lower: 1}}, odd), "{NaN}", change.Text},
+		{"nh", change.SpecialDecimal(change.NaN), "NaN", change.Decimal},
+		{"nh", change.DecimalValue(123456789012, 1), "12345678901.2", change.Decimal},
+		{"i2", change.IntValue(1 << 15), "32768", change.Text},
+		{"ts", b.SpanString(change.Text, "294276-12-31 23:59:59"), "294276-12-31 23:59:59", change.Text},
+		{"tstz", b.SpanString(change.Text, `294276-12-31 23:59:59+00`), "294276-12-31 23:59:59+00", change.Text},
 	} {
-		c.New[tab.Column(x.column)] = x.v
-		_, err := e.AppendValue(nil, b, c)
-		want(t, err, x.code, "field "+x.column+" of psa.public.kinds")
-		c.New[tab.Column(x.column)] = change.NullValue()
+		i := tab.Column(x.column)
+		for _, op := range []change.Op{change.Create, change.Update, change.Delete} {
+			row := b.Row(len(tab.Columns))
+			row[0], row[1], row[i] = change.IntValue(1), b.SpanString(change.String, `k "1"`), x.v
+			c := b.Append(tab, op)
+			if c.Old = row; op == change.Create {
+				c.Old = nil
+			}
+			if c.New = row; op == change.Delete {
+				c.New = nil
+			}
+			value, err := e.AppendValueWith(&m, nil, b, c)
+			if err != nil {
+				t.Fatalf("%s in %s: %v", x.text, x.column, err)
+			}
+			key, err := e.AppendKey(nil, b, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out.Reset()
+			if err := d.Append(t.Context(), out, at, key, value, headersOf(e, &m, c), 0); err != nil {
+				t.Fatalf("%s in %s: %v", x.text, x.column, err)
+			}
+			for _, back := range [][]change.Value{out.Changes[0].Old, out.Changes[0].New} {
+				if back == nil {
+					continue
+				}
+				if got := string(out.AppendText(nil, back[i])); got != x.text || back[i].Kind() != x.kind {
+					t.Errorf("%s in %s came back as %s %q", x.text, x.column, back[i].Kind(), got)
+				}
+			}
+		}
+	}
+	// The memo keeps nothing of a record for the next.
+	c := b.Append(tab, change.Create)
+	c.New = b.Row(len(tab.Columns))
+	c.New[0], c.New[1] = change.IntValue(2), b.SpanString(change.String, "k")
+	if _, err := e.AppendValueWith(&m, nil, b, c); err != nil || m.Beside() {
+		t.Error("what was beside one record is beside the next", err)
+	}
+	for name, h := range map[string]avro.Headers{"no JSON": {Text: []byte("{")}, "no column": {Text: []byte(`{"zz":"1"}`)}, "none before": {Unknown: []byte("zz")}} {
+		c.Op, c.Old = change.Update, c.New
+		value, err := e.AppendValueWith(&m, nil, b, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out.Reset()
+		if err := d.Append(t.Context(), out, at, nil, value, h, 0); !problem.Has(err, avro.ErrGarbage) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// A key is never null: something stands there, and it is told from other keys.
+func TestKeysWithoutAForm(t *testing.T) {
+	of := func(k change.Kind, p, s int16) change.Column {
+		return change.Column{Name: "k", Type: "k", Kind: k, Precision: p, Scale: s}
+	}
+	ints := change.Column{Kind: change.Int, Width: 4}
+	list := of(change.Array, -1, -1)
+	list.Elem = &ints
+	b, out := change.Get(), change.Get()
+	defer b.Release()
+	defer out.Release()
+	elems := b.Row(2)
+	elems[0] = change.IntValue(1)
+	for name, x := range map[string]struct {
+		col    change.Column
+		values []change.Value
+	}{
+		"numeric":   {of(change.Decimal, 5, 2), []change.Value{change.SpecialDecimal(change.NaN), change.DecimalValue(99999, 2), change.DecimalValue(-99999, 2)}},
+		"timestamp": {of(change.Timestamp, -1, -1), []change.Value{b.SpanString(change.Text, "294276-12-31 23:59:59.999999"), b.SpanString(change.Text, "294276-12-31 23:59:59.999998"), b.SpanString(change.Text, "294247-01-10 04:00:54.775807"), change.TimestampValue(math.MaxInt64 - 1), change.TimestampValue(change.NegInfinity)}},
+		"moment":    {of(change.TimestampTZ, -1, -1), []change.Value{b.SpanString(change.Text, "294276-12-31 23:59:59+00"), change.TimestampTZValue(0)}},
+		"array":     {list, []change.Value{b.Array([]change.Dim{{Len: 2, Lower: 5}}, elems), b.Array(nil, nil)}},
+	} {
+		tab := (&change.Table{Source: "s", Connector: connector, Schema: "public", Name: name, Topic: "s.public." + name, OldFull: true, Columns: []change.Column{x.col}, Key: []int{0}}).Index()
+		reg := newRegistry(t)
+		e, d := newEncoder(t, reg, tab), avro.NewDecoder(reg)
+		seen := map[string]bool{}
+		for _, v := range x.values {
+			var m avro.Memo
+			c := b.Append(tab, change.Update)
+			c.New = b.Row(1)
+			c.New[0] = v
+			c.Old = c.New
+			key, err := e.AppendKey(nil, b, c)
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			value, err := e.AppendValueWith(&m, nil, b, c)
+			if err != nil {
+				t.Fatal(name, err)
+			}
+			out.Reset()
+			if err := d.Append(t.Context(), out, change.Coord{Topic: &change.Topic{Name: tab.Topic}}, key, value, headersOf(e, &m, c), 0); err != nil {
+				t.Fatal(name, err)
+			}
+			if want, got := string(b.AppendText(nil, v)), string(out.AppendText(nil, out.Changes[0].New[0])); got != want {
+				t.Errorf("%s: key %q came back as %q", name, want, got)
+			}
+			if seen[string(key)] {
+				t.Errorf("%s: %q has the key of another", name, b.AppendText(nil, v))
+			}
+			seen[string(key)] = true
+		}
 	}
 }
 
@@ -180,7 +308,7 @@ func TestGarbageIsRejected(t *testing.T) {
 	ok := records[1]
 	refuse := func(key, value, pos, unchanged []byte, code problem.Code) {
 		t.Helper()
-		want(t, d.Append(t.Context(), b, at, key, value, pos, unchanged, 0), code)
+		want(t, d.Append(t.Context(), b, at, key, value, avro.Headers{Pos: pos, Unchanged: unchanged}, 0), code)
 		if b.Len() != 0 {
 			t.Fatal("a refused record was appended")
 		}
@@ -196,9 +324,9 @@ func TestGarbageIsRejected(t *testing.T) {
 	for n := 5; n < len(ok.value); n++ {
 		refuse(ok.key, ok.value[:n], nil, nil, avro.ErrGarbage)
 	}
-	err := d.Append(t.Context(), b, at, ok.key, ok.value[:20], nil, nil, 0)
+	err := d.Append(t.Context(), b, at, ok.key, ok.value[:20], avro.Headers{}, 0)
 	want(t, err, avro.ErrGarbage, "offset 99", "partition 3", tab.Topic)
-	if err := d.Append(t.Context(), b, at, ok.key, nil, nil, nil, 0); err != nil || b.Len() != 0 {
+	if err := d.Append(t.Context(), b, at, ok.key, nil, avro.Headers{}, 0); err != nil || b.Len() != 0 {
 		t.Fatalf("a raw tombstone: %v, %d changes", err, b.Len())
 	}
 }

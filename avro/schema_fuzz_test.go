@@ -31,7 +31,7 @@ func FuzzSchema(f *testing.F) {
 		r := reader{p: p, work: 16*len(p) + 1024}
 		var c change.Change
 		if prog.raw {
-			prog.readEnvelope(&r, b, &c, []byte(`a,b\,c`))
+			prog.readEnvelope(&r, b, &c, &Headers{Unchanged: []byte(`a,b\,c`), Unknown: []byte("b"), Text: []byte(`{"a":"x"}`)})
 		} else {
 			c.New = prog.readRow(&r, b, prog.after)
 		}

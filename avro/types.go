@@ -49,8 +49,8 @@ const (
 	dateNegInfinity = math.MinInt32
 )
 
-// placeholder stands in a raw record for text that the source did not resend;
-// the header tw.unchanged is what tells for sure.
+// placeholder stands in a raw record for a text, or octets, that the source did
+// not resend; the header tw.unchanged is what tells for sure.
 const placeholder = "__debezium_unavailable_value"
 
 // form is how a value's octets look.

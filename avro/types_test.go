@@ -119,7 +119,7 @@ func TestTypesAreAsDocumented(t *testing.T) {
 		c.New = src.Row(2)
 		c.New[0], c.New[1] = change.IntValue(1), row.value(src)
 		r := encodeAll(t, newEncoder(t, reg, tab), src)[0]
-		if err := dec.Append(t.Context(), out, change.Coord{Topic: &change.Topic{Name: tab.Topic}}, r.key, r.value, nil, nil, 0); err != nil {
+		if err := dec.Append(t.Context(), out, change.Coord{Topic: &change.Topic{Name: tab.Topic}}, r.key, r.value, avro.Headers{}, 0); err != nil {
 			t.Fatalf("%s: %v", row.name, err)
 		}
 		back := out.Changes[0].New[1]
@@ -190,7 +190,7 @@ func TestNames(t *testing.T) {
 	}
 	r := encodeAll(t, e, src)[0]
 	header := e.AppendUnchanged(nil, c)
-	if err := avro.NewDecoder(reg).Append(t.Context(), b, change.Coord{Topic: &change.Topic{Name: odd.Topic}}, r.key, r.value, nil, header, 0); err != nil {
+	if err := avro.NewDecoder(reg).Append(t.Context(), b, change.Coord{Topic: &change.Topic{Name: odd.Topic}}, r.key, r.value, avro.Headers{Unchanged: header}, 0); err != nil {
 		t.Fatal(err)
 	}
 	got := b.Changes[0]

@@ -5,11 +5,13 @@ package avro
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"math/big"
 	"math/bits"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/tallywire/tallywire/change"
 )
@@ -88,6 +90,53 @@ func (c *codec) appendValue(dst []byte, b *change.Batch, v change.Value) ([]byte
 	}
 	// The other forms are those of foreign writers; no encoder is compiled of them.
 	panic("BUG: no encoder for form " + strconv.Itoa(int(c.form)))
+}
+
+// appendStandIn writes, in a field that is never null, what stands for a value
+// that its type cannot hold: the same for the same value, and what no value that
+// it can hold gives, but for an array, which loses its dimensions.
+func (c *codec) appendStandIn(dst []byte, b *change.Batch, v change.Value, text []byte) []byte {
+	switch c.form {
+	case fDecimal: // one more than the largest
+		s := bigPool.Get().(*bigs)
+		defer bigPool.Put(s)
+		s.p.Exp(big.NewInt(10), s.rest.SetInt64(int64(c.digits)), nil)
+		n := s.p.BitLen()/8 + 1
+		return appendBytes(dst, s.p.FillBytes(make([]byte, n)))
+	case fMicros: // wrapped around: before the first moment that Postgres has
+		return binary.AppendVarint(dst, wrapped(text))
+	case fArray:
+		a := b.ArrayOf(v)
+		if len(a.Elems) > 0 {
+			dst = binary.AppendVarint(dst, int64(len(a.Elems)))
+			for _, v := range a.Elems {
+				from := len(dst)
+				var err error
+				if !v.IsNull() {
+					if dst, err = c.elem.appendValue(append(dst, byte(1-c.elem.null)<<1), b, v); err == nil {
+						continue
+					}
+				}
+				dst = append(dst[:from], byte(c.elem.null)<<1)
+			}
+		}
+		return append(dst, 0)
+	case fString, fZoned, fZonedTime, fDecimalText, fInterval:
+		return appendBytes(dst, text)
+	}
+	panic("BUG: a value without a form in form " + strconv.Itoa(int(c.form)))
+}
+
+// wrapped are the microseconds since 1970 of a timestamp that int64 cannot
+// count, modulo 2^64.
+func wrapped(text []byte) int64 {
+	var year, month, day, hour, minute int64
+	var seconds float64
+	if _, err := fmt.Sscanf(string(text), "%d-%d-%d %d:%d:%g", &year, &month, &day, &hour, &minute, &seconds); err != nil {
+		panic("BUG: a timestamp that is no timestamp")
+	}
+	days := time.Date(int(year), time.Month(month), int(day), 0, 0, 0, 0, time.UTC).Unix() / 86400
+	return int64(uint64(days)*86_400_000_000 + uint64(hour*3600+minute*60)*1_000_000 + uint64(math.Round(seconds*1e6)))
 }
 
 func (c *codec) appendDate(dst []byte, days int64) ([]byte, error) {

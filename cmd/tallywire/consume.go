@@ -221,6 +221,7 @@ type consumed struct {
 	Before    json.RawMessage `json:"before,omitempty"`
 	After     json.RawMessage `json:"after,omitempty"`
 	Value     json.RawMessage `json:"value,omitempty"`
+	Unchanged []string        `json:"unchanged,omitempty"` // columns of after that the source did not resend
 	Tombstone bool            `json:"tombstone,omitempty"`
 	Error     *problem.Report `json:"error,omitempty"`
 	Octets    string          `json:"octets,omitempty"`
@@ -232,16 +233,7 @@ func decodeLine(ctx context.Context, dec *avro.Decoder, t *change.Topic, r *kgo.
 	l := consumed{Partition: r.Partition, Offset: r.Offset, Time: r.Timestamp.UTC().Format(time.RFC3339Nano), Key: printableKey(r.Key)}
 	b := change.Get()
 	defer b.Release()
-	var pos, unchanged []byte
-	for _, h := range r.Headers {
-		switch h.Key {
-		case kafka.HeaderPos:
-			pos = h.Value
-		case kafka.HeaderUnchanged:
-			unchanged = h.Value
-		}
-	}
-	err = dec.Append(ctx, b, change.Coord{Topic: t, Partition: r.Partition, Offset: r.Offset}, r.Key, r.Value, pos, unchanged, r.Timestamp.UnixMilli())
+	err = dec.Append(ctx, b, change.Coord{Topic: t, Partition: r.Partition, Offset: r.Offset}, r.Key, r.Value, kafka.Headers(r), r.Timestamp.UnixMilli())
 	switch {
 	case err != nil:
 		if e := problem.Of(err); e == nil || e.Class != problem.Reject {
@@ -273,6 +265,11 @@ func decodeLine(ctx context.Context, dec *avro.Decoder, t *change.Topic, r *kgo.
 		}
 		if c.New != nil {
 			l.After = rowJSON(b, c.Table, c.New)
+			for i, v := range c.New {
+				if v.IsUnchanged() {
+					l.Unchanged = append(l.Unchanged, c.Table.Columns[i].Name)
+				}
+			}
 		}
 	}
 	line, err = json.Marshal(l)

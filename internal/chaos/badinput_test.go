@@ -25,6 +25,7 @@ import (
 	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/pipeline/pipelinetest/history"
 )
 
 // command runs the binary to its end.
@@ -371,12 +372,15 @@ func (s *trial) occupy() *pgconn.PgConn {
 	return c
 }
 
-// rawHas waits until a raw topic has so many committed changes.
+// rawHas waits until a raw topic has so many committed records.
 func (s *trial) rawHas(topic string, n int) {
 	s.t.Helper()
-	s.until(patience, fmt.Sprintf("%s has %d changes", topic, n), func(ctx context.Context) (bool, string) {
-		_, got, err := ReadRaw(ctx, s.cluster, s.registry, topic)
-		return err == nil && got >= n, fmt.Sprint(got, err)
+	s.until(patience, fmt.Sprintf("%s has %d records", topic, n), func(ctx context.Context) (bool, string) {
+		seen, err := history.ReadTopics(ctx, s.cluster, s.registry.SchemaByID, topic)
+		if err != nil {
+			return false, err.Error()
+		}
+		return seen.Records >= n, fmt.Sprint(seen.Records)
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -27,6 +28,7 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/registry"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/pipeline/pipelinetest/history"
 )
 
 // stack is everything around tallywire, all of it real: it outlives the
@@ -43,6 +45,8 @@ type stack struct {
 	psaPool   *pgxpool.Pool
 	warehouse *pgxpool.Pool
 	control   *pgxpool.Pool
+	firm      *history.History // what the firm committed, by a slot of test_decoding
+	writers   *history.Writers
 	binary    string // what start runs
 	config    string
 	http      string // address of tallywire's own HTTP server
@@ -121,7 +125,11 @@ func newStack(t *testing.T) *stack {
 	s.psaPool, s.warehouse, s.control = pool(s.psa.DSN("psa")), pool(s.far.DSN("warehouse")), pool(s.far.DSN("control"))
 	// A crash test does not need eighteen months.
 	s.sql(s.psaPool, `delete from time_entry where work_date < '2026-06-01'`)
+	s.writers, err = history.NewWriters(ctx, s.psa.DSN("psa"), history.WritersOptions{Pause: 100 * time.Millisecond, Seed: rand.Uint64()})
+	must(err)
 	s.sql(s.psaPool, `select pg_create_logical_replication_slot('truth', 'test_decoding')`)
+	s.firm = history.New(keys)
+	must(s.firm.BaseOf(ctx, s.psaPool))
 
 	s.http = freeAddr(t)
 	s.config = s.writeConfig("chaos", s.http)

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/tallywire/tallywire/pipeline/pipelinetest/history"
 )
 
 // landedBefore builds the program as it landed last: TALLYWIRE_BEFORE names a
@@ -68,6 +70,7 @@ func TestChaosUpgrade(t *testing.T) {
 	s.binary = before
 	s.start()
 	s.settled(patience)
+	s.loaded()
 	end := s.work(200)
 	// Up, back, and up again, by Ctrl-C and by kill -9.
 	for i, program := range []string{binary, before, binary, before, binary} {
@@ -95,7 +98,7 @@ func TestChaosUpgrade(t *testing.T) {
 	s.signal(second, syscall.SIGINT)
 	end()
 	s.settled(patience)
-	s.exact()
+	s.exact(history.Options{})
 }
 
 // shared waits until two processes have divided the topics among them.

@@ -13,15 +13,39 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/obs"
 )
 
-// The headers of our records.
+// The headers of our raw records; docs/types.md has them for readers.
 const (
-	HeaderPos       = "tw.pos"       // change.AppendPos of the change: 29 octets
-	HeaderUnchanged = "tw.unchanged" // names of columns that the source did not resend, joined by commas; absent when there is none
+	HeaderPos        = "tw.pos"         // change.AppendPos of the change: 29 octets
+	HeaderUnchanged  = "tw.unchanged"   // names of columns that the source did not resend, joined by commas; absent when there is none
+	HeaderUnknown    = "tw.unknown"     // the same of the row before
+	HeaderText       = "tw.text"        // JSON: values that their Avro type cannot hold, as text by column
+	HeaderTextBefore = "tw.text.before" // the same of the row before
 )
+
+// Headers are those that a decoder asks for.
+func Headers(r *kgo.Record) (h avro.Headers) {
+	for i := range r.Headers {
+		v := r.Headers[i].Value
+		switch r.Headers[i].Key {
+		case HeaderPos:
+			h.Pos = v
+		case HeaderUnchanged:
+			h.Unchanged = v
+		case HeaderUnknown:
+			h.Unknown = v
+		case HeaderText:
+			h.Text = v
+		case HeaderTextBefore:
+			h.TextBefore = v
+		}
+	}
+	return h
+}
 
 // Config names a cluster.
 type Config struct {

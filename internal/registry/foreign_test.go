@@ -231,7 +231,7 @@ func TestPythonWritesWhatWeRead(t *testing.T) {
 	r := fs.Records()[0]
 	b := change.Get()
 	defer b.Release()
-	if err := avro.NewDecoder(reg).Append(ctx, b, change.Coord{Topic: topic}, r.Key, r.Value, nil, nil, 0); err != nil {
+	if err := avro.NewDecoder(reg).Append(ctx, b, change.Coord{Topic: topic}, r.Key, r.Value, avro.Headers{}, 0); err != nil {
 		t.Fatal(err)
 	}
 	var got []string
@@ -278,7 +278,7 @@ func TestPythonReadsThroughApicurio(t *testing.T) {
 	checkForeign(t, readForeign(t, c.Brokers()[0], a.URL()))
 	b := change.Get()
 	defer b.Release()
-	err = avro.NewDecoder(reg).Append(t.Context(), b, change.Coord{}, nil, []byte{0, 0, 9, 9, 9, 1}, nil, nil, 0)
+	err = avro.NewDecoder(reg).Append(t.Context(), b, change.Coord{}, nil, []byte{0, 0, 9, 9, 9, 1}, avro.Headers{}, 0)
 	if !problem.Has(err, avro.ErrUnknownSchema) {
 		t.Errorf("an unknown id: %v", err)
 	}

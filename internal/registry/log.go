@@ -187,6 +187,9 @@ func retriable(err error) bool {
 // takeOver fences all other writers, and then reads up to a record of its own:
 // the topic has one partition, so all that they committed lies before it.
 func (l *schemaLog) takeOver(ctx context.Context) error {
+	if found, err := l.cluster.EndHanging(ctx, []string{transactionalID}, []string{Topic}); err != nil {
+		return fmt.Errorf("ending what Kafka left open in %s (%v): %w", Topic, found, err)
+	}
 	p, err := l.cluster.Client(
 		kgo.TransactionalID(transactionalID),
 		kgo.TransactionTimeout(20*time.Second),

@@ -30,7 +30,7 @@ var (
 		"Somebody else wrote to the positions topic, or a newer version did: run that version, or load the source again.")
 	ErrPositionHeld = problem.Define("TW-POSITION-HELD", problem.Retry,
 		"A transaction that is not ours is open on a positions topic, so the last position is not known yet.",
-		"It ends by itself within its timeout. Nobody but this source should write to the topic.")
+		"It ends by itself within its timeout, 15 minutes by the broker's default; nobody but this source should write to the topic. If it stays, Kafka has lost its end: kafka-transactions.sh find-hanging names it, and abort ends it.")
 	ErrPositionCluster = problem.Define("TW-POSITION-CLUSTER", problem.Halt,
 		"The position of a source was written on another Kafka cluster.",
 		"Records between that cluster's end and here may be missing. Name the old cluster again, or load the source anew under another name.")
@@ -139,7 +139,7 @@ func settledEnd(ctx context.Context, cluster *kafka.Cluster, t *change.Topic) (i
 			return h.Offset, nil
 		}
 		if time.Now().After(deadline) {
-			return 0, ErrPositionHeld.New("topic %q is stable up to offset %d of %d", t.Name, s.Offset, h.Offset)
+			return 0, ErrPositionHeld.New("topic %q is stable up to offset %d of %d, and open for %s", t.Name, s.Offset, h.Offset, cluster.Holders(ctx, t.Name))
 		}
 		select {
 		case <-ctx.Done():

@@ -16,6 +16,7 @@ import (
 
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
 // producerCount is how many transactional ids a source has. It must never be
@@ -75,6 +76,9 @@ func (t *txnProducer) rested() time.Time { return t.free.Add(producerRest) }
 // read. Each client is made now and no later, since a client fences when it
 // gets its producer id: one made later could throw out a successor.
 func (s *session) takeProducers(ctx context.Context) error {
+	if err := s.endHanging(ctx); err != nil {
+		return err
+	}
 	for _, id := range TransactionalIDs(s.in.spec.Name) {
 		cl, err := s.newClient(
 			kgo.TransactionalID(id),
@@ -106,6 +110,22 @@ func (s *session) takeProducers(ctx context.Context) error {
 		})
 	}
 	return g.Wait()
+}
+
+// endHanging ends what Kafka has decided on and left open. Fencing, which comes
+// next, would make it forget the decision: what the source was told is durable
+// could then not be told from what was aborted.
+func (s *session) endHanging(ctx context.Context) error {
+	name := s.in.spec.Name
+	topics, err := s.in.env.Kafka.TopicsOf(ctx, name+".")
+	if err != nil {
+		return err
+	}
+	found, err := s.in.env.Kafka.EndHanging(ctx, TransactionalIDs(name), append(topics, s.positions.Name, parked.TopicOf(name)))
+	for _, h := range found {
+		s.in.comp.Log.Warn("a transaction that Kafka left open", "id", h.ID, "where", h.String(), "ended", err == nil)
+	}
+	return err
 }
 
 // fence makes Kafka refuse every client that used the transactional id before,

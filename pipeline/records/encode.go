@@ -145,26 +145,32 @@ func (rs *Buffer) one(out *Output, b *change.Batch, c *change.Change, at int, ke
 	n := len(buf)
 	key := buf[from:n:n]
 	var val []byte
-	missing := false
+	beside := false
 	if value {
 		if buf, err = out.enc.AppendValueWith(&rs.memo, buf, b, c); err != nil {
 			return err
 		}
 		val = buf[n:len(buf):len(buf)]
 		n = len(buf)
-		missing = rs.memo.Missing()
+		beside = rs.memo.Beside()
 	}
 	if !c.Pos.IsZero() {
 		buf = change.AppendPos(buf, c.Pos)
 		rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: kafka.HeaderPos, Value: buf[n:len(buf):len(buf)]})
 		n = len(buf)
 	}
-	if missing {
-		buf = out.enc.AppendUnchanged(buf, c)
-		if len(buf) > n {
-			rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: kafka.HeaderUnchanged, Value: buf[n:len(buf):len(buf)]})
-			n = len(buf)
+	if beside {
+		header := func(name string, with []byte) {
+			if buf = with; len(buf) > n {
+				rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: name, Value: buf[n:len(buf):len(buf)]})
+				n = len(buf)
+			}
 		}
+		after, before := rs.memo.Texts()
+		header(kafka.HeaderUnchanged, out.enc.AppendUnchanged(buf, c))
+		header(kafka.HeaderUnknown, out.enc.AppendUnknown(buf, c))
+		header(kafka.HeaderText, append(buf, after...))
+		header(kafka.HeaderTextBefore, append(buf, before...))
 	}
 	if otherKey != "" {
 		if buf, err = out.enc.AppendKeyOf(buf, b, otherRow); err != nil {

@@ -77,7 +77,7 @@ func shapes(b *enginetest.Bed, t *testing.T, rs *records.Buffer) []shape {
 		}
 		if r.Value != nil {
 			got := change.Get()
-			if err := dec.Append(context.Background(), got, change.Coord{Topic: &change.Topic{Name: r.Topic}}, r.Key, r.Value, pos, nil, r.Timestamp.UnixMilli()); err != nil {
+			if err := dec.Append(context.Background(), got, change.Coord{Topic: &change.Topic{Name: r.Topic}}, r.Key, r.Value, kafka.Headers(r), r.Timestamp.UnixMilli()); err != nil {
 				t.Fatal(err)
 			}
 			s.op = string(got.Changes[0].Op)

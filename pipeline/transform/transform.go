@@ -7,6 +7,7 @@ package transform
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -112,6 +113,9 @@ func (t *transform) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer s.side.Close()
+	if err := t.endHanging(ctx, parkedTopic.Name); err != nil {
+		return err
+	}
 	if s.group, err = t.join(s.assignment); err != nil {
 		return err
 	}
@@ -159,9 +163,25 @@ func (t *transform) ensureOutputs(ctx context.Context) error {
 	return nil
 }
 
+// endHanging ends what Kafka has decided on and left open: of the outputs, and
+// of the group's offsets. It comes before fencing, which would make Kafka forget
+// the decision.
+func (t *transform) endHanging(ctx context.Context, parkedTopic string) error {
+	topics := slices.Concat(t.spec.Outputs, t.spec.Queues, []string{parkedTopic, "__consumer_offsets"})
+	found, err := t.env.Kafka.EndHanging(ctx, []string{t.transactionalID()}, topics)
+	for _, h := range found {
+		t.comp.Log.Warn("a transaction that Kafka left open", "id", h.ID, "where", h.String(), "ended", err == nil)
+	}
+	return err
+}
+
+func (t *transform) transactionalID() string {
+	return "tallywire." + t.spec.Name + "." + t.env.Instance
+}
+
 func (t *transform) join(a *consume.Assignment) (*kgo.GroupTransactSession, error) {
 	opts := append(a.Opts(t.member),
-		kgo.TransactionalID("tallywire."+t.spec.Name+"."+t.env.Instance),
+		kgo.TransactionalID(t.transactionalID()),
 		kgo.TransactionTimeout(t.spec.TxnTimeout),
 		kgo.ConcurrentTransactionsBackoff(2*time.Millisecond),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),

@@ -25,11 +25,36 @@ type tableInfo struct {
 	key          []string // nil: none
 	rows         int64    // estimate, -1: unknown
 	named        bool     // selected by its very name
+	partly       []string // of a partitioned table of identity f: partitions of another
+	broken       []string // tables, it or its partitions, whose updates and deletes fail once it is published
+	deferrable   bool     // it has a primary key, which is no replica identity
 }
+
+// captured reports whether it can be: its changes can be told by a key, and the
+// application's go on.
+func (t *tableInfo) captured() bool { return t.key != nil && len(t.broken) == 0 }
+
+// full reports whether the rows before an update or delete are whole. pgoutput
+// marks those of a partition by the identity of the table that it is published
+// as; what is in them follows the partition's own.
+func (t *tableInfo) full() bool { return t.identity == 'f' && len(t.partly) == 0 }
 
 func (t *tableInfo) String() string { return t.schema + "." + t.name }
 
 func (t *tableInfo) sql() string { return pgx.Identifier{t.schema, t.name}.Sanitize() }
+
+// identitySQL is whether table k has a replica identity, as Postgres judges it:
+// without, its updates and deletes fail while it is published (RelationGetReplicaIndex
+// and CheckCmdReplicaIdentity in its source). A deferrable key is none: two rows
+// may have it until the commit.
+const identitySQL = `CASE k.relreplident WHEN 'f' THEN true WHEN 'n' THEN false ELSE EXISTS (
+         SELECT FROM pg_index i WHERE i.indrelid = k.oid AND i.indisvalid AND i.indimmediate
+            AND CASE k.relreplident WHEN 'i' THEN i.indisreplident ELSE i.indisprimary END) END`
+
+// brokenSQL lists the tables of which c is made that have no replica identity:
+// for a partitioned table, the partitions'.
+const brokenSQL = `(SELECT array_agg(k.oid::regclass::text ORDER BY 1) FROM pg_class k
+         WHERE k.relkind = 'r' AND (k.oid = c.oid OR k.oid IN (SELECT l.relid FROM pg_partition_tree(c.oid) l WHERE l.isleaf)) AND NOT ` + identitySQL + `)`
 
 // The key is that of the replica identity's index, or the primary key; of an
 // index with INCLUDE only the key columns.
@@ -37,9 +62,15 @@ const tablesSQL = `
 SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relreplident, c.reltuples::bigint,
        (SELECT array_agg(a.attname::text ORDER BY k.ord)
           FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord), pg_attribute a
-         WHERE i.indrelid = c.oid AND i.indisvalid AND k.ord <= i.indnkeyatts
+         WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate AND k.ord <= i.indnkeyatts
            AND a.attrelid = c.oid AND a.attnum = k.num
-           AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'n' THEN false ELSE i.indisprimary END)
+           AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'n' THEN false ELSE i.indisprimary END),
+       CASE WHEN c.relkind = 'p' AND c.relreplident = 'f' THEN
+       (SELECT array_agg(l.relid::regclass::text ORDER BY 1)
+          FROM pg_partition_tree(c.oid) l JOIN pg_class k ON k.oid = l.relid
+         WHERE l.isleaf AND k.relreplident <> 'f') END,
+       ` + brokenSQL + `,
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_'`
@@ -51,7 +82,7 @@ func scanTables(rows pgx.Rows, err error) ([]*tableInfo, error) {
 	return pgx.CollectRows(rows, func(r pgx.CollectableRow) (*tableInfo, error) {
 		var t tableInfo
 		var identity rune
-		err := r.Scan(&t.id, &t.schema, &t.name, &t.partitioned, &identity, &t.rows, &t.key)
+		err := r.Scan(&t.id, &t.schema, &t.name, &t.partitioned, &identity, &t.rows, &t.key, &t.partly, &t.broken, &t.deferrable)
 		t.identity = byte(identity)
 		return &t, err
 	})
@@ -70,10 +101,10 @@ func (c *Config) selectTables(ctx context.Context, q *pgx.Conn) (tables, noKey [
 			continue
 		}
 		t.named = named
-		if t.key == nil {
-			noKey = append(noKey, t)
-		} else {
+		if t.captured() {
 			tables = append(tables, t)
+		} else {
+			noKey = append(noKey, t)
 		}
 	}
 	return tables, noKey, nil
@@ -97,11 +128,19 @@ func noKeyError(ts []*tableInfo) error {
 	for _, t := range ts {
 		names = append(names, t.String())
 	}
-	why := "no primary key and no replica identity index"
-	if len(ts) == 1 && ts[0].identity == 'n' {
-		why = "REPLICA IDENTITY NOTHING"
-	}
 	first := ts[0].sql()
+	why := "no primary key and no replica identity index"
+	switch t := ts[0]; {
+	case len(ts) > 1:
+	case t.identity == 'n':
+		why = "REPLICA IDENTITY NOTHING"
+	case t.key != nil && len(t.broken) > 0:
+		return ErrNoKey.New("%s: its partitions %s have no replica identity, and their updates and deletes would fail", t, strings.Join(t.broken, ", ")).
+			WithRemedy("ALTER TABLE %s REPLICA IDENTITY DEFAULT (or FULL), and so for each; or leave it out: add \"!%s\" to `tables`.", t.broken[0], t)
+	case t.deferrable:
+		return ErrNoKey.New("%s: its primary key is DEFERRABLE, which is no replica identity: two rows may have it until the commit", t).
+			WithRemedy("Make the key NOT DEFERRABLE, or ALTER TABLE %s REPLICA IDENTITY USING INDEX … on another unique index; or leave it out: add \"!%s\" to `tables`.", first, t)
+	}
 	return ErrNoKey.New("%s: %s", strings.Join(names, ", "), why).
 		WithRemedy("ALTER TABLE %s ADD PRIMARY KEY (…), or ALTER TABLE %s REPLICA IDENTITY USING INDEX …; or leave it out: add \"!%s\" to `tables`.", first, first, ts[0])
 }
@@ -155,7 +194,7 @@ func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, 
 	r := &pgoutput.Relation{
 		Table: &change.Table{
 			Source: source, Connector: connector, Database: q.Config().Database, Schema: t.schema, Name: t.name, Topic: source + "." + t.schema + "." + t.name,
-			ID: t.id, OldFull: t.identity == 'f', Columns: make([]change.Column, len(cols)),
+			ID: t.id, OldFull: t.full(), Columns: make([]change.Column, len(cols)),
 		},
 		Cells: make([]pgoutput.Coder, len(cols)), Identity: make([]bool, len(cols)),
 	}
@@ -173,6 +212,11 @@ func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, 
 		}
 		r.Table.Key = append(r.Table.Key, at)
 		r.Table.Columns[at].Nullable = false
+	}
+	if len(t.partly) > 0 { // the stream says that all columns are of the identity
+		for i := range r.Identity {
+			r.Identity[i] = slices.Contains(r.Table.Key, i)
+		}
 	}
 	return r, nil
 }

@@ -5,6 +5,7 @@ package postgres
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -92,6 +93,12 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 		}
 		if err != nil {
 			note(err, "reading %s is allowed", t)
+		}
+	}
+	for _, t := range tables {
+		if n := len(t.partly); n > 0 {
+			fs = append(fs, pipeline.Finding{What: fmt.Sprintf("%s has REPLICA IDENTITY FULL", t), Advice: fmt.Sprintf(
+				"%d of its partitions have not (%s): of a row of theirs before an update or a delete only the key is known. ALTER TABLE %s REPLICA IDENTITY FULL, and so for each", n, strings.Join(t.partly[:min(n, 5)], ", "), t.partly[0])})
 		}
 	}
 	pub, err := readPublication(ctx, q, s.cfg.Publication)

@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/embedded"
+	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -269,6 +272,134 @@ func TestTableWithoutKey(t *testing.T) {
 		t.Errorf("doctor finds %q", keys)
 	}
 	want(t, start(t, d.source(func(c *Config) { c.Tables = []string{"nothing.*"} }), newOutlet()).fails(), ErrNoTables, "nothing.*")
+}
+
+// Lost if this fails: what we publish makes the application's updates and
+// deletes fail. A deferrable key is none for Postgres; the partitions' own
+// identities count.
+func TestWhatHasNoIdentityIsNotPublished(t *testing.T) {
+	for _, version := range []string{embedded.Postgres15, embedded.Postgres18} {
+		t.Run(version, func(t *testing.T) {
+			d := newDB(t, testkit.NewPostgres(t, version))
+			d.sql(`CREATE TABLE a(id int PRIMARY KEY);
+				CREATE TABLE late(id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, n int); INSERT INTO late VALUES (1, 1), (2, 1);
+				CREATE TABLE late_full(id int PRIMARY KEY DEFERRABLE, n int); ALTER TABLE late_full REPLICA IDENTITY FULL; INSERT INTO late_full VALUES (1, 1), (2, 1);
+				CREATE TABLE hour(id int, month int, n int, PRIMARY KEY (id, month)) PARTITION BY LIST (month);
+				CREATE TABLE hour_1 PARTITION OF hour FOR VALUES IN (1); CREATE TABLE hour_2 PARTITION OF hour FOR VALUES IN (2);
+				ALTER TABLE hour_2 REPLICA IDENTITY NOTHING; INSERT INTO hour VALUES (1, 1, 1), (2, 2, 1)`)
+			for table, words := range map[string][]string{"late": {"public.late", "DEFERRABLE"}, "late_full": {"public.late_full", "DEFERRABLE"}, "hour": {"public.hour", "partitions public.hour_2"}} {
+				err := start(t, d.source(func(c *Config) { c.Tables = []string{"public.a", "public." + table} }), newOutlet()).fails()
+				want(t, err, ErrNoKey, words...)
+			}
+			o := newOutlet()
+			r := loaded(t, d.source(), o)
+			d.sql(`UPDATE late SET n = 2; UPDATE late_full SET id = id + 1; UPDATE hour SET n = 2; DELETE FROM late; DELETE FROM hour; INSERT INTO a VALUES (1)`)
+			o.untilCount(t, 1)
+			r.stop()
+		})
+	}
+}
+
+// Lost if this fails: a limit that database or role have for their sessions ends
+// each load, and each next one, or the connection beside the stream.
+func TestSessionsHaveNoTimeLimit(t *testing.T) {
+	for version, limits := range map[string][]string{
+		embedded.Postgres15: {"statement_timeout", "lock_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout"},
+		embedded.Postgres18: {"statement_timeout", "lock_timeout", "idle_session_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"},
+	} {
+		t.Run(version, func(t *testing.T) {
+			d := newDB(t, testkit.NewPostgres(t, version))
+			d.sql(`CREATE TABLE a(id int PRIMARY KEY, v text); INSERT INTO a SELECT i, repeat('x', 100) FROM generate_series(1, 20000) i`)
+			for _, l := range limits {
+				d.sql("ALTER DATABASE %s SET %s = '2s'", d.name, l)
+			}
+			s, o := d.source(), newOutlet()
+			q, err := s.cfg.connect(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer closeConn(q)
+			r, err := s.cfg.connectReplication(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.close()
+			for _, l := range limits {
+				var plain string
+				if err := q.QueryRow(t.Context(), "SHOW "+l).Scan(&plain); err != nil {
+					t.Fatal(err)
+				}
+				res := r.Exec(t.Context(), "SHOW "+l)
+				all, err := res.ReadAll()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if replicating := string(all[0].Rows[0][0]); plain != "0" || replicating != "0" {
+					t.Errorf("%s is %s, and %s where it replicates", l, plain, replicating)
+				}
+			}
+			run := loaded(t, s, o)
+			o.untilCount(t, 20_000)
+			run.stop()
+		})
+	}
+}
+
+// Lost if this fails: somebody drops a key, and the application's updates fail
+// for as long as the table is published.
+func TestTableLeavesThePublicationWithItsKey(t *testing.T) {
+	d := newDB(t, shared(t))
+	d.sql(`CREATE TABLE a(id int PRIMARY KEY, n int); CREATE TABLE b(id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1); INSERT INTO b VALUES (1, 1)`)
+	s := d.source()
+	s.identityEvery = time.Millisecond
+	o := newOutlet()
+	r := loaded(t, s, o)
+	d.sql(`ALTER TABLE a DROP CONSTRAINT a_pkey`)
+	ctx, cancel := context.WithTimeout(t.Context(), testkit.Patience)
+	defer cancel()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	failed := 0
+	for {
+		_, err := d.Exec(ctx, "UPDATE a SET n = n + 1")
+		if err == nil {
+			break
+		}
+		failed++
+		select {
+		case <-ctx.Done():
+			t.Fatal("the application's updates fail for ever: ", err)
+		case <-tick.C:
+		}
+	}
+	d.sql(`DELETE FROM a; UPDATE b SET n = 2`)
+	o.untilCount(t, 3) // both rows of the load, and the update of b
+	if v := s.comp.View(); v.State != obs.Running || !strings.Contains(v.Reason, "public.a has left publication") {
+		t.Errorf("the state is %s: %s", v.State, v.Reason)
+	}
+	r.stop()
+	t.Logf("%d updates failed", failed)
+
+	// One that others made is theirs.
+	plain := "plain_" + d.name
+	d.sql(`ALTER TABLE b DROP CONSTRAINT b_pkey; CREATE ROLE %s LOGIN`, plain)
+	t.Cleanup(func() {
+		if _, err := d.Exec(context.Background(), "DROP ROLE "+plain); err != nil {
+			t.Error(err)
+		}
+	})
+	mayNot := &session{Source: s}
+	q, err := pgx.Connect(ctx, d.pg.DSNAs(plain, d.name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close(ctx)
+	if err := mayNot.keepIdentities(ctx, q); err != nil {
+		t.Error(err)
+	}
+	if n := d.one("SELECT count(*)::text FROM pg_publication_tables"); n != "1" {
+		t.Errorf("%s tables are published, want 1", n)
+	}
 }
 
 // Lost if this fails: a restart of the source database stops capture, or

@@ -28,16 +28,21 @@ type ladder struct {
 	received atomic.Uint64 // end of the last transaction that was read whole
 	sent     uint64        // as last seen
 
+	also      func(context.Context, *pgx.Conn) error // is done every alsoEvery
+	alsoEvery time.Duration
+	alsoAt    time.Time
+
 	stop context.CancelFunc
 	done sync.WaitGroup
 }
 
 // startLadder asks every ladderInterval, on a connection of its own: the other
 // one serves the stream, which must not wait. Not being able to ask is no
-// failure of the capture.
-func startLadder(cfg *Config, comp *obs.Component, pid uint32, ack *acker) *ladder {
+// failure of the capture. What is to be looked after beside the stream is done
+// here too.
+func startLadder(cfg *Config, comp *obs.Component, pid uint32, ack *acker, also func(context.Context, *pgx.Conn) error, every time.Duration) *ladder {
 	ctx, stop := context.WithCancel(context.Background())
-	l := &ladder{comp: comp, pid: pid, ack: ack, stop: stop}
+	l := &ladder{comp: comp, pid: pid, ack: ack, stop: stop, also: also, alsoEvery: every, alsoAt: time.Now()}
 	l.done.Go(func() {
 		if err := outage.Guard(func() error { return l.run(ctx, cfg) }); err != nil {
 			comp.Log.Error("the source database is not asked any more how far it is", "err", err)
@@ -59,7 +64,10 @@ func (l *ladder) run(ctx context.Context, cfg *Config) error {
 	for {
 		err := errors.New("not connected")
 		if q != nil {
-			err = l.look(ctx, q)
+			if err = l.look(ctx, q); err == nil && time.Since(l.alsoAt) >= l.alsoEvery {
+				l.alsoAt = time.Now()
+				err = l.also(ctx, q)
+			}
 		}
 		if err != nil && ctx.Err() == nil {
 			if q != nil {

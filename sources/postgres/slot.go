@@ -28,8 +28,14 @@ import (
 var sessionParams = map[string]string{
 	"application_name": "tallywire", "client_encoding": "UTF8", "datestyle": "ISO", "intervalstyle": "postgres",
 	"timezone": "UTC", "extra_float_digits": "1", "bytea_output": "hex", "search_path": "pg_catalog", "xmloption": "content", "row_security": "off",
-	"statement_timeout": "0", "lock_timeout": "0", "idle_in_transaction_session_timeout": "0",
 }
+
+// endlessSQL takes off every time limit that database or role set for sessions:
+// a load is one long transaction, and the connection beside the stream is idle
+// for hours. Which there are depends on the version (transaction_timeout: 17),
+// and a parameter that the server does not know would refuse the connection.
+const endlessSQL = `SELECT set_config(name, '0', false) FROM pg_settings
+ WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_session_timeout', 'idle_in_transaction_session_timeout')`
 
 const connectTimeout = 15 * time.Second
 
@@ -45,6 +51,10 @@ func (c *Config) connect(ctx context.Context) (*pgx.Conn, error) {
 	cfg.ConnectTimeout = connectTimeout
 	q, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
+		return nil, classify("connecting to the source database", err)
+	}
+	if _, err := q.Exec(ctx, endlessSQL); err != nil {
+		closeConn(q)
 		return nil, classify("connecting to the source database", err)
 	}
 	return q, nil
@@ -80,6 +90,10 @@ func (c *Config) connectReplication(ctx context.Context) (*replication, error) {
 			return nil, ErrNoReplication.New("role %q: %s", cfg.User, pg.Message).
 				WithRemedy("ALTER ROLE %s REPLICATION", pgx.Identifier{cfg.User}.Sanitize())
 		}
+		return nil, classify("opening a replication connection", err)
+	}
+	if err := r.Exec(ctx, endlessSQL).Close(); err != nil {
+		r.close()
 		return nil, classify("opening a replication connection", err)
 	}
 	return r, nil

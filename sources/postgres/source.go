@@ -29,7 +29,8 @@ type Source struct {
 	// stream in binary: set by a run for the next one. Runs do not overlap.
 	form *bool
 
-	batchChanges int // in one batch, at most
+	batchChanges  int           // in one batch, at most
+	identityEvery time.Duration // how often the identities of what is published are looked at
 }
 
 var _ pipeline.Source = (*Source)(nil)
@@ -372,7 +373,7 @@ func (se *session) start(ctx context.Context, r *replication, senderTimeout time
 		interval = min(interval, max(senderTimeout/4, 10*time.Millisecond))
 	}
 	se.ack = startAcker(se.sock, se.out.Durable(), interval, se.cfg.IdleInterval)
-	se.ladder = startLadder(&se.cfg, se.comp, pid, se.ack)
+	se.ladder = startLadder(&se.cfg, se.comp, pid, se.ack, se.keepIdentities, se.identityEvery)
 	return nil
 }
 

@@ -164,16 +164,7 @@ func (r *Run) IsLast(i int) bool {
 // Decode appends the change of a record of pl to b, or nothing when it
 // holds none.
 func Decode(ctx context.Context, d *avro.Decoder, b *change.Batch, pl *Owned, r *kgo.Record) error {
-	var pos, unchanged []byte
-	for i := range r.Headers {
-		switch r.Headers[i].Key {
-		case kafka.HeaderPos:
-			pos = r.Headers[i].Value
-		case kafka.HeaderUnchanged:
-			unchanged = r.Headers[i].Value
-		}
-	}
-	return d.Append(ctx, b, pl.Coord(r.Offset), r.Key, r.Value, pos, unchanged, r.Timestamp.UnixMilli())
+	return d.Append(ctx, b, pl.Coord(r.Offset), r.Key, r.Value, kafka.Headers(r), r.Timestamp.UnixMilli())
 }
 
 // SetLag tells how far the group is from the ends of its partitions, and

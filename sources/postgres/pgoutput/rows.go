@@ -91,12 +91,10 @@ func (t *tuples) row(kind byte) (op change.Op, old, new []change.Value, err erro
 		op = change.Update
 		var from []change.Value
 		if first == 'O' || first == 'K' {
-			if old, err = t.tuple(nil, first == 'K'); err != nil {
+			if old, err = t.tuple(nil, first == 'K' || !t.r.Table.OldFull); err != nil {
 				return 0, nil, nil, err
 			}
-			if first == 'O' {
-				from = old
-			}
+			from = old
 			first = t.next()
 		}
 		if first != 'N' {
@@ -108,7 +106,7 @@ func (t *tuples) row(kind byte) (op change.Op, old, new []change.Value, err erro
 		if first != 'O' && first != 'K' {
 			return 0, nil, nil, fmt.Errorf("a delete with a tuple of kind %q", first)
 		}
-		old, err = t.tuple(nil, first == 'K')
+		old, err = t.tuple(nil, first == 'K' || !t.r.Table.OldFull)
 	}
 	if err == nil && t.at != len(t.raw) {
 		err = fmt.Errorf("%d octets after the row", len(t.raw)-t.at)
@@ -126,8 +124,11 @@ func (t *tuples) next() byte {
 }
 
 // tuple reads one row of pgoutput. A column that was not sent is taken from
-// `from`, the complete old row, or else is Unchanged; of a key-only tuple, all
-// columns that are not of the replica identity are Unchanged.
+// `from`, the old row, or else is Unchanged: of a key that is stored out of line
+// the server sends the old one, though it did not change. A null there is not
+// what it is: a value that was not resent exists. Of a key-only tuple, and of
+// one that may be (Table.OldFull), nulls outside the replica identity are
+// Unchanged.
 func (t *tuples) tuple(from []change.Value, keyOnly bool) ([]change.Value, error) {
 	raw, at, r, b := t.raw, t.at, t.r, t.b
 	if len(raw)-at < 2 {
@@ -153,7 +154,7 @@ func (t *tuples) tuple(from []change.Value, keyOnly bool) ([]change.Value, error
 			}
 			continue
 		case 'u':
-			if from != nil {
+			if from != nil && !from[i].IsNull() {
 				row[i] = from[i]
 			} else {
 				row[i] = change.UnchangedValue()
