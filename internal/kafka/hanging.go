@@ -50,7 +50,12 @@ func (h Hanging) String() string {
 // hanging). Each is ended as it was decided, and named in what is returned.
 //
 // It must come before InitProducerID, which makes the coordinator forget the
-// decision. A broker that does not answer such questions has nothing ended.
+// decision. So a predecessor that is not fenced yet may begin its next
+// transaction meanwhile, and that must be left alone: what hangs is told from it
+// by its epoch, which the decision raised (KIP-890), and the markers carry the
+// epoch that was seen, which a partition refuses once it knows a later one.
+// Where decisions do not raise epochs (before Kafka 4.0), nothing is ended, nor
+// where the broker does not answer such questions.
 func (c *Cluster) EndHanging(ctx context.Context, ids, topics []string) ([]Hanging, error) {
 	decided, err := c.decided(ctx, ids)
 	if err != nil || len(decided) == 0 {
@@ -68,17 +73,22 @@ func (c *Cluster) EndHanging(ctx context.Context, ids, topics []string) ([]Hangi
 		return nil, Wrap(err, "asking who produces to %d topics", len(behind))
 	}
 	var found []Hanging
-	markers := map[int64]*kadm.TxnMarkers{}
+	type of struct {
+		producer int64
+		epoch    int16
+	}
+	markers := map[of]*kadm.TxnMarkers{}
 	for _, p := range producers.SortedPartitions() {
 		for id, t := range decided {
 			a, is := p.ActiveProducers[t.ProducerID]
-			if !is || a.CurrentTxnStartOffset < 0 {
+			if !is || a.CurrentTxnStartOffset < 0 || a.ProducerEpoch != t.ProducerEpoch-1 {
 				continue
 			}
-			m := markers[t.ProducerID]
+			which := of{t.ProducerID, a.ProducerEpoch}
+			m := markers[which]
 			if m == nil {
-				m = &kadm.TxnMarkers{ProducerID: t.ProducerID, ProducerEpoch: t.ProducerEpoch, Commit: t.State == "CompleteCommit", Topics: kadm.TopicsSet{}}
-				markers[t.ProducerID] = m
+				m = &kadm.TxnMarkers{ProducerID: t.ProducerID, ProducerEpoch: a.ProducerEpoch, Commit: t.State == "CompleteCommit", Topics: kadm.TopicsSet{}}
+				markers[which] = m
 			}
 			m.CoordinatorEpoch = max(m.CoordinatorEpoch, a.CoordinatorEpoch)
 			m.Topics.Add(p.Topic, p.Partition)

@@ -23,8 +23,9 @@ import (
 
 // leaveOpen writes a record as part of a transaction that its coordinator takes
 // for complete, as a broker leaves it that was killed before it wrote the
-// markers. The broker must not verify (transaction.partition.verification.enable).
-func leaveOpen(ctx context.Context, c *Cluster, topic string, id string) error {
+// markers: before is 1, since the decision raised the epoch. With 0 it is one
+// that was begun since. The broker must not verify (transaction.partition.verification.enable).
+func leaveOpen(ctx context.Context, c *Cluster, topic string, id string, before int16) error {
 	all, err := c.Admin().DescribeTransactions(ctx, id)
 	if err != nil {
 		return err
@@ -36,7 +37,7 @@ func leaveOpen(ctx context.Context, c *Cluster, topic string, id string) error {
 	now := time.Now().UnixMilli()
 	batch := kmsg.RecordBatch{
 		PartitionLeaderEpoch: -1, Magic: 2, Attributes: 1 << 4, // transactional
-		FirstTimestamp: now, MaxTimestamp: now, ProducerID: t.ProducerID, ProducerEpoch: t.ProducerEpoch, FirstSequence: 0, NumRecords: 1,
+		FirstTimestamp: now, MaxTimestamp: now, ProducerID: t.ProducerID, ProducerEpoch: t.ProducerEpoch - before, FirstSequence: 0, NumRecords: 1,
 		Records: rec.AppendTo(nil),
 	}
 	raw := batch.AppendTo(nil)
@@ -82,7 +83,7 @@ func TestEndHanging(t *testing.T) {
 	defer c.Close()
 	for i, commit := range []bool{true, false} {
 		topic, id := fmt.Sprintf("raw.%d", i), fmt.Sprintf("tallywire.ingest.%d", i)
-		for _, name := range []string{topic, topic + ".quiet"} {
+		for _, name := range []string{topic, topic + ".quiet", topic + ".live"} {
 			if _, err := c.EnsureTopic(ctx, TopicSpec{Name: name, Partitions: 1}); err != nil {
 				t.Fatal(err)
 			}
@@ -106,16 +107,25 @@ func TestEndHanging(t *testing.T) {
 			t.Fatal(err)
 		}
 		topics, err := c.TopicsOf(ctx, topic)
-		if err != nil || len(topics) != 2 {
+		if err != nil || len(topics) != 3 {
 			t.Fatal(topics, err)
 		}
 		if found, err := c.EndHanging(ctx, []string{id, "tallywire.ingest.unknown"}, topics); err != nil || len(found) > 0 {
 			t.Fatalf("nothing hangs, and it finds %v, %v", found, err)
 		}
-		if err := leaveOpen(ctx, c, topic, id); err != nil {
+		// A predecessor that is not fenced has begun its next transaction: to
+		// commit that would show half of it.
+		if err := leaveOpen(ctx, c, topic+".live", id, 0); err != nil {
 			t.Fatal(err)
 		}
-		if who := c.Holders(ctx, topic); !strings.Contains(who, "partition 0, from offset 2") {
+		if found, err := c.EndHanging(ctx, []string{id}, topics); err != nil || len(found) > 0 {
+			t.Fatalf("a transaction that is under way is ended: %v, %v", found, err)
+		}
+		topic += ".quiet" // the producer is not known there, and may come with its former epoch
+		if err := leaveOpen(ctx, c, topic, id, 1); err != nil {
+			t.Fatal(err)
+		}
+		if who := c.Holders(ctx, topic); !strings.Contains(who, "partition 0, from offset 0") {
 			t.Errorf("open for %s", who)
 		}
 		// It is nobody's whose id is not asked for.
@@ -123,7 +133,7 @@ func TestEndHanging(t *testing.T) {
 			t.Fatalf("it finds %v, %v", found, err)
 		}
 		found, err := c.EndHanging(ctx, []string{id}, topics)
-		if err != nil || len(found) != 1 || found[0].Commit != commit || found[0].Offset != 2 || found[0].ID != id {
+		if err != nil || len(found) != 1 || found[0].Commit != commit || found[0].Offset != 0 || found[0].ID != id {
 			t.Fatalf("it finds %v, %v", found, err)
 		}
 		stable, err := c.Admin().ListCommittedOffsets(ctx, topic)

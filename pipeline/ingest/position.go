@@ -30,7 +30,7 @@ var (
 		"Somebody else wrote to the positions topic, or a newer version did: run that version, or load the source again.")
 	ErrPositionHeld = problem.Define("TW-POSITION-HELD", problem.Retry,
 		"A transaction that is not ours is open on a positions topic, so the last position is not known yet.",
-		"It ends by itself within its timeout, 15 minutes by the broker's default; nobody but this source should write to the topic. If it stays, Kafka has lost its end: kafka-transactions.sh find-hanging names it, and abort ends it.")
+		"It ends by itself within its timeout, 15 minutes by the broker's default; nobody but this source should write to the topic. If it stays, Kafka has lost its end: kafka-transactions.sh find-hanging names it, and abort ends it; load the source anew then, since what is aborted may have been acknowledged.")
 	ErrPositionCluster = problem.Define("TW-POSITION-CLUSTER", problem.Halt,
 		"The position of a source was written on another Kafka cluster.",
 		"Records between that cluster's end and here may be missing. Name the old cluster again, or load the source anew under another name.")
