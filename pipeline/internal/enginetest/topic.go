@@ -286,11 +286,24 @@ func (b *TopicBed) ParkedNow() map[string]string {
 			delete(out, string(r.Key))
 			continue
 		}
-		p, _, err := parked.Parse(b.Source, r.Value)
+		p, err := parked.Parse(b.Source, r.Value)
 		if err != nil {
 			b.T.Fatal(err)
 		}
 		out[string(r.Key)] = p.Key + " " + p.Code
+	}
+	return out
+}
+
+// AskedFor reads the commands of the parked topic, done or not: the keys of
+// their records.
+func (b *TopicBed) AskedFor() map[string]bool {
+	b.T.Helper()
+	out := map[string]bool{}
+	for _, r := range b.Read(parked.TopicOf(b.Source)) {
+		if len(r.Key) > 0 && r.Key[0] == 0x1F {
+			out[string(r.Key)] = true
+		}
 	}
 	return out
 }
