@@ -201,9 +201,7 @@ func (w *parkedWriter) commit(ctx context.Context, s *session, places []*consume
 	for i, p := range places {
 		offsets[i] = kafka.Offset{Topic: p.Topic, Partition: p.Partition, At: p.Next, Metadata: consume.TokenOf(p.Topic)}
 	}
-	member := kafka.GroupMember{Group: pipeline.GroupOf(s.spec.Name), Instance: s.member.Instance()}
-	member.ID, member.Generation = s.group.GroupMetadata()
-	if err := kafka.CommitInTransaction(ctx, w.cl, w.id, w.v2, member, offsets); err != nil {
+	if err := kafka.CommitInTransaction(ctx, w.cl, w.id, w.v2, s.as, offsets); err != nil {
 		return w.judge(err, began, "committing offsets of sink %q", w.d.spec.Name)
 	}
 	open = false

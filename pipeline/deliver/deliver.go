@@ -67,8 +67,9 @@ type session struct {
 	// wanted: a rebalance waits for us.
 	wanted atomic.Bool
 
-	prepared int64  // generation that prepare has seen
-	id       string // the assignment's name for the sink; set by start
+	prepared int64             // generation that prepare has seen
+	id       string            // the assignment's name for the sink; set by start
+	as       kafka.GroupMember // who we were when prepare saw it
 	parked   *parked.Set
 	tickAt   time.Time
 	lagAt    time.Time
@@ -224,6 +225,8 @@ func (s *session) prepare(ctx context.Context) error {
 		return err
 	}
 	s.prepared = gen
+	s.as = kafka.GroupMember{Group: pipeline.GroupOf(s.spec.Name), Instance: s.member.Instance()}
+	s.as.ID, s.as.Generation = s.group.GroupMetadata()
 	s.comp.Partitions()
 	s.comp.Is(obs.Running, "")
 	return s.lag(ctx)

@@ -260,7 +260,7 @@ func TestDeliverParksAndReplaces(t *testing.T) {
 			k.Mu.Lock()
 			k.Judge = nil
 			k.Mu.Unlock()
-			if _, err := parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "1"}); err != nil {
+			if _, err := parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "1"}, 0); err != nil {
 				t.Fatal(err)
 			}
 			b.Eventually("key 1 to be delivered", func() (bool, string) { return k.Has(b.In.Topic+"/1") == "bad 1", k.Has(b.In.Topic + "/1") })

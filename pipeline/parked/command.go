@@ -135,38 +135,120 @@ func commandRecord(topic string, partitions int32, p *control.Parked, command st
 	}
 }
 
-// Retry asks for the parked records that match f to be tried again, and
-// says how many that are. Their stage finds the command within a second or so,
-// or when it runs next. Without access to Kafka, ParkedStore.RequestRetry does
-// the same: a running stage turns the request into the command.
-func Retry(ctx context.Context, cluster *kafka.Cluster, db *pgxpool.Pool, f control.Filter) (int, error) {
-	return command(ctx, cluster, db, f, CommandRetry)
+// Outcome is what became of records that a command was sent about, by number.
+type Outcome struct {
+	Asked   int `json:"records"`
+	Taken   int `json:"taken"`   // out of what is parked: delivered, or dropped
+	Parked  int `json:"parked"`  // tried, and parked again
+	Pending int `json:"pending"` // not done yet: their stage does not run, or is busy
+}
+
+// Retry asks for the parked records that match f to be tried again, and waits
+// for what becomes of them, no longer than wait. Their stage hears of it within
+// a second or so, or when it runs next. Without access to Kafka,
+// ParkedStore.RequestRetry does the same: a running stage turns the request into
+// the command.
+func Retry(ctx context.Context, cluster *kafka.Cluster, db *pgxpool.Pool, f control.Filter, wait time.Duration) (Outcome, error) {
+	return command(ctx, cluster, db, f, CommandRetry, wait)
 }
 
 // Discard asks for the parked records that match f to be dropped for good, and
-// says how many that are. The next version of a key is taken as if nothing had
+// waits for it like Retry. The next version of a key is taken as if nothing had
 // been.
-func Discard(ctx context.Context, cluster *kafka.Cluster, db *pgxpool.Pool, f control.Filter) (int, error) {
-	return command(ctx, cluster, db, f, CommandDiscard)
+func Discard(ctx context.Context, cluster *kafka.Cluster, db *pgxpool.Pool, f control.Filter, wait time.Duration) (Outcome, error) {
+	return command(ctx, cluster, db, f, CommandDiscard, wait)
 }
 
-func command(ctx context.Context, cluster *kafka.Cluster, db *pgxpool.Pool, f control.Filter, command string) (int, error) {
+func command(ctx context.Context, cluster *kafka.Cluster, db *pgxpool.Pool, f control.Filter, command string, wait time.Duration) (Outcome, error) {
 	if db == nil {
-		return 0, control.ErrMissing.New("parked records are listed in the control database")
+		return Outcome{}, control.ErrMissing.New("parked records are listed in the control database")
 	}
 	if f.Limit <= 0 {
 		f.Limit = 100_000
 	}
 	rows, err := control.NewParked(db).List(ctx, f)
 	if err != nil || len(rows) == 0 {
-		return 0, err
+		return Outcome{}, err
 	}
-	_, err = Send(ctx, cluster, rows, command)
-	return len(rows), err
+	sent, err := Send(ctx, cluster, rows, command)
+	if err != nil {
+		return Outcome{}, err
+	}
+	return await(ctx, cluster, sent, wait)
 }
 
-// Send writes a command about each of ps, and gives their offsets.
-func Send(ctx context.Context, cluster *kafka.Cluster, ps []control.Parked, command string) ([]int64, error) {
+// await reads on from the commands sent until all are done.
+func await(ctx context.Context, cluster *kafka.Cluster, sent []*kgo.Record, wait time.Duration) (Outcome, error) {
+	type place struct {
+		topic string
+		part  int32
+	}
+	next := map[place]int64{}
+	left := map[string]bool{} // topic and key of commands
+	again := map[string]bool{}
+	for _, r := range sent {
+		p := place{r.Topic, r.Partition}
+		if at, is := next[p]; !is || r.Offset < at {
+			next[p] = r.Offset
+		}
+		left[r.Topic+string(r.Key)] = true
+	}
+	deadline := time.Now().Add(wait)
+	for {
+		for p, from := range next {
+			topic, err := cluster.Topic(ctx, p.topic)
+			if err != nil {
+				return Outcome{}, err
+			}
+			ends, err := cluster.Admin().ListCommittedOffsets(ctx, p.topic)
+			if err != nil {
+				return Outcome{}, kafka.Wrap(err, "listing where topic %q is stable", p.topic)
+			}
+			end, ok := ends.Lookup(p.topic, p.part)
+			if !ok || end.Err != nil {
+				continue
+			}
+			err = kafka.Scan(ctx, cluster.Shared(), topic, p.part, from, end.Offset, func(r *kgo.Record) error {
+				switch {
+				case r.Attrs.IsControl() || len(r.Key) == 0:
+				case r.Key[0] != separator:
+					again[p.topic+string(r.Key)] = r.Value != nil
+				case r.Value == nil:
+					delete(left, p.topic+string(r.Key))
+				}
+				return nil
+			})
+			if err != nil {
+				return Outcome{}, err
+			}
+			next[p] = max(from, end.Offset)
+		}
+		if len(left) == 0 || time.Now().After(deadline) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return Outcome{}, ctx.Err()
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	out := Outcome{Asked: len(sent)}
+	for _, r := range sent {
+		_, about, _ := bytes.Cut(r.Key[1:], []byte{separator})
+		switch {
+		case left[r.Topic+string(r.Key)]:
+			out.Pending++
+		case again[r.Topic+string(about)]:
+			out.Parked++
+		default:
+			out.Taken++
+		}
+	}
+	return out, nil
+}
+
+// Send writes a command about each of ps, and gives their records.
+func Send(ctx context.Context, cluster *kafka.Cluster, ps []control.Parked, command string) ([]*kgo.Record, error) {
 	cl, err := cluster.Client(kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	if err != nil {
 		return nil, err
@@ -197,9 +279,5 @@ func Send(ctx context.Context, cluster *kafka.Cluster, ps []control.Parked, comm
 	if err := cl.ProduceSync(ctx, recs...).FirstErr(); err != nil {
 		return nil, kafka.Wrap(err, "sending %d commands", len(ps))
 	}
-	offsets := make([]int64, len(recs))
-	for i, r := range recs {
-		offsets[i] = r.Offset
-	}
-	return offsets, nil
+	return recs, nil
 }

@@ -235,12 +235,12 @@ func (p *projector) adopt(ctx context.Context) error {
 			return err
 		}
 		p.comp.Log.Info("parked records of an older version are tried again", "records", len(rows))
-		offsets, err := Send(ctx, p.cluster, rows, CommandAdopt)
+		sent, err := Send(ctx, p.cluster, rows, CommandAdopt)
 		if err != nil {
 			return err
 		}
 		for i := range rows {
-			if err := p.store.Adopted(ctx, p.name, &rows[i], p.topic.ID, offsets[i]); err != nil {
+			if err := p.store.Adopted(ctx, p.name, &rows[i], p.topic.ID, sent[i].Offset); err != nil {
 				return err
 			}
 		}

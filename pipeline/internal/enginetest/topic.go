@@ -308,6 +308,27 @@ func (b *TopicBed) AskedFor() map[string]bool {
 	return out
 }
 
+// HasRead commits offsets for the bed's group, as if it had read that far.
+// token is what our commits carry, of a topic.
+func (b *TopicBed) HasRead(next map[int32]int64, token func(*change.Topic) string) {
+	b.T.Helper()
+	topic, err := b.Direct.Topic(b.T.Context(), b.In.Topic)
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	offsets := kadm.Offsets{}
+	for p, at := range next {
+		offsets.Add(kadm.Offset{Topic: topic.Name, Partition: p, At: at, LeaderEpoch: -1, Metadata: token(topic)})
+	}
+	rs, err := b.Direct.Admin().CommitOffsets(b.T.Context(), pipeline.GroupOf(b.Source), offsets)
+	if err == nil {
+		err = rs.Error()
+	}
+	if err != nil {
+		b.T.Fatal(err)
+	}
+}
+
 // Beside is an Env of the same instance that does not go through the proxy: of
 // the process that is started after one was killed, or beside it.
 func (b *TopicBed) Beside() *pipeline.Env {
