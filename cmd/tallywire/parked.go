@@ -198,12 +198,11 @@ func (a *app) parkedDo(c *cobra.Command, done string, do parkedAction) *cobra.Co
 // knownStage fails unless the configuration has a component of that name. One
 // that is wrong elsewhere does not keep anybody from what is parked.
 func knownStage(cfg *config.Config, stage string) error {
-	p, bad := supervise.Build(nil, cfg)
-	if bad != nil {
-		return nil
+	var names []string
+	if p, err := supervise.Build(nil, cfg); err == nil {
+		names = p.Names()
 	}
-	names := p.Names()
-	if slices.Contains(names, stage) {
+	if len(names) == 0 || slices.Contains(names, stage) {
 		return nil
 	}
 	err := fmt.Errorf("%s has no source, transform or sink %q", cfg.File, stage)
