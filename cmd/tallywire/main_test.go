@@ -75,6 +75,8 @@ func TestExitCodes(t *testing.T) {
 		{"nothing runs", "status -c " + down, exitFailed, "TW-NOT-RUNNING"},
 		{"from", "consume x --from yesterday -c " + down, exitUsage, "--from is beginning, end or an offset"},
 		{"parked", "parked retry erp -c " + down, exitUsage, "name a --key"},
+		{"stage of a retry", "parked retry wharehouse --all -c " + file("stage.yml", nowhere+"sinks: {warehouse: {type: warehouse, dsn: 'host=h'}}\n"), exitUsage, `no source, transform or sink "wharehouse"; did you mean "warehouse"?`},
+		{"stage of a discard", "parked discard erp --all -c " + dir + "/stage.yml", exitUsage, `no source, transform or sink "erp"`},
 		{"replay of nothing", "replay nobody -c " + down, exitFailed, "TW-REPLAY-GROUP"},
 		{"verify", "verify -c " + down, exitFailed, "TW-VERIFY"},
 		{"rate", "demo --rate 0", exitUsage, "--rate is above 0"},

@@ -27,7 +27,7 @@ var (
 		"The schema of the control database could not be brought up to date.",
 		"Give the user the right to create schemas and tables in it, then start again.")
 	ErrMissing = problem.Define("TW-CONTROL-MISSING", problem.Halt,
-		"A record must be parked and there is no control database to park it in.",
+		"Parked records are listed in the control database, and there is none.",
 		"Set control.dsn.")
 	ErrUnavailable = problem.Define("TW-CONTROL-UNAVAILABLE", problem.Retry,
 		"The control database does not answer.",

@@ -1,9 +1,10 @@
 package control_test
 
 import (
+	"fmt"
+	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -62,66 +63,83 @@ func TestParkedStore(t *testing.T) {
 		must(err)
 		return ps
 	}
-	must(s.Put(ctx, []control.Parked{parked("1", 10, ""), parked("2", 11, "ps.customer/7")}))
-	must(s.Put(ctx, []control.Parked{parked("1", 10, "")})) // tried again
-	must(s.Put(ctx, []control.Parked{parked("1", 9, "")}))  // older
-	ps := list(control.Filter{Key: "1"})
-	if len(ps) != 1 || ps[0].Offset != 10 || ps[0].Attempts != 2 || string(ps[0].Value) != "\x01\x00\x02" ||
-		len(ps[0].Headers) != 1 || string(ps[0].Headers[0].Value) != "\x00\xff" || ps[0].Reason != "not\uFFFDtaken" {
-		t.Fatalf("%+v", ps)
-	}
-	must(s.Put(ctx, []control.Parked{parked("1", 12, "")})) // newer
-	if ps = list(control.Filter{Key: "1"}); ps[0].Offset != 12 || ps[0].Attempts != 1 {
-		t.Fatalf("the newer version did not replace: %+v", ps)
-	}
-	if p, w, err := s.Count(ctx, "erp"); err != nil || p != 1 || w != 1 {
-		t.Fatalf("%d parked, %d waiting, %v", p, w, err)
-	}
-
-	here := []control.PartID{{Topic: "ps.project", Partition: 2}}
-	due := func(parts []control.PartID, patience time.Duration) int {
+	shown := func(f control.Filter) string {
 		t.Helper()
-		ps, err := s.Due(ctx, "erp", parts, patience, 100)
-		must(err)
-		return len(ps)
+		var out []string
+		for _, p := range list(f) {
+			out = append(out, fmt.Sprint(p.Key, "@", p.Offset))
+		}
+		return strings.Join(out, " ")
 	}
-	if n := due(here, time.Hour); n != 0 {
-		t.Fatalf("%d are due before anybody asked", n)
+	topic, other := [16]byte{7}, [16]byte{8}
+	put := func(at int64, p control.Parked) control.Event {
+		return control.Event{Ref: control.Ref{Topic: p.Topic, RecordKey: p.RecordKey}, Parked: &p, Topic: topic, Offset: at}
 	}
-	if n, err := s.Release(ctx, "erp", []string{"ps.customer/8", "ps.customer/7"}); n != 1 || err != nil {
-		t.Fatalf("released %d, %v", n, err)
+	gone := func(at int64, key string) control.Event {
+		return control.Event{Ref: control.Ref{Topic: "ps.project", RecordKey: []byte(key)}, Topic: topic, Offset: at}
 	}
-	if n := due(here, time.Hour); n != 1 {
-		t.Fatalf("%d are due after the release", n)
+	apply := func(events ...control.Event) {
+		t.Helper()
+		must(s.Apply(ctx, "erp", events))
 	}
-	if n := due([]control.PartID{{Topic: "ps.project", Partition: 1}}, time.Hour); n != 0 {
-		t.Fatalf("%d of another partition are due", n)
-	}
-	must(s.Put(ctx, []control.Parked{parked("2", 11, "ps.customer/7")})) // waits again
-	if n := due(here, time.Hour); n != 0 {
-		t.Fatalf("%d are due after another try", n)
-	}
-	if n := due(here, 0); n != 1 {
-		t.Fatalf("%d are due when patience ends", n)
-	}
+	apply(put(1, parked("1", 10, "")), put(2, parked("2", 11, "ps.customer/7")))
 	if n, err := s.RequestRetry(ctx, "erp", "", "1"); n != 1 || err != nil {
 		t.Fatalf("asked for %d, %v", n, err)
 	}
-	if n := due(here, time.Hour); n != 1 {
-		t.Fatalf("%d are due after the request", n)
+	apply(put(1, parked("1", 10, "")), put(2, parked("2", 11, "ps.customer/7"))) // once more, by another process
+	ps := list(control.Filter{Key: "1"})
+	if len(ps) != 1 || ps[0].Offset != 10 || ps[0].Reason != "not\uFFFDtaken" || !ps[0].RetryAsked || ps[0].Value != nil {
+		t.Fatalf("%+v", ps)
+	}
+	if rows, err := s.Requested(ctx, "erp", 10); err != nil || len(rows) != 1 || rows[0].Key != "1" {
+		t.Fatal(rows, err)
+	}
+	var value []byte
+	var headers string
+	must(pool.QueryRow(ctx, "select record_value, record_headers::text from tallywire.parked where key = '1'").Scan(&value, &headers))
+	if string(value) != "\x01\x00\x02" || headers != `[{"key": "h", "value": "AP8="}]` {
+		t.Fatalf("value %x, headers %s", value, headers)
+	}
+	apply(put(5, parked("1", 12, "")), gone(6, "2"))
+	apply(put(1, parked("1", 10, "")), put(2, parked("2", 11, "")), put(5, parked("1", 12, "")), gone(6, "2")) // who is behind
+	if got := shown(control.Filter{}); got != "1@12" {
+		t.Fatalf("shown: %s", got)
+	}
+	if ps = list(control.Filter{}); ps[0].RetryAsked {
+		t.Error("the newer version has the request for the older one")
 	}
 
-	must(s.Replace(ctx, "erp", here, []control.Parked{parked("3", 20, "")}))
-	if ps = list(control.Filter{Stage: "erp"}); len(ps) != 1 || ps[0].Key != "3" {
-		t.Fatalf("after Replace: %+v", ps)
+	// Read to offset 10 of partition 0 (2 % 2), where only 3 is left; another
+	// process read 4 further on. 5 was written by a version without a topic.
+	apply(put(8, parked("3", 20, "")), put(12, parked("4", 21, "")))
+	_, err = pool.Exec(ctx, `insert into tallywire.parked (stage, kind, topic, record_key, key, topic_id, "partition", record_offset, record_value, record_millis, code, reason, remedy)
+values ('erp', 'sink', 'ps.project', '5', '5', $1, 2, 30, '\x05', 1, 'TW-X', 'r', 'm')`, [16]byte{1})
+	must(err)
+	must(s.Prune(ctx, "erp", topic, []int64{10, 99}, []control.Ref{{Topic: "ps.project", RecordKey: []byte("3")}}))
+	if got := shown(control.Filter{}); got != "3@20 4@21 5@30" { // by age
+		t.Fatalf("shown: %s", got)
 	}
-	must(s.Delete(ctx, "erp", []control.Ref{{Topic: "ps.project", RecordKey: []byte("3")}}))
-	if ps = list(control.Filter{}); len(ps) != 0 {
-		t.Fatalf("after Delete: %+v", ps)
+	apply(gone(13, "5"), put(14, parked("5", 29, ""))) // what the topic holds of it is older
+	rows, err := s.Foreign(ctx, "erp", 10)
+	if err != nil || len(rows) != 1 || rows[0].Offset != 30 || string(rows[0].Value) != "\x05" {
+		t.Fatal(rows, err)
+	}
+	must(s.Adopted(ctx, "erp", &rows[0], topic, 15))
+	if rows, err := s.Foreign(ctx, "erp", 10); err != nil || len(rows) != 0 {
+		t.Fatal(rows, err)
+	}
+	apply(gone(16, "5"))
+	if got := shown(control.Filter{}); strings.Contains(got, "5@") {
+		t.Fatalf("shown: %s", got)
+	}
+	// A topic made anew begins at offset 0.
+	must(s.Apply(ctx, "erp", []control.Event{{Ref: control.Ref{Topic: "ps.project", RecordKey: []byte("3")}, Topic: other, Offset: 0}}))
+	if got := shown(control.Filter{}); got != "4@21" {
+		t.Fatalf("shown: %s", got)
 	}
 
 	must(pg.Down(ctx))
-	if err := s.Put(ctx, []control.Parked{parked("1", 1, "")}); problem.Of(err) == nil || problem.Of(err).Class != problem.Retry {
+	if err := s.Apply(ctx, "erp", []control.Event{put(20, parked("1", 1, ""))}); problem.Of(err) == nil || problem.Of(err).Class != problem.Retry {
 		t.Fatalf("a server that is gone: %v, want a problem of class retry", err)
 	}
 }
@@ -166,7 +184,7 @@ func TestSchemaOfANewerVersion(t *testing.T) {
 	defer pool.Close()
 	s := control.NewParked(pool)
 	p := parked("k", 1, "")
-	if err := s.Put(t.Context(), []control.Parked{p}); err != nil {
+	if err := s.Apply(t.Context(), p.Stage, []control.Event{{Ref: control.Ref{Topic: p.Topic, RecordKey: p.RecordKey}, Parked: &p}}); err != nil {
 		t.Fatal(err)
 	}
 	if rows, err := s.List(t.Context(), control.Filter{}); err != nil || len(rows) != 1 {

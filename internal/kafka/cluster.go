@@ -131,6 +131,10 @@ func (c *Cluster) options(opts []kgo.Opt) []kgo.Opt {
 // Admin is a client for administration, shared by all: do not close it.
 func (c *Cluster) Admin() *kadm.Client { return c.admin }
 
+// Shared is a plain client, shared by all, for requests like those of Scan: do
+// not close it, and produce or consume nothing with it.
+func (c *Cluster) Shared() *kgo.Client { return c.shared }
+
 // Brokers are the addresses that the cluster was named by.
 func (c *Cluster) Brokers() []string { return c.cfg.Brokers }
 

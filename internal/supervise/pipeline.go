@@ -108,6 +108,21 @@ func (p *Pipeline) Groups() []string {
 	return out
 }
 
+// Names are those of all components: sources, transforms, sinks.
+func (p *Pipeline) Names() []string {
+	var out []string
+	for _, s := range p.Sources {
+		out = append(out, s.Name)
+	}
+	for _, t := range p.Transforms {
+		out = append(out, t.Name)
+	}
+	for _, s := range p.Sinks {
+		out = append(out, s.Name)
+	}
+	return out
+}
+
 // Run runs all components until ctx ends or none is left, and returns when all
 // have ended. The error joins what halted; nil when nothing did.
 func (p *Pipeline) Run(ctx context.Context, env *pipeline.Env) error {

@@ -1,7 +1,7 @@
 // Package deliver is the deliver loop: from topics to a sink. Its session, in
 // this file, is a client of the group from its start to its first failure.
-// Offsets are committed after the records before them are written, and what
-// could not be written is parked durably before that.
+// Offsets are committed after the records before them are written; what could
+// not be written is parked in the transaction that commits them.
 package deliver
 
 import (
@@ -14,9 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
@@ -43,9 +41,7 @@ func Run(ctx context.Context, env *pipeline.Env, spec pipeline.DeliverSpec) erro
 	spec.DeliverLimits = spec.WithDefaults()
 	d := &deliver{env: env, spec: spec, comp: env.Obs.Component("sink", spec.Name)}
 	d.keeper, _ = spec.Sink.(pipeline.OffsetKeeper)
-	if env.Control != nil {
-		d.store = control.NewParked(env.Control)
-	}
+	defer parked.Project(ctx, env.Kafka, env.Control, spec.Name, control.KindSink, d.comp)()
 	d.member = consume.NewMembership(env, d.comp.Log, pipeline.GroupOf(spec.Name), spec.Inputs())
 	defer d.member.Leave(ctx)
 	return retry.Run(ctx, d.comp, d.run)
@@ -57,13 +53,13 @@ type deliver struct {
 	comp   *obs.Component
 	member *consume.Membership
 	keeper pipeline.OffsetKeeper // nil: Kafka's offsets are the truth
-	store  *control.ParkedStore
 }
 
 type session struct {
 	*deliver
 	assignment *consume.Assignment
 	group      *kgo.Client
+	writer     *parkedWriter
 	decoder    *avro.Decoder
 
 	// writing is held while the sink works: a revocation waits for it (H2).
@@ -71,13 +67,13 @@ type session struct {
 	// wanted: a rebalance waits for us.
 	wanted atomic.Bool
 
-	prepared   int64  // generation that prepare has seen
-	id         string // the assignment's name for the sink; set by start
-	index      parked.Index
-	othersWait bool // records in partitions of other processes
-	tickAt     time.Time
-	lagAt      time.Time
-	due        bool // something was released: look at once
+	prepared int64             // generation that prepare has seen
+	id       string            // the assignment's name for the sink; set by start
+	as       kafka.GroupMember // who we were when prepare saw it
+	parked   *parked.Set
+	tickAt   time.Time
+	lagAt    time.Time
+	due      bool // something was released: look at once
 }
 
 func (d *deliver) run(ctx context.Context) (err error) {
@@ -85,12 +81,26 @@ func (d *deliver) run(ctx context.Context) (err error) {
 	outer := ctx
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	var partitions int32
 	for _, name := range d.spec.Topics {
-		if _, err := consume.AwaitTopic(ctx, d.env.Kafka, name, d.comp); err != nil {
+		t, err := consume.AwaitTopic(ctx, d.env.Kafka, name, d.comp)
+		if err != nil {
 			return err
 		}
+		partitions = max(partitions, t.Partitions)
+	}
+	// One that is there keeps its partitions: records find theirs by remainder.
+	parkedTopic, err := d.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: parked.TopicOf(d.spec.Name), Default: partitions, Compact: true})
+	if err != nil {
+		return err
 	}
 	s := &session{deliver: d, prepared: -1, decoder: avro.NewDecoder(d.env.Registry)}
+	s.parked = parked.NewSet(d.spec.Name, control.KindSink, parkedTopic, d.comp)
+	s.parked.Following = true
+	if s.writer, err = d.newWriter(ctx, parkedTopic.Name); err != nil {
+		return err
+	}
+	defer s.writer.close()
 	s.assignment = consume.NewAssignment(d.env.Kafka, d.spec.Inputs(), false, func(err error) { cancel(err) })
 	s.assignment.Start = s.start
 	s.assignment.OnRevoked = func() { // wait for the write in flight
@@ -197,17 +207,14 @@ func (s *session) prepare(ctx context.Context) error {
 	}
 	s.wanted.Store(false)
 	places := s.assignment.List()
-	s.index = parked.Index{}
-	if s.store != nil {
-		rows, err := s.store.Index(ctx, s.spec.Name, partIDs(places))
-		if err != nil {
-			return err
-		}
-		for i := range rows {
-			s.index.Add(&rows[i])
-		}
+	parts := make([]int32, s.parked.Topic.Partitions)
+	for i := range parts {
+		parts[i] = int32(i)
 	}
-	s.index.Show(s.comp)
+	owns := func(topic string, partition int32) bool { return s.assignment.Find(topic, partition) != nil }
+	if err := s.parked.Load(ctx, s.env.Kafka.Shared(), s.env.Kafka, parts, owns); err != nil {
+		return err
+	}
 	var unsigned []*consume.Owned
 	for _, p := range places {
 		if p.Unsigned {
@@ -218,17 +225,11 @@ func (s *session) prepare(ctx context.Context) error {
 		return err
 	}
 	s.prepared = gen
+	s.as = kafka.GroupMember{Group: pipeline.GroupOf(s.spec.Name), Instance: s.member.Instance()}
+	s.as.ID, s.as.Generation = s.group.GroupMetadata()
 	s.comp.Partitions()
 	s.comp.Is(obs.Running, "")
 	return s.lag(ctx)
-}
-
-func partIDs(places []*consume.Owned) []control.PartID {
-	out := make([]control.PartID, len(places))
-	for i, p := range places {
-		out[i] = control.PartID{Topic: p.Topic.Name, Partition: p.Partition}
-	}
-	return out
 }
 
 func (s *session) lag(ctx context.Context) error {
@@ -298,63 +299,4 @@ func (d *deliver) hold(ctx context.Context, s *session, p *consume.Polled) error
 			return ctx.Err()
 		}
 	}
-}
-
-// errCommit marks a failed offset commit: the group has moved on.
-var errCommit = errors.New("committing offsets")
-
-// commit makes next of the partitions the group's offset, with our token.
-func (s *session) commit(ctx context.Context, places []*consume.Owned) error {
-	if len(places) == 0 {
-		return nil
-	}
-	offsets := map[string]map[int32]kgo.EpochOffset{}
-	tokens := map[string]string{}
-	for _, p := range places {
-		m := offsets[p.Topic.Name]
-		if m == nil {
-			m = map[int32]kgo.EpochOffset{}
-			offsets[p.Topic.Name] = m
-			tokens[p.Topic.Name] = consume.TokenOf(p.Topic)
-		}
-		m[p.Partition] = kgo.EpochOffset{Epoch: -1, Offset: p.Next}
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
-	defer cancel()
-	ctx = kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
-		for i := range req.Topics {
-			t := &req.Topics[i]
-			token, ok := tokens[t.Topic]
-			if !ok {
-				return fmt.Errorf("BUG: a commit of topic %q (%x) that was not asked for", t.Topic, t.TopicID)
-			}
-			for j := range t.Partitions {
-				t.Partitions[j].Metadata = &token
-			}
-		}
-		return nil
-	})
-	var failed error
-	s.group.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
-		if failed = err; err != nil {
-			return
-		}
-		for _, t := range resp.Topics {
-			for _, p := range t.Partitions {
-				if err := kerr.ErrorForCode(p.ErrorCode); err != nil && failed == nil {
-					failed = err
-				}
-			}
-		}
-	})
-	if errors.Is(failed, kerr.FencedInstanceID) {
-		return consume.Fenced(failed, "committing offsets of sink %q", s.spec.Name)
-	}
-	if failed != nil {
-		return errors.Join(kafka.Wrap(failed, "committing offsets of sink %q", s.spec.Name), errCommit)
-	}
-	for _, p := range places {
-		p.Unsigned = false
-	}
-	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -245,12 +246,12 @@ func TestDeliverParksAndReplaces(t *testing.T) {
 				}
 				return ps
 			}
-			ps := list()
-			if len(ps) != 2 {
-				t.Fatalf("parked: %+v, want key 1 and the garbage", ps)
+			if now := b.ParkedNow(); len(now) != 2 {
+				t.Fatalf("the offsets are committed, and parked is %v, want key 1 and the garbage", now)
 			}
-			for _, p := range ps {
-				if p.Key != "1" && p.Key != "junk" || p.Code == "" || p.Remedy == "" {
+			b.Eventually("the two to be listed", func() (bool, string) { return len(list()) == 2, fmt.Sprint(list()) })
+			for _, p := range list() {
+				if p.Key != "1" && p.Key != "junk" || p.Code == "" || p.Remedy == "" || p.Kind != control.KindSink {
 					t.Errorf("parked: %+v", p)
 				}
 			}
@@ -259,7 +260,7 @@ func TestDeliverParksAndReplaces(t *testing.T) {
 			k.Mu.Lock()
 			k.Judge = nil
 			k.Mu.Unlock()
-			if _, err := parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "1"}); err != nil {
+			if _, err := parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "1"}, 0); err != nil {
 				t.Fatal(err)
 			}
 			b.Eventually("key 1 to be delivered", func() (bool, string) { return k.Has(b.In.Topic+"/1") == "bad 1", k.Has(b.In.Topic + "/1") })
@@ -288,10 +289,10 @@ func TestDeliverNewerVersionReleases(t *testing.T) {
 	b.Drained()
 	b.Put(enginetest.Row{Op: change.Update, ID: 1, Val: "bad 2"})
 	b.Drained()
-	ps, err := store.List(t.Context(), control.Filter{})
-	if err != nil || len(ps) != 1 || ps[0].Attempts != 1 || ps[0].Kind != control.KindSink {
-		t.Fatalf("parked: %+v, %v, want the newer version alone", ps, err)
-	}
+	b.Eventually("the newer version alone to be listed", func() (bool, string) {
+		ps, err := store.List(t.Context(), control.Filter{})
+		return err == nil && len(ps) == 1 && ps[0].Attempts == 1 && ps[0].Offset == 1, fmt.Sprintf("%+v, %v", ps, err)
+	})
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -338,14 +339,8 @@ func TestDeliverDependentsWait(t *testing.T) {
 	}
 	parents.Drained()
 	// Not some time later: a crash from here on would forget it.
-	ps, err := store.List(t.Context(), control.Filter{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range ps {
-		if !p.RetryAsked {
-			t.Fatalf("the offsets of the parents are committed, and %s waits for %s as before", p.Key, p.WaitsFor)
-		}
+	if asked := b.AskedFor(); len(asked) != 20 {
+		t.Fatalf("the offsets of the parents are committed, and %d of 20 children were ever asked for", len(asked))
 	}
 	b.Eventually("the children to be released", func() (bool, string) { return m.Size() == 40, fmt.Sprint(m.Size()) })
 	b.Eventually("no row to be left", func() (bool, string) {
@@ -420,20 +415,41 @@ func TestDeliverRebalances(t *testing.T) {
 	})
 }
 
-// A record that must be parked where nothing can be parked: halt, do not skip.
-func TestDeliverWithoutControlHalts(t *testing.T) {
-	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
-	m := enginetest.NewMemory()
-	m.Judge = func(string, string, string) (error, string) { return enginetest.ErrNotTaken.New("never"), "" }
-	b.Many(1)
-	_, ended := delivering(b, b.Env, b.DeliverSpec(m))
-	select {
-	case err := <-ended:
-		if !problem.Has(err, control.ErrMissing) {
-			t.Fatalf("ended with %v", err)
-		}
-	case <-time.After(testkit.Patience):
-		t.Fatal("a failed record was skipped")
+// A record that must be parked, and no control database, or none that answers:
+// it is parked, and the rest flows. The truth is a topic.
+func TestDeliverParksWithoutControl(t *testing.T) {
+	for name, control := range map[string]func(*enginetest.TopicBed){
+		"none": func(*enginetest.TopicBed) {},
+		"away": func(b *enginetest.TopicBed) {
+			pool, err := pgxpool.New(t.Context(), "postgres://nobody@127.0.0.1:1/none?connect_timeout=1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(pool.Close)
+			b.Env.Control = pool
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
+			control(b)
+			m := enginetest.NewMemory()
+			m.Judge = func(_, key, _ string) (error, string) {
+				if key == "1" {
+					return enginetest.ErrNotTaken.New("never"), ""
+				}
+				return nil, ""
+			}
+			b.Many(50)
+			stop, _ := delivering(b, b.Env, b.DeliverSpec(m))
+			b.Drained()
+			if now := b.ParkedNow(); len(now) != 1 || m.Size() != 49 {
+				t.Errorf("parked is %v, %d rows are in the sink; want 1 and 49", now, m.Size())
+			}
+			b.Shows(b.Env, "sink", "what is parked", func(v obs.View) bool { return v.State == obs.Running && v.Parked == 1 })
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }
 
@@ -441,7 +457,6 @@ func TestDeliverWithoutControlHalts(t *testing.T) {
 // Kafka's is not, so they are written once more and parked.
 func TestDeliverCrashBeforeParking(t *testing.T) {
 	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
-	store := b.Control()
 	k := enginetest.NewKeeping()
 	k.Judge = func(_, _, note string) (error, string) {
 		if strings.Contains(note, "bad") {
@@ -463,12 +478,8 @@ func TestDeliverCrashBeforeParking(t *testing.T) {
 	}
 	delivering(b, b.Env, b.DeliverSpec(k))
 	b.Drained()
-	ps, err := store.List(t.Context(), control.Filter{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !crashed || len(ps) != 32 {
-		t.Fatalf("crashed: %v; %d records are parked, want 32: the others are lost", crashed, len(ps))
+	if now := b.ParkedNow(); !crashed || len(now) != 32 {
+		t.Fatalf("crashed: %v; %d records are parked, want 32: the others are lost", crashed, len(now))
 	}
 }
 

@@ -1,11 +1,12 @@
-// Parked records of a sink: known in memory by key, kept in the control
-// database, and tried again when somebody asks, or when what they wait for has
-// come.
+// Parked records of a sink are tried again when somebody asks, when what they
+// wait for has come, and after a while in any case.
 
 package deliver
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -27,22 +28,14 @@ func (s *session) tick(ctx context.Context) error {
 			return err
 		}
 	}
-	if s.store == nil || time.Since(s.tickAt) < s.spec.Tick && !(s.due && time.Since(s.tickAt) > 10*time.Millisecond) {
+	if time.Since(s.tickAt) < s.spec.Tick && !(s.due && time.Since(s.tickAt) > 10*time.Millisecond) {
 		return nil
 	}
 	s.tickAt, s.due = time.Now(), false
-	_, waiting, err := s.store.Count(ctx, s.spec.Name)
-	if err != nil {
-		return err
-	}
-	s.othersWait = waiting > s.index.Waiting()
-	if s.index.Len() == 0 {
-		return nil
-	}
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	err = s.retryDue(ctx)
-	if err == nil || s.keeper != nil || pipeline.Classify(err) != problem.Retry || ctx.Err() != nil {
+	err := s.retryDue(ctx)
+	if err == nil || s.keeper != nil || pipeline.Classify(err) != problem.Retry || ctx.Err() != nil || errors.Is(err, errCommit) {
 		return err
 	}
 	// The sink is down: parked records can wait, and new ones will tell.
@@ -54,60 +47,167 @@ func (s *session) tick(ctx context.Context) error {
 	return nil
 }
 
-// retryDue tries due records again until nothing more is released by it. A
+// retryDue does what commands ask for until nothing more is released by it. A
 // chain of dependencies is at most as long as there are topics; the bound is
 // for sinks whose records wait for their own kind.
 func (s *session) retryDue(ctx context.Context) error {
 	for range 32 {
+		if err := s.parked.Follow(ctx, s.env.Kafka.Shared(), s.env.Kafka); err != nil {
+			return err
+		}
 		if gen, ready := s.assignment.Current(); !ready || gen != s.prepared || ctx.Err() != nil {
 			return ctx.Err()
 		}
-		places := s.assignment.List()
-		rows, err := s.store.Due(ctx, s.spec.Name, partIDs(places), s.spec.Patience, s.spec.MaxRecords)
-		if err != nil || len(rows) == 0 {
+		commands := s.parked.Commands(s.spec.MaxRecords)
+		if len(commands) == 0 {
+			return s.retryOverdue(ctx)
+		}
+		if err := s.obey(ctx, commands); err != nil {
 			return err
-		}
-		order := map[string]int{}
-		for i, t := range s.spec.Topics {
-			order[t] = i
-		}
-		slices.SortStableFunc(rows, func(a, b control.Parked) int { return order[a.Topic] - order[b.Topic] })
-		s.due = false
-		if err := s.retryRows(ctx, rows); err != nil {
-			return err
-		}
-		if !s.due && len(rows) < s.spec.MaxRecords {
-			return nil
 		}
 	}
 	s.due = true // go on after the next poll
 	return nil
 }
 
-func (s *session) retryRows(ctx context.Context, rows []control.Parked) error {
-	pc := newSinkBatch(false)
-	defer pc.batch.Release()
-	var gone []control.Parked
-	for i := range rows {
-		row := &rows[i]
-		pl := s.assignment.Find(row.Topic, row.Partition)
+// again is a set of parked records to be tried again.
+type again struct {
+	s       *session
+	parking *parked.Txn
+	keys    []string
+	octets  int
+	adopted []control.Parked
+	places  []*consume.Owned
+}
+
+func (a *again) at(pl *consume.Owned) {
+	if !slices.Contains(a.places, pl) {
+		a.places = append(a.places, pl)
+	}
+}
+
+// obey does what commands say, in one transaction: as many as fit a write.
+func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
+	a := &again{s: s, parking: s.parked.Begin()}
+	for _, c := range commands {
+		if a.octets >= s.spec.MaxBytes {
+			break // the next round
+		}
+		pl := s.assignment.Find(c.About.Topic, c.About.Partition)
 		if pl == nil {
 			continue
 		}
-		if pl.Topic.ID != row.TopicID {
-			// Its version cannot be compared with records of the new topic.
-			lost := pipeline.ErrTopicRecreated.New("topic %q was made anew after this record was parked", row.Topic)
-			row.Code, row.Reason, row.Remedy, row.WaitsFor = lost.ID, lost.Text, "Change the row at its source again; the new record replaces this one.", ""
-			gone = append(gone, *row)
+		a.at(pl)
+		a.parking.Done(c)
+		key, ref, is := s.parked.About(c)
+		switch {
+		case c.Name == parked.CommandAdopt:
+			if old, is := s.parked.Get([]byte(key)); is && old.TopicID == c.About.TopicID && old.Offset >= c.About.Offset {
+				continue // it is here, or a newer one is
+			}
+			a.octets += len(c.About.Value)
+			a.parking.Drop(key, c.About.Partition) // it is shown
+			a.adopted = append(a.adopted, c.About)
+		case !is:
+			s.comp.Log.Info("a command is about a record that is not parked any more", "command", c.Name, "topic", c.About.Topic, "offset", c.About.Offset)
+		case c.Name == parked.CommandDiscard:
+			a.parking.Drop(key, ref.Partition)
+		case c.Name == parked.CommandRetry:
+			a.octets += ref.Size
+			a.keys = append(a.keys, key)
+		}
+	}
+	return a.try(ctx)
+}
+
+// retryOverdue tries records that have waited for long.
+func (s *session) retryOverdue(ctx context.Context) error {
+	now := time.Now()
+	keys := s.parked.Overdue(now.Add(-s.spec.Patience), s.spec.MaxRecords)
+	if len(keys) == 0 {
+		return nil
+	}
+	a := &again{s: s, parking: s.parked.Begin()}
+	for _, k := range keys {
+		ref, _ := s.parked.Get([]byte(k))
+		if a.octets >= s.spec.MaxBytes {
+			break
+		}
+		a.octets += ref.Size
+		a.keys = append(a.keys, k)
+		s.parked.Tried(k, now)
+	}
+	a.parking.Quiet = true
+	return a.try(ctx)
+}
+
+// try writes the records, and commits what became of them with the offsets of
+// their partitions as they are.
+func (a *again) try(ctx context.Context) error {
+	s := a.s
+	whole, gone, err := s.parked.Read(ctx, s.env.Kafka.Shared(), s.env.Kafka, a.keys)
+	if err != nil {
+		return err
+	}
+	for i := range a.adopted {
+		p := &a.adopted[i]
+		if p.Omitted {
+			is, err := s.parked.Original(ctx, s.env.Kafka.Shared(), s.env.Kafka, p)
+			if err != nil {
+				return err
+			}
+			if !is {
+				gone = append(gone, *p)
+				continue
+			}
+		}
+		whole = append(whole, *p)
+	}
+	order := map[string]int{}
+	for i, t := range s.spec.Topics {
+		order[t] = i
+	}
+	slices.SortFunc(whole, func(x, y control.Parked) int {
+		return cmp.Or(order[x.Topic]-order[y.Topic], cmp.Compare(x.Offset, y.Offset))
+	})
+	pc := newSinkBatch(false)
+	defer pc.batch.Release()
+	for i := range whole {
+		p := &whole[i]
+		pl := s.assignment.Find(p.Topic, p.Partition)
+		if pl == nil {
 			continue
 		}
-		rec := parked.Original(row)
-		if err := pc.add(ctx, s, pl, rec); err != nil {
+		a.at(pl)
+		if pl.Topic.ID != p.TopicID {
+			// Its version cannot be compared with records of the new topic.
+			lost := pipeline.ErrTopicRecreated.New("topic %q was made anew after this record was parked", p.Topic).
+				WithRemedy("Change the row at its source again; the new record replaces this one.")
+			a.unable(p, lost)
+			continue
+		}
+		if err := pc.add(ctx, s, pl, parked.Original(p)); err != nil {
 			return err
 		}
 	}
-	if err := s.store.Put(ctx, gone); err != nil {
+	for i := range gone {
+		p := &gone[i]
+		if pl := s.assignment.Find(p.Topic, p.Partition); pl != nil {
+			a.at(pl)
+			a.unable(p, parked.ErrGone.New("record %d of partition %d of topic %q: %s", p.Offset, p.Partition, p.Topic, p.Reason))
+		}
+	}
+	if err := s.write(ctx, pc, a.parking); err != nil || a.parking.Empty() {
 		return err
 	}
-	return s.write(ctx, pc)
+	return s.commitParking(ctx, a.places, a.parking)
+}
+
+// unable parks p again because it cannot even be tried.
+func (a *again) unable(p *control.Parked, err *problem.Error) {
+	if p.Code == err.ID {
+		return // as before
+	}
+	p.Code, p.Reason, p.Remedy, p.WaitsFor, p.LastAt = err.ID, err.Text, err.WhatToDo(), "", time.Now().UTC()
+	a.parking.Park(p)
 }

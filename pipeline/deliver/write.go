@@ -62,7 +62,7 @@ func (pc *sinkBatch) add(ctx context.Context, s *session, pl *consume.Owned, rec
 // deliverPolled writes a poll and commits its offsets. Called again with the
 // same poll it does all of it again.
 func (s *session) deliverPolled(ctx context.Context, p *consume.Polled) error {
-	c := cutter{s: s, again: newSinkBatch(false), fresh: newSinkBatch(s.keeper != nil)}
+	c := cutter{s: s, parking: s.parked.Begin(), again: newSinkBatch(false), fresh: newSinkBatch(s.keeper != nil)}
 	defer c.release()
 	for _, r := range p.Runs {
 		if err := c.run(ctx, r); err != nil {
@@ -78,7 +78,7 @@ func (s *session) deliverPolled(ctx context.Context, p *consume.Polled) error {
 		r.Owned.Next = r.End()
 		places = append(places, r.Owned)
 	}
-	if err := s.commit(ctx, places); err != nil {
+	if err := s.commitParking(ctx, places, c.parking); err != nil {
 		for i, pl := range places {
 			pl.Next = was[i]
 		}
@@ -90,9 +90,10 @@ func (s *session) deliverPolled(ctx context.Context, p *consume.Polled) error {
 
 // cutter cuts a poll into what one Write takes, and writes it.
 type cutter struct {
-	s     *session
-	again *sinkBatch // below the sink's own offset: what failed there is found again
-	fresh *sinkBatch // the rest, with the Ranges that it covers
+	s       *session
+	parking *parked.Txn
+	again   *sinkBatch // below the sink's own offset: what failed there is found again
+	fresh   *sinkBatch // the rest, with the Ranges that it covers
 }
 
 func (c *cutter) release() { c.again.batch.Release(); c.fresh.batch.Release() }
@@ -156,12 +157,12 @@ func (c *cutter) flush(ctx context.Context, pc **sinkBatch) error {
 	full := *pc
 	*pc = newSinkBatch(full.counted)
 	defer full.batch.Release()
-	return c.s.write(ctx, full)
+	return c.s.write(ctx, full, c.parking)
 }
 
 // write gives a batch to the sink and resolves what became of each key: the
 // last record of a key counts, since entities carry their full state (G2).
-func (s *session) write(ctx context.Context, pc *sinkBatch) error {
+func (s *session) write(ctx context.Context, pc *sinkBatch, parking *parked.Txn) error {
 	began := time.Now()
 	var failures []pipeline.Failure
 	var err error
@@ -184,7 +185,8 @@ func (s *session) write(ctx context.Context, pc *sinkBatch) error {
 	if err != nil {
 		return err
 	}
-	return s.resolveParked(ctx, pc, failed)
+	s.resolveParked(pc, failed, parking)
+	return nil
 }
 
 // tryLast gives the failures by change index. Of a key that failed, the last
@@ -235,22 +237,20 @@ func (s *session) tryLast(ctx context.Context, pc *sinkBatch, failures []pipelin
 	return failed, nil
 }
 
-// resolveParked parks what failed, takes out what was delivered after all, and
-// releases what waited for it.
-func (s *session) resolveParked(ctx context.Context, pc *sinkBatch, failed map[int]pipeline.Failure) error {
-	last := make(map[string]int, len(pc.items))
+// resolveParked notes what failed, what was delivered after all, and what waited
+// for that.
+func (s *session) resolveParked(pc *sinkBatch, failed map[int]pipeline.Failure, parking *parked.Txn) {
 	anyBad := len(failed) > 0
 	for i := range pc.items {
 		anyBad = anyBad || pc.items[i].at < 0
 	}
-	if !anyBad && s.index.Len() == 0 && !s.othersWait {
-		return nil
+	if !anyBad && s.parked.Len() == 0 && parking.Empty() {
+		return
 	}
+	last := make(map[string]int, len(pc.items))
 	for i := range pc.items {
 		last[pc.items[i].key] = i
 	}
-	var bad []control.Parked
-	var gone []control.Ref
 	var names []string
 	for i := range pc.items {
 		it := &pc.items[i]
@@ -265,43 +265,16 @@ func (s *session) resolveParked(ctx context.Context, pc *sinkBatch, failed map[i
 			if it.at >= 0 {
 				s.comp.Failed(problem.Reject.String(), outage.CodeOf(f.Err))
 			}
-			bad = append(bad, s.parkedOf(pc, it, f))
+			p := s.parkedOf(pc, it, f)
+			parking.Park(&p)
 			continue
 		}
-		if s.index.Has(it.key) {
-			gone = append(gone, control.Ref{Topic: it.rec.Topic, RecordKey: parked.RecordKey(it.rec)})
+		parking.Release(it.owned.Topic.ID, []byte(it.key), it.rec.Partition, it.rec.Offset)
+		if s.parked.Waits() || !parking.Empty() {
+			names = appendNames(names, pc.batch, &pc.batch.Changes[it.at])
 		}
-		names = appendNames(names, pc.batch, &pc.batch.Changes[it.at])
 	}
-	if len(bad) > 0 && s.store == nil {
-		return control.ErrMissing.New("record %d of partition %d of topic %q cannot be written: %s", bad[0].Offset, bad[0].Partition, bad[0].Topic, bad[0].Reason)
-	}
-	if s.store == nil {
-		return nil
-	}
-	if err := s.store.Put(ctx, bad); err != nil {
-		return err
-	}
-	if err := s.store.Delete(ctx, s.spec.Name, gone); err != nil {
-		return err
-	}
-	for i := range bad {
-		s.index.Add(&bad[i])
-	}
-	for _, g := range gone {
-		s.index.Remove(string(parked.AppendKey(nil, g.Topic, g.RecordKey)))
-	}
-	if len(bad) > 0 || len(gone) > 0 {
-		s.index.Show(s.comp)
-	}
-	if s.index.Waiting() > 0 || s.othersWait {
-		n, err := s.store.Release(ctx, s.spec.Name, names)
-		if err != nil {
-			return err
-		}
-		s.due = s.due || n > 0
-	}
-	return nil
+	parking.Delivered(names)
 }
 
 func (s *session) parkedOf(pc *sinkBatch, it *item, f pipeline.Failure) control.Parked {

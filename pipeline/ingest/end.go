@@ -15,7 +15,6 @@ import (
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
-	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
 // commit gives the open transaction its position as the last record and begins
@@ -159,19 +158,9 @@ func (s *session) collect(t *txn) error {
 			comp.Latency(topic, seen.Sub(n.last))
 		}
 	}
-	// Of a key that was parked and released the later one counts.
-	bad, released := t.parked[:0], t.released[:0]
-	for _, p := range t.parked {
-		if t.touched[string(parked.AppendKey(nil, p.Topic, p.RecordKey))] {
-			bad = append(bad, p)
-		}
+	for _, c := range t.touched {
+		s.parked.Committed(c.parked, c.rec)
 	}
-	for _, r := range t.released {
-		if !t.touched[string(parked.AppendKey(nil, r.Topic, r.RecordKey))] {
-			released = append(released, r)
-		}
-	}
-	s.parked.Applied(s.ctx, bad, released)
 	return nil
 }
 

@@ -10,11 +10,13 @@ import (
 	"sync"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/retry"
+	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/records"
 )
 
@@ -22,6 +24,7 @@ import (
 // runs it again after outages and aborted transactions.
 func Run(ctx context.Context, env *pipeline.Env, spec pipeline.IngestSpec) error {
 	in := newIngest(env, spec)
+	defer parked.Project(ctx, env.Kafka, env.Control, spec.Name, control.KindTransform, in.comp)()
 	return retry.Run(ctx, in.comp, in.run)
 }
 

@@ -400,7 +400,7 @@ func parkedOf(b *enginetest.Bed) map[string]parkedRecord {
 			delete(out, string(r.Key))
 			return nil
 		}
-		p, _, err := parked.Parse(b.Source, r.Value)
+		p, err := parked.Parse(b.Source, r.Value)
 		out[string(r.Key)] = parkedRecord{p.Topic, p.Key, p.Code, p.Remedy, p.Value}
 		return err
 	})

@@ -44,9 +44,7 @@ type txn struct {
 	boundary pipeline.Resume // of the last job; nil: it is not a boundary
 	waiting  []chan struct{} // of checkpoints
 	topics   map[string]*txnTopic
-	parked   []control.Parked
-	released []parked.Release
-	touched  map[string]bool // parked keys, as this transaction leaves them
+	touched  map[string]parkedChange // parked keys, as this transaction leaves them
 
 	// Exactly-once: the first job with records, when it was produced, and
 	// how long Kafka took to confirm it, in ns. At-least-once: how long after
@@ -228,7 +226,7 @@ func (s *session) begin() error {
 	if !s.atLeastOnce() {
 		turn = s.nextProducer(now)
 	}
-	t := &txn{producer: turn, client: turn.client, began: now, topics: map[string]*txnTopic{}, touched: map[string]bool{}}
+	t := &txn{producer: turn, client: turn.client, began: now, topics: map[string]*txnTopic{}, touched: map[string]parkedChange{}}
 	if s.atLeastOnce() {
 		t.client = s.outside
 		t.settledAll = make(chan struct{})
@@ -380,38 +378,49 @@ func (s *session) park(r *records.Refused) {
 		Stage: s.in.spec.Name, Kind: control.KindTransform, Topic: r.Topic, Offset: -1, Key: r.Key, RecordKey: r.RecordKey,
 		Headers: []control.Header{{Key: kafka.HeaderPos, Value: change.AppendPos(nil, r.Pos)}},
 		Millis:  r.Time / 1000, Code: outage.CodeOf(r.Err), Reason: parked.ReasonText(r.Err), Remedy: outage.RemedyOf(r.Err), Attempts: 1,
+		Omitted: true,
 	}
 	p.FirstAt = time.Now().UTC().Truncate(time.Microsecond)
 	p.LastAt = p.FirstAt
 	s.in.comp.Failed("reject", p.Code)
 	s.in.comp.Log.Warn("parked", "topic", p.Topic, "pos", r.Pos, "code", p.Code, "err", r.Err)
-	key := parked.AppendKey(nil, r.Topic, r.RecordKey)
-	s.txn.touched[string(key)] = true
-	s.txn.parked = append(s.txn.parked, p)
-	// The limit of one octet leaves the payload out: there is none.
-	s.produceOne(s.txn, &kgo.Record{Topic: s.parked.Topic.Name, Key: key, Value: parked.Append(nil, &p, 1)})
+	s.touch(parked.AppendKey(nil, r.Topic, r.RecordKey), &p)
+}
+
+// parkedChange is what a transaction does to a parked key.
+type parkedChange struct {
+	parked *control.Parked // nil: released
+	rec    *kgo.Record
+}
+
+// touch writes p, or a release when it is nil, to the parked topic.
+func (s *session) touch(key []byte, p *control.Parked) {
+	r := &kgo.Record{Topic: s.parked.Topic.Name, Key: key}
+	if p != nil {
+		r.Value = parked.Append(nil, p, 0)
+	}
+	s.txn.touched[string(key)] = parkedChange{p, r}
+	s.produceOne(s.txn, r)
 }
 
 // mayRelease reports whether anything is parked at all.
 func (s *session) mayRelease() bool {
-	return len(s.parked.In(0)) > 0 || len(s.txn.touched) > 0 || s.ending != nil && len(s.ending.touched) > 0
+	return s.parked.Len() > 0 || len(s.txn.touched) > 0 || s.ending != nil && len(s.ending.touched) > 0
 }
 
 // release takes a key out of the parked topic when a later record of it goes
 // through: raw records carry the whole row.
 func (s *session) release(r *kgo.Record) {
 	key := parked.AppendKey(nil, r.Topic, r.Key)
-	isParked, known := s.txn.touched[string(key)]
+	c, known := s.txn.touched[string(key)]
 	if !known && s.ending != nil { // what it parked is in the set with its end
-		isParked, known = s.ending.touched[string(key)]
+		c, known = s.ending.touched[string(key)]
 	}
+	isParked := c.parked != nil
 	if !known {
-		_, isParked = s.parked.In(0)[string(key)]
+		_, isParked = s.parked.Get(key)
 	}
-	if !isParked {
-		return
+	if isParked {
+		s.touch(key, nil)
 	}
-	s.txn.touched[string(key)] = false
-	s.txn.released = append(s.txn.released, parked.Release{Ref: control.Ref{Topic: r.Topic, RecordKey: append([]byte{}, r.Key...)}})
-	s.produceOne(s.txn, &kgo.Record{Topic: s.parked.Topic.Name, Key: key})
 }

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/outage"
@@ -137,7 +138,6 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 	}
 	s.position = position{Source: name, Cluster: cluster, Topics: map[string]positionTopic{}}
 	var resume pipeline.Resume
-	var topics []string
 	if last != nil {
 		if err := last.check(ctx, env.Kafka, name); err != nil {
 			return nil, err
@@ -147,12 +147,9 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 			s.position.Topics = map[string]positionTopic{}
 		}
 		resume = last.resume()
-		for t := range last.Topics {
-			topics = append(topics, t)
-		}
 	}
-	s.parked = parked.NewSet(env.Control, name, parkedTopic, topics, s.in.comp)
-	if err := s.parked.Load(ctx, client, env.Kafka, []int32{0}); err != nil {
+	s.parked = parked.NewSet(name, control.KindTransform, parkedTopic, s.in.comp)
+	if err := s.parked.Load(ctx, client, env.Kafka, []int32{0}, func(string, int32) bool { return true }); err != nil {
 		return nil, err
 	}
 	s.start()

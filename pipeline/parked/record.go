@@ -28,11 +28,8 @@ var ErrForm = problem.Define("TW-PARKED-FORM", problem.Halt,
 	"Somebody else wrote to the topic, or a newer version did. Delete the record with a tombstone for its key, or run that version.")
 
 const (
-	HeaderCommand  = "tw.command"
-	CommandRetry   = "retry"
-	CommandDiscard = "discard"
-	separator      = 0x1F
-	version        = 1
+	separator = 0x1F
+	version   = 1
 )
 
 type meta struct {
@@ -129,19 +126,12 @@ func AppendKey(dst []byte, topic string, recordKey []byte) []byte {
 	return append(dst, recordKey...)
 }
 
-// CommandKey is the key of a command about a parked record.
-func CommandKey(command string, parkedKey []byte) []byte {
-	k := append([]byte{separator}, command...)
-	k = append(k, separator)
-	return append(k, parkedKey...)
-}
-
 // Append appends the value of a parked record; the original value is
 // left out when the whole would be larger than limit octets.
 func Append(dst []byte, p *control.Parked, limit int) []byte {
 	m := meta{
 		Version: version, Topic: p.Topic, TopicID: hex.EncodeToString(p.TopicID[:]), Partition: p.Partition, Offset: p.Offset,
-		Millis: p.Millis, Key: p.Key, RecordKey: p.RecordKey, Keyless: p.Keyless, Null: p.Value == nil, Headers: p.Headers,
+		Millis: p.Millis, Key: p.Key, RecordKey: p.RecordKey, Keyless: p.Keyless, Null: p.Value == nil && !p.Omitted, Omitted: p.Omitted, Headers: p.Headers,
 		Code: p.Code, Reason: p.Reason, Remedy: p.Remedy, WaitsFor: p.WaitsFor, Attempts: p.Attempts, FirstAt: p.FirstAt, LastAt: p.LastAt,
 	}
 	const slack = 4096 // of the JSON, less the key, which is in there and in the record's key
@@ -160,33 +150,37 @@ func Append(dst []byte, p *control.Parked, limit int) []byte {
 	return append(dst, p.Value...)
 }
 
-// Parse reads what Append wrote. The value is a slice of b. When
-// omitted is true the original must be read where it lies.
-func Parse(stage string, b []byte) (p control.Parked, omitted bool, err error) {
+// Parse reads what Append wrote. The value is a slice of b.
+func Parse(stage string, b []byte) (p control.Parked, err error) {
+	return parse(stage, b, true)
+}
+
+// parse leaves the value out unless it is wanted.
+func parse(stage string, b []byte, value bool) (p control.Parked, err error) {
 	var m meta
 	if len(b) < 4 || uint64(binary.BigEndian.Uint32(b)) > uint64(len(b)-4) {
-		return p, false, ErrForm.New("parked record of %q: %d octets, the length at its start does not fit", stage, len(b))
+		return p, ErrForm.New("parked record of %q: %d octets, the length at its start does not fit", stage, len(b))
 	}
 	n := 4 + int(binary.BigEndian.Uint32(b))
 	if err := json.Unmarshal(b[4:n], &m); err != nil {
-		return p, false, ErrForm.New("parked record of %q: %w", stage, err)
+		return p, ErrForm.New("parked record of %q: %w", stage, err)
 	}
 	id, err := hex.DecodeString(m.TopicID)
 	if m.Version != version || err != nil || len(id) != 16 {
-		return p, false, ErrForm.New("parked record of %q: version %d, topic id %q", stage, m.Version, m.TopicID)
+		return p, ErrForm.New("parked record of %q: version %d, topic id %q", stage, m.Version, m.TopicID)
 	}
 	p = control.Parked{
 		Stage: stage, Kind: control.KindTransform, Topic: m.Topic, TopicID: [16]byte(id), Partition: m.Partition, Offset: m.Offset,
-		Key: m.Key, RecordKey: m.RecordKey, Keyless: m.Keyless, Headers: m.Headers, Millis: m.Millis, Code: m.Code, Reason: m.Reason,
+		Key: m.Key, RecordKey: m.RecordKey, Keyless: m.Keyless, Omitted: m.Omitted, Headers: m.Headers, Millis: m.Millis, Code: m.Code, Reason: m.Reason,
 		Remedy: m.Remedy, WaitsFor: m.WaitsFor, Attempts: m.Attempts, FirstAt: m.FirstAt, LastAt: m.LastAt,
 	}
 	if p.RecordKey == nil {
 		p.RecordKey = []byte{}
 	}
-	if !m.Null && !m.Omitted {
+	if value && !m.Null && !m.Omitted {
 		p.Value = b[n:]
 	}
-	return p, m.Omitted, nil
+	return p, nil
 }
 
 // KeyText is the canonical key as text; its separator shows as a slash.

@@ -1,202 +1,359 @@
-// Set: what of a transform or a source is parked in the partitions owned here. The
-// truth is the parked topic (G1); the table in the control database is a
-// projection of it, for people.
+// Set: what of one stage is parked now, as one session of it knows it. The
+// truth is the parked topic (G1).
 
 package parked
 
 import (
+	"bytes"
 	"context"
+	"slices"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
-	"github.com/tallywire/tallywire/internal/outage"
+	"github.com/tallywire/tallywire/internal/problem"
 )
 
-// Ref is what is kept in memory of a parked record.
+// ErrGone says that the original of a parked record is not to be had any more.
+var ErrGone = problem.Define("TW-PARKED-GONE", problem.Reject,
+	"A parked record cannot be tried again: it was too large to be kept as it was parked, and is gone from its topic.",
+	"Change the row at its source again: the new record replaces this one. Or drop it with `tallywire parked discard`.")
+
+// Ref is what is kept in memory of a parked record: not its payload.
 type Ref struct {
-	TopicID  [16]byte
-	Offset   int64 // of the original
-	Attempts int
-	FirstAt  time.Time
-	Waits    bool
+	TopicID   [16]byte
+	Partition int32 // of the original
+	Offset    int64 // of the original
+	At        int64 // where in the parked topic it lies
+	Attempts  int
+	FirstAt   time.Time
+	TriedAt   time.Time
+	WaitsFor  string
+	Size      int // of its record in the parked topic, in octets
+
+	mine bool
 }
 
 // Set is used by one session, which loads it when partitions are assigned and
 // tells it what each transaction committed. Not safe for concurrent use.
 type Set struct {
-	Topic  *change.Topic // the parked topic
-	name   string
-	inputs []string
-	store  *control.ParkedStore // nil: no projection
-	comp   *obs.Component
+	Topic *change.Topic // the parked topic
+	// Following: Follow is called now and then.
+	Following bool
 
-	byPart map[int32]map[string]Ref // parked key → ref
-	stale  bool                     // the projection is behind
-	tried  time.Time                // when projecting was last tried
+	name string
+	kind string
+	comp *obs.Component
+	owns func(topic string, partition int32) bool
+
+	next     map[int32]int64 // read up to, by partition of the parked topic
+	refs     map[string]Ref  // by AppendKey
+	released map[string]Ref  // by ourselves, and not read yet; At: the release
+	waiters  map[string]map[string]bool
+	commands map[string]*Command // not done yet, by their record's key
+
+	parked, waiting int64 // of those that are ours
 }
 
-// NewSet makes an empty set of the parked records of stage name. Its topic's
-// partitions are those of inputs. Without a control database (nil) there is no
-// projection.
-func NewSet(db *pgxpool.Pool, name string, topic *change.Topic, inputs []string, comp *obs.Component) *Set {
-	s := &Set{Topic: topic, name: name, inputs: inputs, comp: comp, byPart: map[int32]map[string]Ref{}}
-	if db != nil {
-		s.store = control.NewParked(db)
-	}
+// NewSet makes an empty set of the parked records of a stage of a kind of
+// package control.
+func NewSet(name, kind string, topic *change.Topic, comp *obs.Component) *Set {
+	s := &Set{Topic: topic, name: name, kind: kind, comp: comp}
+	s.reset()
 	return s
 }
 
-// Store is the projection, nil when there is none.
-func (s *Set) Store() *control.ParkedStore { return s.store }
+func (s *Set) reset() {
+	s.next, s.refs, s.released = map[int32]int64{}, map[string]Ref{}, map[string]Ref{}
+	s.waiters, s.commands = map[string]map[string]bool{}, map[string]*Command{}
+	s.parked, s.waiting = 0, 0
+}
 
-// In gives what is parked in a partition, by AppendKey; not to be changed.
-func (s *Set) In(partition int32) map[string]Ref { return s.byPart[partition] }
+// PartitionOf is the partition of the parked topic for records of partition p
+// of an input.
+func (s *Set) PartitionOf(p int32) int32 { return p % s.Topic.Partitions }
 
-// Load reads the parked topic's partitions as they are committed now, and
-// brings the projection to it. Call it when parts were just assigned.
-func (s *Set) Load(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, parts []int32) error {
-	s.byPart = map[int32]map[string]Ref{}
-	ends, err := cluster.Admin().ListEndOffsets(ctx, s.Topic.Name)
-	if err != nil {
-		return kafka.Wrap(err, "listing where topic %q ends", s.Topic.Name)
-	}
+// Len is how many records are parked or wait, in the partitions that are read.
+func (s *Set) Len() int { return len(s.refs) }
+
+// Get gives a parked record, by AppendKey.
+func (s *Set) Get(key []byte) (Ref, bool) {
+	r, is := s.refs[string(key)]
+	return r, is
+}
+
+// Waits reports whether any record waits for another.
+func (s *Set) Waits() bool { return len(s.waiters) > 0 }
+
+// Load reads partitions of the parked topic as they are now, to the end, open
+// transactions awaited. owns says of which records' partitions this session is
+// the owner: they are counted, and commands about them are given by Commands.
+// Call it when partitions were just assigned.
+func (s *Set) Load(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, parts []int32, owns func(string, int32) bool) error {
+	s.reset()
+	s.owns = owns
 	starts, err := cluster.Admin().ListStartOffsets(ctx, s.Topic.Name)
 	if err != nil {
 		return kafka.Wrap(err, "listing where topic %q starts", s.Topic.Name)
 	}
-	var all []control.Parked
+	ends, err := cluster.Admin().ListEndOffsets(ctx, s.Topic.Name)
+	if err != nil {
+		return kafka.Wrap(err, "listing where topic %q ends", s.Topic.Name)
+	}
 	for _, part := range parts {
-		end, ok1 := ends.Lookup(s.Topic.Name, part)
-		start, ok2 := starts.Lookup(s.Topic.Name, part)
+		start, ok1 := starts.Lookup(s.Topic.Name, part)
+		end, ok2 := ends.Lookup(s.Topic.Name, part)
 		if !ok1 || !ok2 || end.Err != nil || start.Err != nil {
 			return kafka.ErrUnavailable.New("partition %d of topic %q has no known end", part, s.Topic.Name)
 		}
-		found := map[string]control.Parked{}
-		err := kafka.Scan(ctx, cl, s.Topic, part, start.Offset, end.Offset, func(r *kgo.Record) error {
-			if r.Attrs.IsControl() || len(r.Key) == 0 || r.Key[0] == separator {
-				return nil // a command, or its end
-			}
-			if r.Value == nil {
-				delete(found, string(r.Key))
-				return nil
-			}
-			p, _, err := Parse(s.name, r.Value)
-			if err != nil {
-				return err
-			}
-			p.Value = append([]byte(nil), p.Value...)
-			found[string(r.Key)] = p
-			return nil
-		})
-		if err != nil {
+		if err := s.read(ctx, cl, part, start.Offset, end.Offset); err != nil {
 			return err
 		}
-		refs := make(map[string]Ref, len(found))
-		for k, p := range found {
-			refs[k] = refOf(&p)
-			all = append(all, p)
-		}
-		s.byPart[part] = refs
 	}
-	s.count()
-	s.project(ctx, func(ctx context.Context) error { return s.store.Replace(ctx, s.name, s.partIDs(parts), all) })
+	s.show()
 	return nil
 }
 
-func refOf(p *control.Parked) Ref {
-	return Ref{p.TopicID, p.Offset, p.Attempts, p.FirstAt, p.WaitsFor != ""}
-}
-
-func (s *Set) partIDs(parts []int32) []control.PartID {
-	var out []control.PartID
-	for _, t := range s.inputs {
-		for _, p := range parts {
-			out = append(out, control.PartID{Topic: t, Partition: p})
+// Follow reads what was committed since: commands, and what other owners did.
+func (s *Set) Follow(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster) error {
+	ends, err := cluster.Admin().ListCommittedOffsets(ctx, s.Topic.Name)
+	if err != nil {
+		return kafka.Wrap(err, "listing where topic %q is stable", s.Topic.Name)
+	}
+	for part, next := range s.next {
+		end, ok := ends.Lookup(s.Topic.Name, part)
+		if !ok || end.Err != nil || end.Offset <= next {
+			continue
 		}
-	}
-	return out
-}
-
-// Release is a parked record that is to go.
-type Release struct {
-	control.Ref
-	Partition int32
-}
-
-// Applied brings the set and the projection to what a transaction committed.
-func (s *Set) Applied(ctx context.Context, parked []control.Parked, released []Release) {
-	if len(parked) == 0 && len(released) == 0 {
-		return
-	}
-	refs := make([]control.Ref, len(released))
-	for i, r := range released {
-		delete(s.byPart[r.Partition], string(AppendKey(nil, r.Topic, r.RecordKey)))
-		refs[i] = r.Ref
-	}
-	for i := range parked {
-		p := &parked[i]
-		m := s.byPart[p.Partition]
-		if m == nil {
-			m = map[string]Ref{}
-			s.byPart[p.Partition] = m
-		}
-		m[string(AppendKey(nil, p.Topic, p.RecordKey))] = refOf(p)
-	}
-	s.count()
-	s.project(ctx, func(ctx context.Context) error {
-		if err := s.store.Delete(ctx, s.name, refs); err != nil {
+		if err := s.read(ctx, cl, part, next, end.Offset); err != nil {
 			return err
 		}
-		return s.store.Put(ctx, parked)
+	}
+	for k, r := range s.released {
+		if r.At < s.next[s.PartitionOf(r.Partition)] {
+			delete(s.released, k)
+		}
+	}
+	s.show()
+	return nil
+}
+
+func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int64) error {
+	err := kafka.Scan(ctx, cl, s.Topic, part, from, to, func(r *kgo.Record) error {
+		switch {
+		case r.Attrs.IsControl() || len(r.Key) == 0:
+			return nil
+		case r.Key[0] == separator:
+			return s.heard(r)
+		}
+		key := string(r.Key)
+		if old, is := s.refs[key]; is && s.PartitionOf(old.Partition) == part && old.At >= r.Offset {
+			return nil // we know what comes later
+		}
+		if old, is := s.released[key]; is && s.PartitionOf(old.Partition) == part && old.At >= r.Offset {
+			return nil
+		}
+		if r.Value == nil {
+			s.drop(key)
+			return nil
+		}
+		p, err := parse(s.name, r.Value, false)
+		if err != nil {
+			return err
+		}
+		s.put(key, refOf(&p, r.Offset, len(r.Value)))
+		return nil
 	})
+	if err != nil {
+		return err
+	}
+	s.next[part] = to
+	return nil
 }
 
-// project writes to the control database. It is a view for people: when it
-// cannot be written the flow goes on, and all of it is written anew later.
-func (s *Set) project(ctx context.Context, write func(context.Context) error) {
-	if s.store == nil {
+func refOf(p *control.Parked, at int64, size int) Ref {
+	if p.Omitted {
+		size += 1 << 20 // at least
+	}
+	return Ref{
+		TopicID: p.TopicID, Partition: p.Partition, Offset: p.Offset, At: at,
+		Attempts: p.Attempts, FirstAt: p.FirstAt, TriedAt: p.LastAt, WaitsFor: p.WaitsFor, Size: size,
+	}
+}
+
+func (s *Set) put(key string, r Ref) {
+	s.drop(key)
+	delete(s.released, key)
+	topic, _ := splitKey(key)
+	r.mine = s.owns == nil || s.owns(topic, r.Partition)
+	s.refs[key] = r
+	if r.WaitsFor != "" {
+		of := s.waiters[r.WaitsFor]
+		if of == nil {
+			of = map[string]bool{}
+			s.waiters[r.WaitsFor] = of
+		}
+		of[key] = true
+	}
+	s.counted(r, 1)
+}
+
+func (s *Set) drop(key string) {
+	r, is := s.refs[key]
+	if !is {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
-	defer cancel()
-	s.tried = time.Now()
-	if err := write(ctx); err != nil {
-		s.stale = true
-		s.comp.Failed("retry", outage.CodeOf(err))
-		s.comp.Log.Warn("the control database does not show what is parked; trying again", "err", err)
-		return
+	delete(s.refs, key)
+	if of := s.waiters[r.WaitsFor]; of != nil {
+		delete(of, key)
+		if len(of) == 0 {
+			delete(s.waiters, r.WaitsFor)
+		}
+	}
+	s.counted(r, -1)
+}
+
+func (s *Set) counted(r Ref, n int64) {
+	switch {
+	case !r.mine:
+	case r.WaitsFor != "":
+		s.waiting += n
+	default:
+		s.parked += n
 	}
 }
 
-// Due reports, now and then while the projection is behind, that it is to be
-// brought up to date: Load does it.
-func (s *Set) Due() bool {
-	if !s.stale || time.Since(s.tried) < 5*time.Second {
-		return false
-	}
-	s.stale = false
-	return true
+// show sets the component's gauges.
+func (s *Set) show() {
+	s.comp.Parked(s.parked)
+	s.comp.Waiting(s.waiting)
 }
 
-func (s *Set) count() {
-	var parked, waiting int64
-	for _, m := range s.byPart {
-		for _, r := range m {
-			if r.Waits {
-				waiting++
-			} else {
-				parked++
+// splitKey takes AppendKey apart.
+func splitKey(key string) (topic string, recordKey []byte) {
+	i := bytes.IndexByte([]byte(key), separator)
+	return key[:max(i, 0)], []byte(key[i+1:])
+}
+
+// Committed notes that rec, of the parked topic, was committed: of p, or of a
+// release when p is nil.
+func (s *Set) Committed(p *control.Parked, rec *kgo.Record) {
+	if p != nil {
+		s.put(string(rec.Key), refOf(p, rec.Offset, len(rec.Value)))
+	} else if s.drop(string(rec.Key)); s.Following {
+		s.released[string(rec.Key)] = Ref{Partition: rec.Partition, At: rec.Offset}
+	}
+	s.show()
+}
+
+// Overdue gives records of ours that wait and were last tried before t: their
+// release may have come between the try and the parking.
+func (s *Set) Overdue(t time.Time, limit int) []string {
+	if s.waiting == 0 {
+		return nil
+	}
+	var out []string
+	for _, of := range s.waiters {
+		for k := range of {
+			if r := s.refs[k]; r.mine && r.TriedAt.Before(t) && len(out) < limit {
+				out = append(out, k)
 			}
 		}
 	}
-	s.comp.Parked(parked)
-	if waiting > 0 {
-		s.comp.Waiting(waiting)
+	slices.SortFunc(out, func(a, b string) int { return int(s.refs[a].Offset - s.refs[b].Offset) })
+	return out
+}
+
+// Tried notes that a record was tried again and waits as before: nothing that
+// anybody else has to know.
+func (s *Set) Tried(key string, at time.Time) {
+	if r, is := s.refs[key]; is {
+		r.TriedAt = at
+		s.refs[key] = r
 	}
+}
+
+// Read gives the parked records of keys whole, in no order. gone are those
+// whose original was not kept and is not in its topic any more.
+func (s *Set) Read(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, keys []string) (whole, gone []control.Parked, err error) {
+	type place struct {
+		part int32
+		at   int64
+	}
+	want := make(map[place]bool, len(keys))
+	var places []place
+	for _, k := range keys {
+		if r, is := s.refs[k]; is {
+			p := place{s.PartitionOf(r.Partition), r.At}
+			want[p] = true
+			places = append(places, p)
+		}
+	}
+	slices.SortFunc(places, func(a, b place) int {
+		if a.part != b.part {
+			return int(a.part - b.part)
+		}
+		return int(a.at - b.at)
+	})
+	const near = 256 // records read for nothing cost less than another request
+	for len(places) > 0 {
+		n := 1
+		for n < len(places) && places[n].part == places[0].part && places[n].at-places[n-1].at <= near {
+			n++
+		}
+		first, last := places[0], places[n-1]
+		places = places[n:]
+		err := kafka.Scan(ctx, cl, s.Topic, first.part, first.at, last.at+1, func(r *kgo.Record) error {
+			if r.Attrs.IsControl() || r.Value == nil || !want[place{first.part, r.Offset}] {
+				return nil
+			}
+			p, err := Parse(s.name, r.Value)
+			if err != nil {
+				return err
+			}
+			p.Kind = s.kind
+			if p.Omitted {
+				is, err := s.Original(ctx, cl, cluster, &p)
+				if err != nil {
+					return err
+				}
+				if !is {
+					gone = append(gone, p)
+					return nil
+				}
+			} else {
+				p.Value = bytes.Clone(p.Value)
+			}
+			whole = append(whole, p)
+			return nil
+		})
+		if err != nil {
+			return nil, nil, err
+		}
+	}
+	return whole, gone, nil
+}
+
+// Original fills in the value of p, which was omitted, from where it came from,
+// if it is still there.
+func (s *Set) Original(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, p *control.Parked) (is bool, err error) {
+	topic, err := cluster.Topic(ctx, p.Topic)
+	if problem.Has(err, kafka.ErrNoTopic) || err == nil && topic.ID != p.TopicID {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	err = kafka.Scan(ctx, cl, topic, p.Partition, p.Offset, p.Offset+1, func(r *kgo.Record) error {
+		p.Value, p.Omitted, is = bytes.Clone(r.Value), false, true
+		return nil
+	})
+	if problem.Has(err, kafka.ErrOffsetRange) {
+		return false, nil
+	}
+	return is, err
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/outage"
@@ -47,6 +48,7 @@ func Run(ctx context.Context, env *pipeline.Env, spec pipeline.TransformSpec) er
 			}
 		}
 	}
+	defer parked.Project(ctx, env.Kafka, env.Control, spec.Name, control.KindTransform, t.comp)()
 	t.member = consume.NewMembership(env, t.comp.Log, pipeline.GroupOf(spec.Name), append(spec.Inputs(), parked.TopicOf(spec.Name)))
 	defer t.member.Leave(ctx)
 	return retry.Run(ctx, t.comp, t.run)
@@ -80,7 +82,6 @@ type session struct {
 	prepared   int64 // the generation of the assignment that prepare has seen
 	lagAt      time.Time
 	trimAt     time.Time
-	askAt      time.Time
 	trimmed    map[*consume.Owned]int64
 }
 
@@ -104,7 +105,7 @@ func (t *transform) run(ctx context.Context) (err error) {
 	}
 	s := &session{transform: t, trimmed: map[*consume.Owned]int64{}, prepared: -1}
 	s.assignment = consume.NewAssignment(t.env.Kafka, append(inputs, parkedTopic.Name), true, func(err error) { cancel(err) })
-	s.parked = parked.NewSet(t.env.Control, t.spec.Name, parkedTopic, inputs, t.comp)
+	s.parked = parked.NewSet(t.spec.Name, control.KindTransform, parkedTopic, t.comp)
 	s.decoder = avro.NewDecoder(t.env.Registry)
 	if s.encoder, err = newRecordEncoder(ctx, t.env, t.spec); err != nil {
 		return err
@@ -320,7 +321,8 @@ func (s *session) prepare(ctx context.Context) error {
 			parts = append(parts, p.Partition)
 		}
 	}
-	if err := s.parked.Load(ctx, s.side, s.env.Kafka, parts); err != nil {
+	owns := func(topic string, partition int32) bool { return s.assignment.Find(topic, partition) != nil }
+	if err := s.parked.Load(ctx, s.side, s.env.Kafka, parts, owns); err != nil {
 		return err
 	}
 	if err := s.checkAll(ctx); err != nil {
@@ -345,15 +347,6 @@ func (s *session) idleWork(ctx context.Context) error {
 		if err := s.lag(ctx); err != nil {
 			return err
 		}
-	}
-	if s.parked.Store() != nil && time.Since(s.askAt) > time.Second {
-		s.askAt = time.Now()
-		if err := s.forwardRequests(ctx); err != nil {
-			return err
-		}
-	}
-	if s.parked.Due() {
-		s.prepared = -1 // reads the parked topic again, and shows it
 	}
 	if len(s.spec.Trim) > 0 && time.Since(s.trimAt) > trimEvery {
 		s.trimAt = time.Now()

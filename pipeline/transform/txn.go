@@ -14,7 +14,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tallywire/tallywire/change"
-	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
@@ -35,8 +34,7 @@ type txn struct {
 	}
 	rejected map[*kgo.Record]error // first reason per record
 	retried  []*retried
-	commands []*kgo.Record // to be taken out of the parked topic
-	discards []parked.Release
+	parking  *parked.Txn
 	outs     map[string]*outCount
 	chain    []chainOutlet
 
@@ -51,7 +49,6 @@ type txn struct {
 type retried struct {
 	rec   *kgo.Record    // the original
 	owned *consume.Owned // of its input partition
-	ref   parked.Ref
 }
 
 type outCount struct {
@@ -63,6 +60,7 @@ type outCount struct {
 // ended is set.
 func (tx *txn) do(ctx context.Context) error {
 	tx.rejected, tx.outs = map[*kgo.Record]error{}, map[string]*outCount{}
+	tx.parking = tx.parked.Begin()
 	tx.chain = make([]chainOutlet, len(tx.spec.Stages)+1)
 	for i := range tx.chain {
 		tx.chain[i] = chainOutlet{tx, i}
@@ -84,12 +82,14 @@ func (tx *txn) do(ctx context.Context) error {
 	if err := tx.apply(work); err != nil {
 		return err
 	}
-	bad, released := tx.resolveParked(work)
+	tx.resolveParked(work)
 	if err := tx.produceEncoded(work); err != nil {
 		return err
 	}
-	if err := tx.produceParked(work, bad, released); err != nil {
-		return err
+	for _, r := range tx.parking.Records(tx.encoder.parked) {
+		if err := tx.produce(work, r); err != nil {
+			return err
+		}
 	}
 	if err := tx.commit(ctx); err != nil {
 		return err
@@ -98,7 +98,7 @@ func (tx *txn) do(ctx context.Context) error {
 		r.Owned.Next = r.End()
 	}
 	tx.encoder.put(tx.records)
-	tx.parked.Applied(ctx, bad, released)
+	tx.parking.Committed()
 	tx.account()
 	return nil
 }
@@ -303,42 +303,12 @@ func (tx *txn) account() {
 // resolveParked decides, per key, what is parked when the transaction commits, and
 // what is released: the last record of a key counts, since entities carry
 // their full state (G2).
-func (tx *txn) resolveParked(ctx context.Context) ([]control.Parked, []parked.Release) {
-	type outcome struct {
-		bad  *control.Parked
-		gone *parked.Release
-	}
-	var order []string
-	outcomes := map[string]outcome{}
-	note := func(rec *kgo.Record, o outcome) {
-		k := string(parked.AppendKey(nil, rec.Topic, parked.RecordKey(rec)))
-		if _, seen := outcomes[k]; !seen {
-			order = append(order, k)
-		}
-		outcomes[k] = o
-	}
-	releaseOf := func(rec *kgo.Record) *parked.Release {
-		return &parked.Release{Ref: control.Ref{Topic: rec.Topic, RecordKey: parked.RecordKey(rec)}, Partition: rec.Partition}
-	}
-	for i := range tx.discards {
-		d := tx.discards[i]
-		note(&kgo.Record{Topic: d.Topic, Key: d.RecordKey}, outcome{gone: &d})
-	}
+func (tx *txn) resolveParked(ctx context.Context) {
 	for _, q := range tx.retried {
-		if err := tx.rejected[q.rec]; err != nil {
-			p := tx.parkedOf(ctx, q.owned, q.rec, err)
-			p.Attempts, p.FirstAt = q.ref.Attempts+1, q.ref.FirstAt
-			note(q.rec, outcome{bad: p})
-		} else {
-			note(q.rec, outcome{gone: releaseOf(q.rec)})
-		}
+		tx.resolve(ctx, q.owned, q.rec)
 	}
 	for _, r := range tx.polled.Runs {
-		if r.Owned.Topic.Name == tx.parked.Topic.Name {
-			continue
-		}
-		known := tx.parked.In(r.Owned.Partition)
-		if len(known) == 0 && len(tx.rejected) == 0 {
+		if r.Owned.Topic.Name == tx.parked.Topic.Name || tx.parked.Len() == 0 && len(tx.rejected) == 0 {
 			continue
 		}
 		var k []byte
@@ -346,31 +316,23 @@ func (tx *txn) resolveParked(ctx context.Context) ([]control.Parked, []parked.Re
 			if r.Silent[i] {
 				continue
 			}
-			err := tx.rejected[rec]
-			if err == nil {
+			if tx.rejected[rec] == nil {
 				k = parked.AppendKey(k[:0], rec.Topic, parked.RecordKey(rec))
-				if _, is := known[string(k)]; !is {
+				if _, is := tx.parked.Get(k); !is {
 					continue
 				}
 			}
-			if !r.IsLast(i) {
-				continue
-			}
-			if err != nil {
-				note(rec, outcome{bad: tx.parkedOf(ctx, r.Owned, rec, err)})
-			} else {
-				note(rec, outcome{gone: releaseOf(rec)})
+			if r.IsLast(i) {
+				tx.resolve(ctx, r.Owned, rec)
 			}
 		}
 	}
-	var bad []control.Parked
-	var released []parked.Release
-	for _, k := range order {
-		if o := outcomes[k]; o.bad != nil {
-			bad = append(bad, *o.bad)
-		} else {
-			released = append(released, *o.gone)
-		}
+}
+
+func (tx *txn) resolve(ctx context.Context, pl *consume.Owned, rec *kgo.Record) {
+	if err := tx.rejected[rec]; err != nil {
+		tx.parking.Park(tx.parkedOf(ctx, pl, rec, err))
+		return
 	}
-	return bad, released
+	tx.parking.Release(pl.Topic.ID, parked.AppendKey(nil, rec.Topic, parked.RecordKey(rec)), rec.Partition, rec.Offset)
 }

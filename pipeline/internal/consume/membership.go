@@ -60,6 +60,9 @@ func NewMembership(env *pipeline.Env, comp *slog.Logger, group string, topics []
 	}
 }
 
+// Instance names the place in the group.
+func (m *Membership) Instance() string { return m.instance }
+
 func (m *Membership) opts() []kgo.Opt {
 	return []kgo.Opt{
 		kgo.ConsumerGroup(m.group),

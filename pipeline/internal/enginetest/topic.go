@@ -286,13 +286,47 @@ func (b *TopicBed) ParkedNow() map[string]string {
 			delete(out, string(r.Key))
 			continue
 		}
-		p, _, err := parked.Parse(b.Source, r.Value)
+		p, err := parked.Parse(b.Source, r.Value)
 		if err != nil {
 			b.T.Fatal(err)
 		}
 		out[string(r.Key)] = p.Key + " " + p.Code
 	}
 	return out
+}
+
+// AskedFor reads the commands of the parked topic, done or not: the keys of
+// their records.
+func (b *TopicBed) AskedFor() map[string]bool {
+	b.T.Helper()
+	out := map[string]bool{}
+	for _, r := range b.Read(parked.TopicOf(b.Source)) {
+		if len(r.Key) > 0 && r.Key[0] == 0x1F {
+			out[string(r.Key)] = true
+		}
+	}
+	return out
+}
+
+// HasRead commits offsets for the bed's group, as if it had read that far.
+// token is what our commits carry, of a topic.
+func (b *TopicBed) HasRead(next map[int32]int64, token func(*change.Topic) string) {
+	b.T.Helper()
+	topic, err := b.Direct.Topic(b.T.Context(), b.In.Topic)
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	offsets := kadm.Offsets{}
+	for p, at := range next {
+		offsets.Add(kadm.Offset{Topic: topic.Name, Partition: p, At: at, LeaderEpoch: -1, Metadata: token(topic)})
+	}
+	rs, err := b.Direct.Admin().CommitOffsets(b.T.Context(), pipeline.GroupOf(b.Source), offsets)
+	if err == nil {
+		err = rs.Error()
+	}
+	if err != nil {
+		b.T.Fatal(err)
+	}
 }
 
 // Beside is an Env of the same instance that does not go through the proxy: of
