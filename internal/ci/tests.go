@@ -21,7 +21,7 @@ import (
 // asked; those that run on both brokers leave Kafka out with -short. A test
 // holds the names true.
 var needJava = []string{
-	"TestEndHanging", "TestKafkaKillRestartTool", "TestPythonReadsThroughApicurio", "TestTwoRegistriesOnApacheKafka",
+	"TestEndHanging", "TestTransactional", "TestTransactionalOutlivesABroker", "TestKafkaKillRestartTool", "TestPythonReadsThroughApicurio", "TestTwoRegistriesOnApacheKafka",
 	"TestPythonReadsThroughTheEmbeddedRegistry", "TestPythonWritesWhatWeRead",
 }
 
