@@ -6,6 +6,8 @@ import (
 	"context"
 	"sync"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
@@ -61,8 +63,9 @@ type Outputs struct {
 	max      int
 	large    *LargeTopics
 
-	mu sync.RWMutex
-	m  map[*change.Table]*Output
+	mu     sync.RWMutex
+	m      map[*change.Table]*Output
+	limits map[string]int // of topics that Fits has looked at
 }
 
 // maxTables bounds Outputs: sources that describe their tables anew now and
@@ -74,7 +77,7 @@ const maxTables = 4096
 // does not. large makes batches small, but for its topics; nil: they are as
 // large as their topics take.
 func NewOutputs(cluster *kafka.Cluster, registry *avro.Registry, spec func(*change.Table) kafka.TopicSpec, maxRecord int, large *LargeTopics) *Outputs {
-	return &Outputs{cluster: cluster, registry: registry, spec: spec, max: maxRecord, large: large, m: map[*change.Table]*Output{}}
+	return &Outputs{cluster: cluster, registry: registry, spec: spec, max: maxRecord, large: large, m: map[*change.Table]*Output{}, limits: map[string]int{}}
 }
 
 // Find gives the Output of a Table, or nil when Ensure has not seen it.
@@ -157,10 +160,41 @@ func (o *Outputs) EnsureAll(ctx context.Context, b *change.Batch) error {
 func (o *Outputs) BatchBytes(topic string) int32 {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
+	return o.batchBytes(topic)
+}
+
+func (o *Outputs) batchBytes(topic string) int32 {
 	for _, out := range o.m {
 		if out.Topic.Name == topic {
 			return int32(max(out.batch, 512))
 		}
 	}
-	return 1_000_012
+	limit, is := o.limits[topic]
+	switch {
+	case !is:
+		return 1_000_012
+	case o.large != nil && !o.large.has(topic):
+		limit = min(limit, batchBytes)
+	}
+	return int32(max(limit, 512))
+}
+
+// Fits asks what the topic of r takes now, and fails if that is less than r
+// (ErrTooLarge), or if the client's batches are smaller (ErrBatchTooSmall: the
+// next session's are not).
+func (o *Outputs) Fits(ctx context.Context, r *kgo.Record) error {
+	limit, err := o.cluster.MaxRecordBytes(ctx, r.Topic)
+	if err != nil {
+		return err
+	}
+	limit = min(limit, maxBatchBytes)
+	largest := limit
+	if o.max > 0 {
+		largest = min(limit, o.max)
+	}
+	o.mu.Lock()
+	o.limits[r.Topic] = limit
+	batch := int(o.batchBytes(r.Topic))
+	o.mu.Unlock()
+	return (&Output{Topic: &change.Topic{Name: r.Topic}, MaxBytes: largest, batch: batch, large: o.large}).fits(r)
 }
