@@ -32,8 +32,10 @@ var ErrMoved = problem.Define("TW-PARKED-MOVED", problem.Reject,
 const (
 	// listenEvery is how often the parked topic is looked at for commands.
 	listenEvery = time.Second
-	// listenWithin bounds that: it is done between two records.
+	// listenWithin bounds that, and obeyWithin what is read for commands: it is
+	// done between two records, and a transaction may be open.
 	listenWithin = 2 * time.Second
+	obeyWithin   = 10 * time.Second // at most a third of the transaction's timeout
 )
 
 // parkedChange is what a transaction does to a parked key.
@@ -216,23 +218,25 @@ func (s *session) listen() error {
 	ctx, cancel := context.WithTimeout(s.ctx, listenWithin)
 	defer cancel()
 	if err := s.parked.Follow(ctx, s.producers[0].client, s.in.env.Kafka); err != nil {
-		return s.later(err)
+		return s.later(err, "listening for commands about parked records")
 	}
 	cs := s.parked.Commands(commandsAtOnce)
 	if len(cs) == 0 || s.txn != nil && s.txn.boundary == nil {
 		return nil
 	}
+	ctx, cancel = context.WithTimeout(s.ctx, min(obeyWithin, s.in.limits.TxnTimeout/3))
+	defer cancel()
 	return s.obey(ctx, cs)
 }
 
 // later is for an outage of what listens: records wait for nobody who asks for
 // something, and it is tried again.
-func (s *session) later(err error) error {
+func (s *session) later(err error, doing string) error {
 	if s.ctx.Err() != nil || pipeline.Classify(err) != problem.Retry || problem.Has(err, records.ErrBatchTooSmall) {
 		return err
 	}
 	s.in.comp.Failed(problem.Retry.String(), outage.CodeOf(err))
-	s.in.comp.Log.Debug("commands about parked records are not looked at", "err", err)
+	s.in.comp.Log.Warn("trying again", "while", doing, "err", err)
 	return nil
 }
 
@@ -268,7 +272,7 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 	}
 	whole, err := s.parked.Records(ctx, s.producers[0].client, keys)
 	if err != nil {
-		return s.later(err)
+		return s.later(err, "reading what is parked")
 	}
 	fits := map[string]error{}
 	for key, rs := range whole {
@@ -276,7 +280,7 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 			if err := s.outs.Fits(ctx, r); problem.Has(err, records.ErrTooLarge) {
 				fits[key] = err
 			} else if err != nil {
-				return s.later(err)
+				return s.later(err, "asking how large a record may be")
 			}
 		}
 	}

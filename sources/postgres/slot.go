@@ -304,6 +304,29 @@ func checkPosition(p *position, sys *system, slot string, confirmed lsn, history
 	return nil
 }
 
+// checkWritten makes sure that the server has written all that p counts as
+// delivered: one that was set back on the same timeline is behind it, and would
+// be taken to have nothing new until it has passed it again (rule B7).
+func (se *session) checkWritten(ctx context.Context, p *position) error {
+	var text string
+	err := se.q.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text`).Scan(&text)
+	if err != nil {
+		return classify("asking how far the server has written", err)
+	}
+	var end lsn
+	if err := end.UnmarshalText([]byte(text)); err != nil {
+		return ErrProtocol.New("LSN %q: %w", text, err)
+	}
+	at := p.LSN
+	if p.Tx != nil {
+		at = max(at, p.Tx.Final)
+	}
+	if at > end {
+		return ErrAhead.New("the last position is %s, the server has written up to %s: changes that were captured from %s to %s are not in it", at, end, end, at)
+	}
+	return nil
+}
+
 // switchPoint reads a timeline history file: lines of timeline, LSN at which it
 // was left, reason.
 func switchPoint(history []byte, timeline int32) (lsn, bool) {
