@@ -65,19 +65,21 @@ type Outputs struct {
 
 	mu     sync.RWMutex
 	m      map[*change.Table]*Output
-	limits map[string]int // of topics that Fits has looked at
+	tables map[string][]*change.Table // by topic, those of m, the oldest first
+	limits map[string]int             // of topics that Fits has looked at
 }
 
-// maxTables bounds Outputs: sources that describe their tables anew now and
-// then make new Tables of the same shape.
-const maxTables = 4096
+// maxTables bounds the Tables of one topic: sources that describe their tables
+// anew now and then make new ones of the same shape. What is in flight is of the
+// last few.
+const maxTables = 64
 
 // NewOutputs makes an empty Outputs. spec says how a topic must be that does
 // not exist; maxRecord (octets) bounds a record below what its topic takes, 0:
 // does not. large makes batches small, but for its topics; nil: they are as
 // large as their topics take.
 func NewOutputs(cluster *kafka.Cluster, registry *avro.Registry, spec func(*change.Table) kafka.TopicSpec, maxRecord int, large *LargeTopics) *Outputs {
-	return &Outputs{cluster: cluster, registry: registry, spec: spec, max: maxRecord, large: large, m: map[*change.Table]*Output{}, limits: map[string]int{}}
+	return &Outputs{cluster: cluster, registry: registry, spec: spec, max: maxRecord, large: large, m: map[*change.Table]*Output{}, tables: map[string][]*change.Table{}, limits: map[string]int{}}
 }
 
 // Find gives the Output of a Table, or nil when Ensure has not seen it.
@@ -116,10 +118,15 @@ func (o *Outputs) Ensure(ctx context.Context, t *change.Table) (*Output, error) 
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.m) >= maxTables {
-		clear(o.m)
+	if was := o.m[t]; was != nil { // by another worker, meanwhile
+		return was, nil
 	}
 	o.m[t] = out
+	o.tables[t.Topic] = append(o.tables[t.Topic], t)
+	if of := o.tables[t.Topic]; len(of) > maxTables {
+		delete(o.m, of[0])
+		o.tables[t.Topic] = of[1:]
+	}
 	return out, nil
 }
 
@@ -164,10 +171,8 @@ func (o *Outputs) BatchBytes(topic string) int32 {
 }
 
 func (o *Outputs) batchBytes(topic string) int32 {
-	for _, out := range o.m {
-		if out.Topic.Name == topic {
-			return int32(max(out.batch, 512))
-		}
+	if of := o.tables[topic]; len(of) > 0 {
+		return int32(max(o.m[of[len(of)-1]].batch, 512))
 	}
 	limit, is := o.limits[topic]
 	switch {

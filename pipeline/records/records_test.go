@@ -172,6 +172,45 @@ func TestProduceRefusesWhatIsTooLarge(t *testing.T) {
 	}
 }
 
+// If this failed, a transaction over more tables than fit somewhere would stop
+// its source for good; or a source that describes its tables anew for weeks
+// would keep all that it ever said.
+func TestManyTables(t *testing.T) {
+	b := enginetest.NewBed(t, "")
+	outs := outputs(b, 0)
+	const many = 4200
+	batch := change.Get()
+	defer batch.Release()
+	for i := range many {
+		table := *b.Table()
+		table.Topic = fmt.Sprintf("%s.public.t%d", b.Source, i)
+		enginetest.AppendRow(batch, table.Index(), enginetest.Row{Op: change.Create, ID: 1, Val: "a"}, 1, i)
+	}
+	if err := outs.EnsureAll(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	rs := new(records.Buffer)
+	if err := outs.Encode(rs, batch, 0, batch.Len()); err != nil {
+		t.Fatal(err)
+	}
+	if len(rs.Records) != many {
+		t.Fatalf("%d records of %d tables", len(rs.Records), many)
+	}
+	first := b.Table()
+	tables := []*change.Table{first}
+	for range 100 {
+		tables = append(tables, b.Table())
+	}
+	for _, table := range tables {
+		if _, err := outs.Ensure(t.Context(), table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if outs.Find(first) != nil {
+		t.Error("a description of long ago is kept")
+	}
+}
+
 // If this failed, a row that was once too large could not be mended or deleted:
 // the update that shortens it carries the long version as its old row.
 func TestProduceLeavesOutALongOldRow(t *testing.T) {

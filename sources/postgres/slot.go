@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"github.com/tallywire/tallywire/internal/dial"
 	"github.com/tallywire/tallywire/sources/postgres/wire"
 )
 
@@ -49,6 +50,7 @@ func (c *Config) connect(ctx context.Context) (*pgx.Conn, error) {
 		cfg.RuntimeParams[k] = v
 	}
 	cfg.ConnectTimeout = connectTimeout
+	dial.Postgres(&cfg.Config)
 	q, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, classify("connecting to the source database", err)
@@ -79,6 +81,7 @@ func (c *Config) connectReplication(ctx context.Context) (*replication, error) {
 	cfg.RuntimeParams["replication"] = "database"
 	cfg.ConnectTimeout = connectTimeout
 	r := &replication{}
+	dial.Postgres(cfg)
 	dialInto(cfg, &r.under)
 	cfg.BuildFrontend = func(in io.Reader, out io.Writer) *pgproto3.Frontend {
 		r.in = in
