@@ -74,6 +74,17 @@ type SourceOutlet interface {
 	Durable() <-chan Resume
 }
 
+// Besider is a Source that can place records beside its stream: what was parked
+// is sent again with a Pos of its own (rule C6).
+type Besider interface {
+	Source
+	// Beside gives a Pos for the n-th record (from 1, over the source's whole
+	// life) that goes out behind all that r counts as delivered and before all
+	// that is to come. false: not at this r, such as inside a transaction or a
+	// load; it is asked again at a later one.
+	Beside(r Resume, n uint64) (change.Pos, bool)
+}
+
 // Stage transforms changes: one to one, one to many, or none.
 type Stage interface {
 	// Apply owns in: it sends it on (changed in place, or another) or

@@ -74,7 +74,7 @@ func (a *app) parkedListCmd() *cobra.Command {
 			return a.listParked(cmd, pool, f)
 		},
 	}
-	c.Flags().StringVar(&f.Stage, "stage", "", "only of this transform or sink")
+	c.Flags().StringVar(&f.Stage, "stage", "", "only of this source, transform or sink")
 	c.Flags().StringVar(&f.Topic, "topic", "", "only of this topic")
 	c.Flags().StringVar(&f.Key, "key", "", "only of this key")
 	c.Flags().IntVar(&f.Limit, "limit", 1000, "so many at most")
@@ -116,8 +116,9 @@ func (a *app) parkedRetryCmd() *cobra.Command {
 		Use: "retry STAGE", Short: "Have parked records of a transform or sink tried again",
 		Long: `retry asks the running process to try parked records of STAGE again: one key,
 or all with --all, and says what became of them. What fails again is parked
-again, with its newest reason. What is not tried within --wait is tried when
-STAGE runs, or comes to it.`,
+again, with its newest reason. A record that was too large for its topic passes
+once the topic's max.message.bytes was raised. What is not tried within --wait
+is tried when STAGE runs, or comes to it.`,
 		Example: "  tallywire parked retry erp --topic ps.customer --key 17\n  tallywire parked retry erp --all",
 	}, "tried again", parked.Retry)
 }
@@ -139,7 +140,7 @@ func (a *app) parkedDo(c *cobra.Command, done string, do parkedAction) *cobra.Co
 	var topic, key string
 	var all, dry bool
 	var wait time.Duration
-	c.Args = exactly(1, "one STAGE, the name of a transform or sink")
+	c.Args = exactly(1, "one STAGE, the name of a source, transform or sink")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		if !all && key == "" {
 			return usage{fmt.Errorf("name a --key (and its --topic), or --all")}

@@ -47,6 +47,7 @@ type stack struct {
 	control   *pgxpool.Pool
 	firm      *history.History // what the firm committed, by a slot of test_decoding
 	writers   *history.Writers
+	unique    bool   // the ERP refuses a reference that it has
 	binary    string // what start runs
 	config    string
 	http      string // address of tallywire's own HTTP server
@@ -72,10 +73,14 @@ var patience = 2 * testkit.Patience
 const secret = "chaos-erp"
 
 // newStack starts it all, seeds a small firm and makes the truth's slot.
-func newStack(t *testing.T) *stack {
+func newStack(t *testing.T) *stack { return newStackOf(t, true) }
+
+// newStackOf is newStack; unless unique, the ERP takes a second time entry with
+// the same reference.
+func newStackOf(t *testing.T, unique bool) *stack {
 	t.Helper()
 	ctx := t.Context()
-	s := &stack{t: t, dir: t.TempDir(), binary: binary}
+	s := &stack{t: t, dir: t.TempDir(), binary: binary, unique: unique}
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -97,7 +102,7 @@ func newStack(t *testing.T) *stack {
 	s.redis = testkit.NewRedis(t)
 
 	var err error
-	s.erp, err = erp.Start(ctx, erp.Options{Dir: filepath.Join(s.dir, "erp"), ClientSecret: secret, RatePer5Min: 10_000_000})
+	s.erp, err = erp.Start(ctx, erp.Options{Dir: filepath.Join(s.dir, "erp"), ClientSecret: secret, RatePer5Min: 10_000_000, AllowDuplicates: !unique})
 	must(err)
 	t.Cleanup(func() { must(s.erp.Stop()) })
 
@@ -173,7 +178,7 @@ transforms:
   costed: {type: join}
 sinks:
   warehouse: {type: warehouse, dsn: %[8]q}
-  erp: {type: rest, profile: business-central, url: "%[9]s", company: %[10]s, token_url: "%[11]s", client_id: tallywire, client_secret: env:ERP_SECRET, go_live: %[12]s, rate: 5000, burst: 1000, timeout: 2s, unique_reference: true}
+  erp: {type: rest, profile: business-central, url: "%[9]s", company: %[10]s, token_url: "%[11]s", client_id: tallywire, client_secret: env:ERP_SECRET, go_live: %[12]s, rate: 5000, burst: 1000, timeout: 2s, unique_reference: %[14]v, settle_after: 5s}
 `
 
 // sourceDSN is how the source reaches its database: CHAOS_TRANSPORT is tcp, which
@@ -197,7 +202,7 @@ func (s *stack) sourceDSN() string {
 func (s *stack) writeConfig(instance, http string) (file string) {
 	s.t.Helper()
 	text := fmt.Sprintf(configuration, s.kafka.Addr(), s.serving.Addr, s.redis.Addr, s.far.DSN("control"), http, filepath.Join(s.dir, "state-"+instance),
-		s.sourceDSN(), s.far.DSN("warehouse"), s.erp.URL(), s.erp.Company(), s.erp.TokenURL(), firm.GoLive.Format("2006-01-02"), instance)
+		s.sourceDSN(), s.far.DSN("warehouse"), s.erp.URL(), s.erp.Company(), s.erp.TokenURL(), firm.GoLive.Format("2006-01-02"), instance, s.unique)
 	file = filepath.Join(s.dir, instance+".yml")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)

@@ -21,13 +21,13 @@ import (
 // asked; those that run on both brokers leave Kafka out with -short. A test
 // holds the names true.
 var needJava = []string{
-	"TestEndHanging", "TestKafkaKillRestartTool", "TestPythonReadsThroughApicurio", "TestTwoRegistriesOnApacheKafka",
+	"TestEndHanging", "TestTransactional", "TestTransactionalOutlivesABroker", "TestKafkaKillRestartTool", "TestPythonReadsThroughApicurio", "TestTwoRegistriesOnApacheKafka",
 	"TestPythonReadsThroughTheEmbeddedRegistry", "TestPythonWritesWhatWeRead",
 }
 
 // crashTests take turns in `test`, one for each commit beside TestChaosKill;
 // `full` runs them all.
-var crashTests = []string{"TestChaosAllAtOnce", "TestBadInput", "TestChaosLoad", "TestChaosServers", "TestChaosKafkaKilled", "TestChaosReset", "TestChaosUpgrade"}
+var crashTests = []string{"TestChaosAllAtOnce", "TestChaosKillWithoutReference", "TestBadInput", "TestChaosLoad", "TestChaosServers", "TestChaosKafkaKilled", "TestChaosReset", "TestChaosUpgrade"}
 
 const crashPackage = "./internal/chaos"
 

@@ -15,6 +15,7 @@ import (
 	"github.com/pressly/goose/v3/database"
 	"github.com/pressly/goose/v3/lock"
 
+	"github.com/tallywire/tallywire/internal/dial"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -50,6 +51,7 @@ func Open(ctx context.Context, dsn string) (*pgxpool.Pool, error) {
 		// pgx takes the password out of the message.
 		return nil, ErrDSN.New("control.dsn: %w", err)
 	}
+	dial.Postgres(&cfg.ConnConfig.Config)
 	cfg.ConnConfig.RuntimeParams["application_name"] = "tallywire control"
 	cfg.ConnConfig.RuntimeParams["search_path"] = Schema
 	if err := migrate(ctx, cfg.ConnConfig); err != nil {

@@ -54,6 +54,15 @@ type Parked struct {
 	FirstAt    time.Time
 	LastAt     time.Time
 	RetryAsked bool
+	// Held are the records that lie beside it in the parked topic, in their
+	// order: of a source, whose own topic never had them. Not in the table.
+	Held []Held
+}
+
+// Held is one record that is kept whole.
+type Held struct {
+	Parts     int    `json:"parts"`               // that it is cut into
+	Unchanged string `json:"unchanged,omitempty"` // columns that it does not tell, joined by commas
 }
 
 // KeylessKey is the RecordKey of a record without one.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
 )
 
@@ -71,16 +72,24 @@ func leaveOpen(ctx context.Context, c *Cluster, topic string, id string, before 
 	return kerr.ErrorForCode(resp.Topics[0].Partitions[0].ErrorCode)
 }
 
+func clusterAt(t *testing.T, addr string, opts ...kgo.Opt) *Cluster {
+	c, err := New(Config{Brokers: []string{addr}, Opts: opts}, obs.New(slog.New(slog.NewTextHandler(io.Discard, nil))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
 // Lost if this fails: Kafka is killed between a decision and its markers, comes
 // back without them, and the source and all who read its topics wait for ever.
 func TestEndHanging(t *testing.T) {
 	k := testkit.NewKafka(t, embedded.KafkaOptions{Settings: map[string]string{"transaction.partition.verification.enable": "false"}})
 	ctx := t.Context()
-	c, err := New(Config{Brokers: []string{k.Addr()}}, obs.New(slog.New(slog.NewTextHandler(io.Discard, nil))))
-	if err != nil {
-		t.Fatal(err)
+	c := clusterAt(t, k.Addr())
+	look := func(topics []string, ids ...string) ([]Hanging, error) {
+		return c.endHanging(ctx, ids, func(context.Context) ([]string, error) { return topics, nil }, map[string]fate{})
 	}
-	defer c.Close()
 	for i, commit := range []bool{true, false} {
 		topic, id := fmt.Sprintf("raw.%d", i), fmt.Sprintf("tallywire.ingest.%d", i)
 		for _, name := range []string{topic, topic + ".quiet", topic + ".live"} {
@@ -110,7 +119,7 @@ func TestEndHanging(t *testing.T) {
 		if err != nil || len(topics) != 3 {
 			t.Fatal(topics, err)
 		}
-		if found, err := c.EndHanging(ctx, []string{id, "tallywire.ingest.unknown"}, topics); err != nil || len(found) > 0 {
+		if found, err := look(topics, id, "tallywire.ingest.unknown"); err != nil || len(found) > 0 {
 			t.Fatalf("nothing hangs, and it finds %v, %v", found, err)
 		}
 		// A predecessor that is not fenced has begun its next transaction: to
@@ -118,7 +127,7 @@ func TestEndHanging(t *testing.T) {
 		if err := leaveOpen(ctx, c, topic+".live", id, 0); err != nil {
 			t.Fatal(err)
 		}
-		if found, err := c.EndHanging(ctx, []string{id}, topics); err != nil || len(found) > 0 {
+		if found, err := look(topics, id); err != nil || len(found) > 0 {
 			t.Fatalf("a transaction that is under way is ended: %v, %v", found, err)
 		}
 		topic += ".quiet" // the producer is not known there, and may come with its former epoch
@@ -128,11 +137,22 @@ func TestEndHanging(t *testing.T) {
 		if who := c.Holders(ctx, topic); !strings.Contains(who, "partition 0, from offset 0") {
 			t.Errorf("open for %s", who)
 		}
+		// A reader says what it waits for, rather than wait for ever.
+		meta, err := c.Topic(ctx, topic)
+		if err != nil {
+			t.Fatal(err)
+		}
+		scanPatience = time.Millisecond
+		err = Scan(ctx, c.Shared(), meta, 0, 0, 1, func(*kgo.Record) error { return nil })
+		scanPatience = time.Minute
+		if !problem.Has(err, ErrUnavailable) || !strings.Contains(err.Error(), "open at offset 0") {
+			t.Errorf("reading what is open: %v", err)
+		}
 		// It is nobody's whose id is not asked for.
-		if found, err := c.EndHanging(ctx, []string{"tallywire.ingest.other"}, topics); err != nil || len(found) > 0 {
+		if found, err := look(topics, "tallywire.ingest.other"); err != nil || len(found) > 0 {
 			t.Fatalf("it finds %v, %v", found, err)
 		}
-		found, err := c.EndHanging(ctx, []string{id}, topics)
+		found, err := look(topics, id)
 		if err != nil || len(found) != 1 || found[0].Commit != commit || found[0].Offset != 0 || found[0].ID != id {
 			t.Fatalf("it finds %v, %v", found, err)
 		}
@@ -150,10 +170,6 @@ func TestEndHanging(t *testing.T) {
 			t.Fatalf("stable up to %d of %d", s.Offset, e.Offset)
 		}
 		seen := map[string]bool{}
-		meta, err := c.Topic(ctx, topic)
-		if err != nil {
-			t.Fatal(err)
-		}
 		reader, err := c.Client()
 		if err != nil {
 			t.Fatal(err)
@@ -169,6 +185,10 @@ func TestEndHanging(t *testing.T) {
 		}
 		if seen["of an open transaction"] != commit {
 			t.Errorf("commit %v: a reader sees %v", commit, seen)
+		}
+		// A broker that does not know a topic yet says nothing about it.
+		if _, err := look([]string{topic, "raw.unknown"}, id); !problem.Has(err, ErrUnavailable) {
+			t.Errorf("with a topic that is not there: %v", err)
 		}
 		// The id goes on.
 		if err := cl.BeginTransaction(); err != nil {

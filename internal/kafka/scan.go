@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -23,10 +24,14 @@ const (
 	scanBytes      = 8 << 20
 )
 
+// scanPatience is how long a scan waits for one open transaction: longer than
+// those of ours can last.
+var scanPatience = 2 * time.Minute
+
 // Scan gives fn the committed records of partition p of t from offset from up
 // to but not including to, as far as they are still there, markers of
 // transactions too; a record is valid during the call. It waits for
-// transactions that are open below to. cl may be any client of the cluster. An
+// transactions that are open below to, two minutes for each. cl may be any client of the cluster. An
 // error of fn ends it, and is returned as it is; others are ErrUnavailable, ErrRefused or ErrOffsetRange.
 func Scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, to int64, fn func(*kgo.Record) error) error {
 	if from >= to {
@@ -34,6 +39,7 @@ func Scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, t
 	}
 	doing := fmt.Sprintf("reading offsets %d to %d of partition %d of topic %q", from, to-1, p, t.Name)
 	var leader *kgo.Broker
+	moved := time.Now()
 	for next := from; next < to; {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -76,6 +82,12 @@ func Scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, t
 		}
 		if after == next && fp.HighWatermark < to {
 			return ErrUnavailable.New("%s: it ends at %d for now", doing, fp.HighWatermark)
+		}
+		switch {
+		case after > next:
+			moved = time.Now()
+		case time.Since(moved) > scanPatience:
+			return ErrUnavailable.New("%s: a transaction has been open at offset %d for %v", doing, fp.LastStableOffset, scanPatience)
 		}
 		next = after
 	}

@@ -187,21 +187,23 @@ func retriable(err error) bool {
 // takeOver fences all other writers, and then reads up to a record of its own:
 // the topic has one partition, so all that they committed lies before it.
 func (l *schemaLog) takeOver(ctx context.Context) error {
-	if found, err := l.cluster.EndHanging(ctx, []string{transactionalID}, []string{Topic}); err != nil {
-		return fmt.Errorf("ending what Kafka left open in %s (%v): %w", Topic, found, err)
+	ours := kafka.Transactional{
+		ID: transactionalID, Timeout: 20 * time.Second,
+		Topics: func(context.Context) ([]string, error) { return []string{Topic}, nil },
 	}
-	p, err := l.cluster.Client(
-		kgo.TransactionalID(transactionalID),
-		kgo.TransactionTimeout(20*time.Second),
+	if err := l.cluster.TakeOver(ctx, ours); err != nil { // the fence
+		return fmt.Errorf("taking over what is written to %s: %w", Topic, err)
+	}
+	p, err := l.cluster.Client(append(ours.Opts(l.cluster),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.DefaultProduceTopic(Topic),
 		kgo.ProducerBatchMaxBytes(16<<20),
-	)
+	)...)
 	if err != nil {
 		return err
 	}
 	l.producer = p
-	if _, _, err := p.ProducerID(ctx); err != nil { // InitProducerID: the fence
+	if _, _, err := p.ProducerID(ctx); err != nil {
 		l.dropProducer()
 		return fmt.Errorf("taking the transactional id %s: %w", transactionalID, err)
 	}

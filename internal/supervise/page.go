@@ -14,6 +14,7 @@ import (
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/console"
 	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/dial"
 	"github.com/tallywire/tallywire/internal/secret"
 )
 
@@ -81,6 +82,7 @@ func openMargin(cfg *config.Config, costs bool) (func(context.Context, string) (
 	if err != nil {
 		return nil, func() {} // the sink itself tells what is wrong with it
 	}
+	dial.Postgres(&pc.ConnConfig.Config)
 	pc.MaxConns = 2
 	pc.ConnConfig.RuntimeParams["application_name"] = "tallywire page"
 	pc.ConnConfig.RuntimeParams["default_transaction_read_only"] = "on"

@@ -117,27 +117,26 @@ type parkedWriter struct {
 // newWriter takes the sink's transactional id, which ends what a predecessor
 // left open (A4, A5).
 func (d *deliver) newWriter(ctx context.Context, topic string) (*parkedWriter, error) {
-	w := &parkedWriter{d: d, id: "tallywire." + d.spec.Name + "." + d.env.Instance}
-	found, err := d.env.Kafka.EndHanging(ctx, []string{w.id}, []string{topic, "__consumer_offsets"})
-	for _, h := range found {
-		d.comp.Log.Warn("a transaction that Kafka left open", "id", h.ID, "where", h.String(), "ended", err == nil)
+	ours := kafka.Transactional{
+		ID: "tallywire." + d.spec.Name + "." + d.env.Instance, Timeout: txnTimeout, Group: true,
+		Topics: func(context.Context) ([]string, error) { return []string{topic}, nil },
 	}
-	if err != nil {
+	if err := d.env.Kafka.TakeOver(ctx, ours); err != nil {
 		return nil, err
 	}
+	w := &parkedWriter{d: d, id: ours.ID}
+	var err error
 	if w.v2, err = d.env.Kafka.TransactionsV2(ctx); err != nil {
 		return nil, err
 	}
 	if w.limit, err = d.env.Kafka.MaxRecordBytes(ctx, topic); err != nil {
 		return nil, err
 	}
-	w.cl, err = d.env.Kafka.Client(
-		kgo.TransactionalID(w.id),
-		kgo.TransactionTimeout(txnTimeout),
+	w.cl, err = d.env.Kafka.Client(append(ours.Opts(d.env.Kafka),
 		kgo.ConcurrentTransactionsBackoff(2*time.Millisecond),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerBatchMaxBytes(16<<20),
-	)
+	)...)
 	if err != nil {
 		return nil, err
 	}

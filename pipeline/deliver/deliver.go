@@ -68,6 +68,7 @@ type session struct {
 	wanted atomic.Bool
 
 	prepared int64             // generation that prepare has seen
+	alone    bool              // no other process has a part of it, as prepare has seen
 	id       string            // the assignment's name for the sink; set by start
 	as       kafka.GroupMember // who we were when prepare saw it
 	parked   *parked.Set
@@ -225,11 +226,28 @@ func (s *session) prepare(ctx context.Context) error {
 		return err
 	}
 	s.prepared = gen
+	s.alone = s.ownsAll(places)
 	s.as = kafka.GroupMember{Group: pipeline.GroupOf(s.spec.Name), Instance: s.member.Instance()}
 	s.as.ID, s.as.Generation = s.group.GroupMetadata()
 	s.comp.Partitions()
 	s.comp.Is(obs.Running, "")
 	return s.lag(ctx)
+}
+
+// ownsAll reports that no other process has a partition of any topic.
+func (s *session) ownsAll(places []*consume.Owned) bool {
+	n := map[string]int32{}
+	for _, p := range places {
+		if n[p.Topic.Name]++; n[p.Topic.Name] == p.Topic.Partitions {
+			n[p.Topic.Name] = -1 << 16 // whole
+		}
+	}
+	for _, t := range s.spec.Topics {
+		if n[t] >= 0 {
+			return false
+		}
+	}
+	return true
 }
 
 func (s *session) lag(ctx context.Context) error {

@@ -60,7 +60,7 @@ func (s *session) retryDue(ctx context.Context) error {
 		}
 		commands := s.parked.Commands(s.spec.MaxRecords)
 		if len(commands) == 0 {
-			return s.retryOverdue(ctx)
+			return s.retryUnasked(ctx)
 		}
 		if err := s.obey(ctx, commands); err != nil {
 			return err
@@ -120,10 +120,18 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 	return a.try(ctx)
 }
 
-// retryOverdue tries records that have waited for long.
-func (s *session) retryOverdue(ctx context.Context) error {
+// retryUnasked tries records that have waited for long, and those that what
+// they wait for may have missed: another process delivered it when it could not
+// know yet of who waits.
+func (s *session) retryUnasked(ctx context.Context) error {
 	now := time.Now()
-	keys := s.parked.Overdue(now.Add(-s.spec.Patience), s.spec.MaxRecords)
+	keys := s.parked.Seen(s.spec.MaxRecords)
+	if s.alone {
+		keys = nil
+	}
+	if len(keys) == 0 {
+		keys = s.parked.Overdue(now.Add(-s.spec.Patience), s.spec.MaxRecords)
+	}
 	if len(keys) == 0 {
 		return nil
 	}
@@ -131,7 +139,8 @@ func (s *session) retryOverdue(ctx context.Context) error {
 	for _, k := range keys {
 		ref, _ := s.parked.Get([]byte(k))
 		if a.octets >= s.spec.MaxBytes {
-			break
+			s.parked.NotTried(k)
+			continue
 		}
 		a.octets += ref.Size
 		a.keys = append(a.keys, k)

@@ -1,8 +1,11 @@
 package deliver
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -244,6 +247,29 @@ func TestDeliverHearsCommandsLater(t *testing.T) {
 
 // What waits lies in a partition of another process than what it waits for.
 func TestDeliverReleasesAcrossMembers(t *testing.T) {
+	t.Run("who waits is known", func(t *testing.T) { releasesAcrossMembers(t, false) })
+	// One member has judged a child, and not parked it yet, when the other
+	// delivers its parent: nobody there knows that it waits.
+	t.Run("who waits is parked too late", func(t *testing.T) { releasesAcrossMembers(t, true) })
+}
+
+// between is a sink that does something between the first judgement that a
+// record waits and its parking.
+type between struct {
+	*enginetest.Memory
+	once sync.Once
+	do   func()
+}
+
+func (s *between) Write(ctx context.Context, b *change.Batch) ([]pipeline.Failure, error) {
+	fs, err := s.Memory.Write(ctx, b)
+	if slices.ContainsFunc(fs, func(f pipeline.Failure) bool { return f.WaitsFor != "" }) {
+		s.once.Do(s.do)
+	}
+	return fs, err
+}
+
+func releasesAcrossMembers(t *testing.T, late bool) {
 	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
 	b.Control()
 	parent := *b.In
@@ -264,7 +290,46 @@ func TestDeliverReleasesAcrossMembers(t *testing.T) {
 	spec := b.DeliverSpec(m, parents.In.Topic, b.In.Topic)
 	spec.Patience = time.Hour // nothing but their parents releases them
 	members := []*pipeline.Env{b.Member("a"), b.Member("b")}
+	putParents := func() {
+		for id := int64(11); id <= 19; id++ {
+			parents.Put(enginetest.Row{Op: change.Update, ID: id, Val: "parent"})
+		}
+	}
 	for _, env := range members {
+		spec := spec
+		if late && env.Instance == "b" {
+			spec.Sink = &between{Memory: m, do: func() {
+				putParents()
+				b.Eventually("the other member to deliver its parents", func() (bool, string) {
+					mine := map[int32]bool{}
+					for _, of := range b.Group().Members {
+						if of.InstanceID != nil && strings.HasPrefix(*of.InstanceID, "b.") {
+							if a, is := of.Assigned.AsConsumer(); is {
+								for _, t := range a.Topics {
+									for _, part := range t.Partitions {
+										mine[part] = mine[part] || t.Topic == parents.In.Topic
+									}
+								}
+							}
+						}
+					}
+					lags, err := b.Direct.Admin().Lag(t.Context(), pipeline.GroupOf(b.Source))
+					if err != nil {
+						return false, err.Error()
+					}
+					theirs := 0
+					for _, part := range lags[pipeline.GroupOf(b.Source)].Lag[parents.In.Topic] {
+						if mine[part.Partition] {
+							continue
+						}
+						if theirs++; part.Lag != 0 {
+							return false, fmt.Sprint("partition ", part.Partition, ": ", part.Lag)
+						}
+					}
+					return theirs > 0 && len(mine) > 0, fmt.Sprint(theirs, mine)
+				})
+			}}
+		}
 		delivering(b, env, spec)
 	}
 	b.Eventually("both to have partitions", func() (bool, string) {
@@ -281,11 +346,11 @@ func TestDeliverReleasesAcrossMembers(t *testing.T) {
 		b.Put(enginetest.Row{Op: change.Update, ID: id, Val: "child"})
 	}
 	b.Drained()
-	for _, env := range members {
-		b.Shows(env, "sink", "who waits", func(v obs.View) bool { return v.Waiting > 0 })
-	}
-	for id := int64(11); id <= 19; id++ {
-		parents.Put(enginetest.Row{Op: change.Update, ID: id, Val: "parent"})
+	if !late {
+		for _, env := range members {
+			b.Shows(env, "sink", "who waits", func(v obs.View) bool { return v.Waiting > 0 })
+		}
+		putParents()
 	}
 	b.Eventually("the children to be released", func() (bool, string) { return m.Size() == 18, fmt.Sprint(m.Size()) })
 	for _, env := range members {

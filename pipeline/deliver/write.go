@@ -185,6 +185,13 @@ func (s *session) write(ctx context.Context, pc *sinkBatch, parking *parked.Txn)
 	if err != nil {
 		return err
 	}
+	// Who waits for what was delivered is looked up when it is there: who parks
+	// itself later tries once more by itself (Set.Seen).
+	if !s.alone {
+		if err := s.parked.Follow(ctx, s.env.Kafka.Shared(), s.env.Kafka); err != nil {
+			return err
+		}
+	}
 	s.resolveParked(pc, failed, parking)
 	return nil
 }

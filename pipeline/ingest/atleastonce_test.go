@@ -276,7 +276,7 @@ func TestIngestAtLeastOnceParks(t *testing.T) {
 	if n := len(b.Committed()); n != 2 {
 		t.Errorf("%d records came through, want 2", n)
 	}
-	parked := parkedOf(b)
+	parked := heads(parkedOf(b))
 	for _, p := range parked {
 		if p.Key != "3" {
 			t.Errorf("parked: %+v", p)

@@ -37,12 +37,13 @@ type feed struct {
 	// cut splits transactions: only the last batch of each is a boundary.
 	cut bool
 	all chan struct{} // closed when everything is confirmed
+	got chan struct{} // txs got more (feed.more)
 }
 
 var errSlotInUse = problem.Define("TW-TEST-SLOT-IN-USE", problem.Retry, "The test's slot is in use.", "Wait.")
 
 func newFeed(table *change.Table, txs [][]enginetest.Row) *feed {
-	return &feed{table: table, txs: txs, all: make(chan struct{})}
+	return &feed{table: table, txs: txs, all: make(chan struct{}), got: make(chan struct{}, 1)}
 }
 
 type feedToken struct {
@@ -86,10 +87,12 @@ func (f *feed) Run(ctx context.Context, out pipeline.SourceOutlet) error {
 	}
 	for {
 		var sent chan struct{}
+		f.mu.Lock()
 		if next <= len(f.txs) {
 			sent = make(chan struct{})
 			close(sent)
 		}
+		f.mu.Unlock()
 		// What is durable is looked at first, as often as can be.
 		select {
 		case r := <-out.Durable():
@@ -100,6 +103,7 @@ func (f *feed) Run(ctx context.Context, out pipeline.SourceOutlet) error {
 		select {
 		case r := <-out.Durable():
 			f.confirm(r)
+		case <-f.got:
 		case <-sent:
 			if f.before != nil {
 				f.before(next)
@@ -115,7 +119,9 @@ func (f *feed) Run(ctx context.Context, out pipeline.SourceOutlet) error {
 }
 
 func (f *feed) send(ctx context.Context, out pipeline.SourceOutlet, n int) error {
+	f.mu.Lock()
 	rows := f.txs[n-1]
+	f.mu.Unlock()
 	per := len(rows)
 	if f.cut {
 		per = max(1, len(rows)/3)
@@ -134,6 +140,15 @@ func (f *feed) send(ctx context.Context, out pipeline.SourceOutlet, n int) error
 		}
 	}
 	return nil
+}
+
+// Beside places a record behind transaction n and before the next one.
+func (f *feed) Beside(r pipeline.Resume, n uint64) (change.Pos, bool) {
+	var at feedToken
+	if err := json.Unmarshal(r, &at); err != nil {
+		panic(err)
+	}
+	return change.Pos{System: 1, Timeline: 1, LSN: uint64(at.LSN), Kind: change.PosCommit, Ordinal: 1<<62 + n}, true
 }
 
 func (f *feed) confirm(r pipeline.Resume) {

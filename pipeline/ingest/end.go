@@ -159,7 +159,10 @@ func (s *session) collect(t *txn) error {
 		}
 	}
 	for _, c := range t.touched {
-		s.parked.Committed(c.parked, c.rec)
+		s.parked.Committed(c.parked, c.rec, c.parts...)
+	}
+	for _, c := range t.obeyed {
+		s.parked.Ended(c)
 	}
 	return nil
 }

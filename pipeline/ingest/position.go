@@ -51,6 +51,7 @@ type position struct {
 	// otherwise it is in ResumeBytes.
 	Resume      json.RawMessage          `json:"resume,omitempty"`
 	ResumeBytes []byte                   `json:"resume_bytes,omitempty"`
+	Beside      uint64                   `json:"beside,omitempty"` // records sent beside the stream so far (pipeline.Besider)
 	Cluster     string                   `json:"cluster"`
 	Topics      map[string]positionTopic `json:"topics"` // raw topics written so far
 	WrittenAt   time.Time                `json:"written_at"`

@@ -71,27 +71,26 @@ func (s *session) nextProducer(now time.Time) *txnProducer {
 // rested is when the markers of its last transaction are surely written.
 func (t *txnProducer) rested() time.Time { return t.free.Add(producerRest) }
 
-// takeProducers makes the clients and fences every predecessor, on all ids: one
-// that was left out could still commit what it holds, after the position was
-// read. Each client is made now and no later, since a client fences when it
-// gets its producer id: one made later could throw out a successor.
+// takeProducers fences every predecessor, on all ids, and makes the clients: an
+// id that was left out could still commit what it holds, after the position was
+// read. Each client gets its producer id now and no later, since that fences
+// too: one made later could throw out a successor.
 func (s *session) takeProducers(ctx context.Context) error {
-	if err := s.endHanging(ctx); err != nil {
+	ours := s.transactionals()
+	if err := s.in.env.Kafka.TakeOver(ctx, ours...); err != nil {
 		return err
 	}
-	for _, id := range TransactionalIDs(s.in.spec.Name) {
-		cl, err := s.newClient(
-			kgo.TransactionalID(id),
-			kgo.TransactionTimeout(s.in.limits.TxnTimeout),
+	for _, t := range ours {
+		cl, err := s.newClient(append(t.Opts(s.in.env.Kafka),
 			kgo.ConcurrentTransactionsBackoff(time.Millisecond), // 20 ms, the default, is seen in every latency
 			// Nobody reads what is not committed: what is in Kafka earlier is
 			// only more requests. The flush before the end does not wait.
 			kgo.ProducerLinger(txnGap),
-		)
+		)...)
 		if err != nil {
 			return err
 		}
-		s.producers = append(s.producers, &txnProducer{id: id, client: cl})
+		s.producers = append(s.producers, &txnProducer{id: t.ID, client: cl})
 	}
 	if s.in.limits.Delivery == pipeline.AtLeastOnce {
 		cl, err := s.newClient()
@@ -103,39 +102,28 @@ func (s *session) takeProducers(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, t := range s.producers {
 		g.Go(func() error {
-			if err := fence(ctx, t.client); err != nil {
-				return kafka.Wrap(err, "fencing predecessors of source %q (transactional id %q)", s.in.spec.Name, t.id)
-			}
-			return nil
+			// Within a session kgo repeats InitProducerID with the id and epoch
+			// that it holds, which Kafka refuses to one who was fenced.
+			_, _, err := t.client.ProducerID(ctx)
+			return kafka.Wrap(err, "taking transactional id %q of source %q", t.id, s.in.spec.Name)
 		})
 	}
 	return g.Wait()
 }
 
-// endHanging ends what Kafka has decided on and left open. Fencing, which comes
-// next, would make it forget the decision: what the source was told is durable
-// could then not be told from what was aborted.
-func (s *session) endHanging(ctx context.Context) error {
-	name := s.in.spec.Name
-	topics, err := s.in.env.Kafka.TopicsOf(ctx, name+".")
-	if err != nil {
-		return err
+// transactionals are the source's ids. Their topics are all that exist by now:
+// what a predecessor wrote to is among them.
+func (s *session) transactionals() (ts []kafka.Transactional) {
+	name, cluster := s.in.spec.Name, s.in.env.Kafka
+	ours := []string{s.positions.Name, parked.TopicOf(name)}
+	topics := func(ctx context.Context) ([]string, error) {
+		all, err := cluster.TopicsOf(ctx, name+".")
+		return append(all, ours...), err
 	}
-	found, err := s.in.env.Kafka.EndHanging(ctx, TransactionalIDs(name), append(topics, s.positions.Name, parked.TopicOf(name)))
-	for _, h := range found {
-		s.in.comp.Log.Warn("a transaction that Kafka left open", "id", h.ID, "where", h.String(), "ended", err == nil)
+	for _, id := range TransactionalIDs(name) {
+		ts = append(ts, kafka.Transactional{ID: id, Timeout: s.in.limits.TxnTimeout, Topics: topics})
 	}
-	return err
-}
-
-// fence makes Kafka refuse every client that used the transactional id before,
-// and abort what they left open; it waits until the markers of that, or of a
-// commit that was under way, are written. Setting up a client does none of
-// this, only InitProducerID does (A4). Within a session kgo repeats it with the
-// id and epoch that it holds, which Kafka refuses to one who was fenced.
-func fence(ctx context.Context, client *kgo.Client) error {
-	_, _, err := client.ProducerID(ctx)
-	return err
+	return ts
 }
 
 // newClient makes a client to produce with. All of them share what kgo lets

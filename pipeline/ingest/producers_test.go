@@ -125,10 +125,13 @@ func TestIngestNextTransactionDoesNotOvertake(t *testing.T) {
 	enginetest.OnBoth(t, func(t *testing.T, b *enginetest.Bed) {
 		txs := inserts(60, 20)
 		f := newFeed(b.Table(), txs)
+		var hold *testkit.KafkaHold
 		f.before = func(n int) {
-			if n%20 == 10 {
-				first := newRequestOf(b, produce)
-				hold := b.Proxy.Hold(first.match)
+			switch n % 20 {
+			case 10:
+				hold = b.Proxy.Hold(newRequestOf(b, produce).match)
+			case 11:
+				b.Await("a request to be held", hold.Held())
 				// Time for others to overtake; they may not, so no signal of
 				// theirs can be waited for.
 				time.AfterFunc(300*time.Millisecond, hold.Release)

@@ -15,14 +15,9 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/tallywire/tallywire/change"
-	"github.com/tallywire/tallywire/internal/control"
-	"github.com/tallywire/tallywire/internal/kafka"
-	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/parked"
-	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 // ErrNoBoundary says that a source kept a transaction open too long.
@@ -45,6 +40,7 @@ type txn struct {
 	waiting  []chan struct{} // of checkpoints
 	topics   map[string]*txnTopic
 	touched  map[string]parkedChange // parked keys, as this transaction leaves them
+	obeyed   []*parked.Command       // that it does
 
 	// Exactly-once: the first job with records, when it was produced, and
 	// how long Kafka took to confirm it, in ns. At-least-once: how long after
@@ -128,6 +124,9 @@ func (s *session) nextJob() (p *encodeJob, more bool, err error) {
 			}
 		default:
 		}
+		if err := s.listen(); err != nil {
+			return nil, false, err
+		}
 		select {
 		case p, more = <-s.order:
 			return p, more, nil
@@ -154,6 +153,7 @@ func (s *session) nextJob() (p *encodeJob, more bool, err error) {
 		case <-s.ctx.Done():
 			return nil, false, s.failure()
 		case <-wake:
+		case <-s.listenTick.C: // listen looks at the clock
 		}
 	}
 }
@@ -263,7 +263,7 @@ func (s *session) produce(p *encodeJob) error {
 		return s.failure()
 	}
 	rs := p.recs
-	refused := rs.Refused
+	refused, cleared := rs.Refused, rs.Cleared
 	n := len(rs.Records)
 	p.left.Store(int64(n) + 1)
 	if s.atLeastOnce() {
@@ -295,7 +295,16 @@ func (s *session) produce(p *encodeJob) error {
 			releases = true
 		}
 		if releases {
-			s.release(r)
+			for len(cleared) > 0 && cleared[0] <= i {
+				if cleared[0] == i {
+					s.releaseAll(r.Topic)
+				}
+				cleared = cleared[1:]
+			}
+			if !s.pass(r) {
+				s.recordConfirmed(p)
+				continue
+			}
 		}
 		if r.Topic != topic {
 			topic = r.Topic
@@ -368,59 +377,5 @@ func (s *session) recordConfirmed(p *encodeJob) {
 func (t *txn) confirmed() {
 	if t.left.Add(-1) == 0 {
 		close(t.settledAll)
-	}
-}
-
-// park writes a refused change to the parked topic, in the transaction that
-// its record would have been in.
-func (s *session) park(r *records.Refused) {
-	p := control.Parked{
-		Stage: s.in.spec.Name, Kind: control.KindTransform, Topic: r.Topic, Offset: -1, Key: r.Key, RecordKey: r.RecordKey,
-		Headers: []control.Header{{Key: kafka.HeaderPos, Value: change.AppendPos(nil, r.Pos)}},
-		Millis:  r.Time / 1000, Code: outage.CodeOf(r.Err), Reason: parked.ReasonText(r.Err), Remedy: outage.RemedyOf(r.Err), Attempts: 1,
-		Omitted: true,
-	}
-	p.FirstAt = time.Now().UTC().Truncate(time.Microsecond)
-	p.LastAt = p.FirstAt
-	s.in.comp.Failed("reject", p.Code)
-	s.in.comp.Log.Warn("parked", "topic", p.Topic, "pos", r.Pos, "code", p.Code, "err", r.Err)
-	s.touch(parked.AppendKey(nil, r.Topic, r.RecordKey), &p)
-}
-
-// parkedChange is what a transaction does to a parked key.
-type parkedChange struct {
-	parked *control.Parked // nil: released
-	rec    *kgo.Record
-}
-
-// touch writes p, or a release when it is nil, to the parked topic.
-func (s *session) touch(key []byte, p *control.Parked) {
-	r := &kgo.Record{Topic: s.parked.Topic.Name, Key: key}
-	if p != nil {
-		r.Value = parked.Append(nil, p, 0)
-	}
-	s.txn.touched[string(key)] = parkedChange{p, r}
-	s.produceOne(s.txn, r)
-}
-
-// mayRelease reports whether anything is parked at all.
-func (s *session) mayRelease() bool {
-	return s.parked.Len() > 0 || len(s.txn.touched) > 0 || s.ending != nil && len(s.ending.touched) > 0
-}
-
-// release takes a key out of the parked topic when a later record of it goes
-// through: raw records carry the whole row.
-func (s *session) release(r *kgo.Record) {
-	key := parked.AppendKey(nil, r.Topic, r.Key)
-	c, known := s.txn.touched[string(key)]
-	if !known && s.ending != nil { // what it parked is in the set with its end
-		c, known = s.ending.touched[string(key)]
-	}
-	isParked := c.parked != nil
-	if !known {
-		_, isParked = s.parked.Get(key)
-	}
-	if isParked {
-		s.touch(key, nil)
 	}
 }

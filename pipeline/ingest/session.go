@@ -63,6 +63,11 @@ type session struct {
 	open atomic.Bool // a transaction is open
 
 	// The sequencer's own.
+	heard      time.Time // when it last listened for commands
+	listenTick *time.Ticker
+	partSize   int
+	moved      string // the parked key that the last record took the row of away
+
 	txn    *txn      // being filled; nil: none
 	ending *txn      // the one before, while its end is under way
 	ended  chan *txn // gives ending back
@@ -94,6 +99,8 @@ func newSession(ctx context.Context, in *ingest) *session {
 		work:    make(chan *encodeJob, queuedJobs),
 		durable: make(chan pipeline.Resume, 1),
 		ended:   make(chan *txn, 1),
+
+		listenTick: time.NewTicker(listenEvery),
 	}
 	s.ctx, s.fail = context.WithCancelCause(context.WithoutCancel(ctx))
 	return s
@@ -142,13 +149,20 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 		if err := last.check(ctx, env.Kafka, name); err != nil {
 			return nil, err
 		}
-		s.position.Topics = last.Topics
+		s.position.setResume(last.resume())
+		s.position.Topics, s.position.Beside = last.Topics, last.Beside
 		if s.position.Topics == nil {
 			s.position.Topics = map[string]positionTopic{}
 		}
 		resume = last.resume()
 	}
 	s.parked = parked.NewSet(name, control.KindTransform, parkedTopic, s.in.comp)
+	s.parked.KeepHeads, s.parked.Following = true, true
+	limit, err := env.Kafka.MaxRecordBytes(ctx, parkedTopic.Name)
+	if err != nil {
+		return nil, err
+	}
+	s.partSize = max(min(parked.PartSize, limit/2), 512)
 	if err := s.parked.Load(ctx, client, env.Kafka, []int32{0}, func(string, int32) bool { return true }); err != nil {
 		return nil, err
 	}
@@ -370,6 +384,7 @@ func (s *session) finish() error {
 	close(s.order)
 	close(s.work)
 	s.wg.Wait()
+	s.listenTick.Stop()
 	err := s.failure()
 	s.closeClients() // fails what was sent behind the last boundary and is not answered: it comes again
 	s.fail(nil)      // frees the context

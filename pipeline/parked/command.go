@@ -20,7 +20,11 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
-const headerCommand = "tw.command"
+const (
+	headerCommand = "tw.command"
+	headerOutcome = "tw.outcome" // of the end of a command; its one value:
+	outcomeIdle   = "nothing to do"
+)
 
 // What a command may say.
 const (
@@ -40,6 +44,7 @@ type Command struct {
 	key       string // of its record
 	partition int32  // of the parked topic
 	offset    int64
+	idle      bool // there was nothing to do
 }
 
 // Key is that of the record it is about, by AppendKey.
@@ -97,15 +102,41 @@ func (s *Set) heard(r *kgo.Record) error {
 	return nil
 }
 
-// About tells which record a command is about, if that very one is still
-// parked.
+// About tells which parked record a command is about: a retry about whichever
+// version is parked now, a discard about the very one that was shown. If it is
+// not parked, the command is to be ended all the same.
 func (s *Set) About(c *Command) (key string, ref Ref, is bool) {
 	k := c.Key()
 	ref, is = s.refs[string(k)]
-	if !is || ref.Offset != c.About.Offset || ref.TopicID != c.About.TopicID || ref.Partition != c.About.Partition {
-		return string(k), ref, false
+	if is && c.Name == CommandDiscard {
+		is = ref.Offset == c.About.Offset && ref.TopicID == c.About.TopicID && ref.Partition == c.About.Partition
+		if ref.Head != nil { // of a source: it has no offset
+			is = is && ref.FirstAt.Equal(c.About.FirstAt)
+		}
 	}
-	return string(k), ref, true
+	c.idle = !is
+	return string(k), ref, is
+}
+
+// end is the record that says that a command was done.
+func (c *Command) end(topic string) *kgo.Record {
+	r := &kgo.Record{Topic: topic, Partition: c.partition, Key: []byte(c.key), Timestamp: time.Now()}
+	if c.idle {
+		r.Headers = []kgo.RecordHeader{{Key: headerOutcome, Value: []byte(outcomeIdle)}}
+	}
+	return r
+}
+
+// End is the record of the parked topic that ends a command, for the
+// transaction that does what it says; Ended forgets it once that is committed.
+// A Txn does both.
+func (s *Set) End(c *Command) *kgo.Record { return c.end(s.Topic.Name) }
+
+// Ended forgets a command.
+func (s *Set) Ended(c *Command) {
+	if s.commands[c.key] == c {
+		delete(s.commands, c.key)
+	}
 }
 
 // Commands are those about records of this session's partitions, up to limit,
@@ -138,6 +169,7 @@ func commandRecord(topic string, partitions int32, p *control.Parked, command st
 // Outcome is what became of records that a command was sent about, by number.
 type Outcome struct {
 	Asked   int `json:"records"`
+	Changed int `json:"changed"` // not parked any more, or to be discarded and parked in a newer version
 	Taken   int `json:"taken"`   // out of what is parked: delivered, or dropped
 	Parked  int `json:"parked"`  // tried, and parked again
 	Pending int `json:"pending"` // not done yet: their stage does not run, or is busy
@@ -185,7 +217,7 @@ func await(ctx context.Context, cluster *kafka.Cluster, sent []*kgo.Record, wait
 	}
 	next := map[place]int64{}
 	left := map[string]bool{} // topic and key of commands
-	again := map[string]bool{}
+	again, idle := map[string]bool{}, map[string]bool{}
 	for _, r := range sent {
 		p := place{r.Topic, r.Partition}
 		if at, is := next[p]; !is || r.Offset < at {
@@ -213,8 +245,9 @@ func await(ctx context.Context, cluster *kafka.Cluster, sent []*kgo.Record, wait
 				case r.Attrs.IsControl() || len(r.Key) == 0:
 				case r.Key[0] != separator:
 					again[p.topic+string(r.Key)] = r.Value != nil
-				case r.Value == nil:
+				case r.Value == nil && left[p.topic+string(r.Key)]:
 					delete(left, p.topic+string(r.Key))
+					idle[p.topic+string(r.Key)] = slices.ContainsFunc(r.Headers, func(h kgo.RecordHeader) bool { return h.Key == headerOutcome })
 				}
 				return nil
 			})
@@ -238,6 +271,8 @@ func await(ctx context.Context, cluster *kafka.Cluster, sent []*kgo.Record, wait
 		switch {
 		case left[r.Topic+string(r.Key)]:
 			out.Pending++
+		case idle[r.Topic+string(r.Key)]:
+			out.Changed++
 		case again[r.Topic+string(about)]:
 			out.Parked++
 		default:

@@ -52,6 +52,7 @@ type meta struct {
 	Attempts  int              `json:"attempts"`
 	FirstAt   time.Time        `json:"first_at"`
 	LastAt    time.Time        `json:"last_at"`
+	Held      []control.Held   `json:"held,omitempty"`
 }
 
 // Of describes rec, parked because of err. key is how a person knows
@@ -63,7 +64,7 @@ func Of(stage, kind string, t *change.Topic, rec *kgo.Record, key string, err er
 		Code: outage.CodeOf(err), Reason: ReasonText(err), Remedy: outage.RemedyOf(err), Attempts: 1,
 	}
 	if p.Key == "" {
-		p.Key = readableKey(p.RecordKey)
+		p.Key = ReadableKey(p.RecordKey)
 	}
 	for _, h := range rec.Headers {
 		p.Headers = append(p.Headers, control.Header{Key: h.Key, Value: h.Value})
@@ -82,8 +83,8 @@ func RecordKey(rec *kgo.Record) []byte {
 	return rec.Key
 }
 
-// readableKey shows octets that could not be decoded.
-func readableKey(b []byte) string {
+// ReadableKey shows octets that could not be decoded.
+func ReadableKey(b []byte) string {
 	if utf8.Valid(b) {
 		ok := true
 		for _, r := range string(b) {
@@ -133,6 +134,7 @@ func Append(dst []byte, p *control.Parked, limit int) []byte {
 		Version: version, Topic: p.Topic, TopicID: hex.EncodeToString(p.TopicID[:]), Partition: p.Partition, Offset: p.Offset,
 		Millis: p.Millis, Key: p.Key, RecordKey: p.RecordKey, Keyless: p.Keyless, Null: p.Value == nil && !p.Omitted, Omitted: p.Omitted, Headers: p.Headers,
 		Code: p.Code, Reason: p.Reason, Remedy: p.Remedy, WaitsFor: p.WaitsFor, Attempts: p.Attempts, FirstAt: p.FirstAt, LastAt: p.LastAt,
+		Held: p.Held,
 	}
 	const slack = 4096 // of the JSON, less the key, which is in there and in the record's key
 	if limit > 0 && len(p.Value)+base64.StdEncoding.EncodedLen(len(p.RecordKey))+len(p.RecordKey)+slack > limit {
@@ -173,6 +175,7 @@ func parse(stage string, b []byte, value bool) (p control.Parked, err error) {
 		Stage: stage, Kind: control.KindTransform, Topic: m.Topic, TopicID: [16]byte(id), Partition: m.Partition, Offset: m.Offset,
 		Key: m.Key, RecordKey: m.RecordKey, Keyless: m.Keyless, Omitted: m.Omitted, Headers: m.Headers, Millis: m.Millis, Code: m.Code, Reason: m.Reason,
 		Remedy: m.Remedy, WaitsFor: m.WaitsFor, Attempts: m.Attempts, FirstAt: m.FirstAt, LastAt: m.LastAt,
+		Held: m.Held,
 	}
 	if p.RecordKey == nil {
 		p.RecordKey = []byte{}

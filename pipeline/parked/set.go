@@ -6,6 +6,8 @@ package parked
 import (
 	"bytes"
 	"context"
+	"iter"
+	"maps"
 	"slices"
 	"time"
 
@@ -33,9 +35,13 @@ type Ref struct {
 	FirstAt   time.Time
 	TriedAt   time.Time
 	WaitsFor  string
-	Size      int // of its record in the parked topic, in octets
+	Size      int // of its record in the parked topic and of its parts, in octets, about
+	// Head is the whole parked record, but for what is kept in parts. Only
+	// with KeepHeads; not to be changed.
+	Head *control.Parked
 
-	mine bool
+	partsAt int64 // no part of it lies before
+	mine    bool
 }
 
 // Set is used by one session, which loads it when partitions are assigned and
@@ -44,6 +50,8 @@ type Set struct {
 	Topic *change.Topic // the parked topic
 	// Following: Follow is called now and then.
 	Following bool
+	// KeepHeads: Ref.Head is there.
+	KeepHeads bool
 
 	name string
 	kind string
@@ -55,6 +63,8 @@ type Set struct {
 	released map[string]Ref  // by ourselves, and not read yet; At: the release
 	waiters  map[string]map[string]bool
 	commands map[string]*Command // not done yet, by their record's key
+	seen     map[string]bool     // waits of ours that others see since the last Seen
+	partsAt  map[string]int64    // of part 0, by AppendKey
 
 	parked, waiting int64 // of those that are ours
 }
@@ -70,6 +80,7 @@ func NewSet(name, kind string, topic *change.Topic, comp *obs.Component) *Set {
 func (s *Set) reset() {
 	s.next, s.refs, s.released = map[int32]int64{}, map[string]Ref{}, map[string]Ref{}
 	s.waiters, s.commands = map[string]map[string]bool{}, map[string]*Command{}
+	s.partsAt, s.seen = map[string]int64{}, map[string]bool{}
 	s.parked, s.waiting = 0, 0
 }
 
@@ -85,6 +96,9 @@ func (s *Set) Get(key []byte) (Ref, bool) {
 	r, is := s.refs[string(key)]
 	return r, is
 }
+
+// Keys lists what is parked, by AppendKey.
+func (s *Set) Keys() iter.Seq[string] { return maps.Keys(s.refs) }
 
 // Waits reports whether any record waits for another.
 func (s *Set) Waits() bool { return len(s.waiters) > 0 }
@@ -148,10 +162,18 @@ func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int
 		case r.Attrs.IsControl() || len(r.Key) == 0:
 			return nil
 		case r.Key[0] == separator:
-			return s.heard(r)
+			if n, of, is := partOf(r.Key); !is {
+				return s.heard(r)
+			} else if n == 0 && r.Value != nil && s.KeepHeads {
+				s.partsAt[string(of)] = r.Offset
+			}
+			return nil
 		}
 		key := string(r.Key)
 		if old, is := s.refs[key]; is && s.PartitionOf(old.Partition) == part && old.At >= r.Offset {
+			if old.At == r.Offset && old.mine && old.WaitsFor != "" {
+				s.seen[key] = true
+			}
 			return nil // we know what comes later
 		}
 		if old, is := s.released[key]; is && s.PartitionOf(old.Partition) == part && old.At >= r.Offset {
@@ -159,13 +181,14 @@ func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int
 		}
 		if r.Value == nil {
 			s.drop(key)
+			delete(s.partsAt, key)
 			return nil
 		}
 		p, err := parse(s.name, r.Value, false)
 		if err != nil {
 			return err
 		}
-		s.put(key, refOf(&p, r.Offset, len(r.Value)))
+		s.put(key, s.refOf(&p, r.Offset, len(r.Value)))
 		return nil
 	})
 	if err != nil {
@@ -175,14 +198,23 @@ func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int
 	return nil
 }
 
-func refOf(p *control.Parked, at int64, size int) Ref {
-	if p.Omitted {
+func (s *Set) refOf(p *control.Parked, at int64, size int) Ref {
+	switch {
+	case len(p.Held) > 0:
+		size += held(p) * PartSize
+	case p.Omitted:
 		size += 1 << 20 // at least
 	}
-	return Ref{
+	r := Ref{
 		TopicID: p.TopicID, Partition: p.Partition, Offset: p.Offset, At: at,
 		Attempts: p.Attempts, FirstAt: p.FirstAt, TriedAt: p.LastAt, WaitsFor: p.WaitsFor, Size: size,
 	}
+	if s.KeepHeads {
+		head := *p
+		head.Value = nil
+		r.Head = &head
+	}
+	return r
 }
 
 func (s *Set) put(key string, r Ref) {
@@ -190,6 +222,7 @@ func (s *Set) put(key string, r Ref) {
 	delete(s.released, key)
 	topic, _ := splitKey(key)
 	r.mine = s.owns == nil || s.owns(topic, r.Partition)
+	r.partsAt = s.partsAt[key]
 	s.refs[key] = r
 	if r.WaitsFor != "" {
 		of := s.waiters[r.WaitsFor]
@@ -208,6 +241,7 @@ func (s *Set) drop(key string) {
 		return
 	}
 	delete(s.refs, key)
+	delete(s.seen, key)
 	if of := s.waiters[r.WaitsFor]; of != nil {
 		delete(of, key)
 		if len(of) == 0 {
@@ -239,13 +273,23 @@ func splitKey(key string) (topic string, recordKey []byte) {
 	return key[:max(i, 0)], []byte(key[i+1:])
 }
 
-// Committed notes that rec, of the parked topic, was committed: of p, or of a
-// release when p is nil.
-func (s *Set) Committed(p *control.Parked, rec *kgo.Record) {
+// Committed notes that rec, of the parked topic, was committed behind its
+// parts: of p, or of a release when p is nil.
+func (s *Set) Committed(p *control.Parked, rec *kgo.Record, parts ...*kgo.Record) {
+	for _, r := range parts {
+		if n, of, _ := partOf(r.Key); n == 0 && r.Value != nil {
+			s.partsAt[string(of)] = r.Offset
+		}
+	}
+	key := string(rec.Key)
 	if p != nil {
-		s.put(string(rec.Key), refOf(p, rec.Offset, len(rec.Value)))
-	} else if s.drop(string(rec.Key)); s.Following {
-		s.released[string(rec.Key)] = Ref{Partition: rec.Partition, At: rec.Offset}
+		s.put(key, s.refOf(p, rec.Offset, len(rec.Value)))
+	} else {
+		s.drop(key)
+		delete(s.partsAt, key)
+		if s.Following {
+			s.released[key] = Ref{Partition: rec.Partition, At: rec.Offset}
+		}
 	}
 	s.show()
 }
@@ -266,6 +310,28 @@ func (s *Set) Overdue(t time.Time, limit int) []string {
 	}
 	slices.SortFunc(out, func(a, b string) int { return int(s.refs[a].Offset - s.refs[b].Offset) })
 	return out
+}
+
+// Seen gives records that this session parked because they wait, once each,
+// when they can be read: what delivers the other one from then on finds them.
+// What delivered it before did not, so they are to be tried once more.
+func (s *Set) Seen(limit int) []string {
+	var out []string
+	for k := range s.seen {
+		if len(out) < limit {
+			out = append(out, k)
+			delete(s.seen, k)
+		}
+	}
+	slices.SortFunc(out, func(a, b string) int { return int(s.refs[a].Offset - s.refs[b].Offset) })
+	return out
+}
+
+// NotTried gives what Seen gave back to it.
+func (s *Set) NotTried(key string) {
+	if r, is := s.refs[key]; is && r.WaitsFor != "" {
+		s.seen[key] = true
+	}
 }
 
 // Tried notes that a record was tried again and waits as before: nothing that

@@ -176,8 +176,13 @@ func TestCommandsAreAboutOneVersion(t *testing.T) {
 		t.Error("the one about what is not parked is about something")
 	}
 	b.commit(true, func(tx *Txn) { tx.Park(of("1", 12, "v12")) })
-	if _, _, is := b.set.About(heard[0]); is {
-		t.Error("the one about the version before is about the new one")
+	if _, ref, is := b.set.About(heard[0]); !is || ref.Offset != 12 {
+		t.Error("a retry is not about the version that is parked now")
+	}
+	discard := *heard[0]
+	discard.Name = CommandDiscard
+	if _, _, is := b.set.About(&discard); is {
+		t.Error("a discard of the version before is about the new one")
 	}
 	b.load()
 	if n := len(b.set.Commands(10)); n != 2 {

@@ -145,7 +145,7 @@ func (t *Txn) Records(limit int) []*kgo.Record {
 		add(commandRecord(topic, t.set.Topic.Partitions, &c.About, c.Name, limit))
 	}
 	for _, c := range t.done {
-		add(&kgo.Record{Topic: topic, Partition: c.partition, Key: []byte(c.key), Timestamp: now})
+		add(c.end(topic))
 	}
 	return t.recs
 }
@@ -157,8 +157,6 @@ func (t *Txn) Committed() {
 		t.set.Committed(t.outs[key].parked, t.outs[key].rec)
 	}
 	for _, c := range t.done {
-		if t.set.commands[c.key] == c {
-			delete(t.set.commands, c.key)
-		}
+		t.set.Ended(c)
 	}
 }

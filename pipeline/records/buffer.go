@@ -23,6 +23,9 @@ type Refused struct {
 	Pos       change.Pos
 	Time      int64 // of the change
 	Err       error // of class Reject
+	// Record is the record whole, in memory of its own, when all that is wrong
+	// is its size; else nil.
+	Record *kgo.Record
 }
 
 // Buffer is encoded changes and the memory they live in. The records must
@@ -36,7 +39,8 @@ type Buffer struct {
 	Records []kgo.Record
 	Of      []int // for each record, the index of its change
 	Refused []Refused
-	Bytes   int // keys and values
+	Cleared []int // indexes of records that empty their topic: the first of each truncate
+	Bytes   int   // keys and values
 
 	buf  []byte
 	hdrs []kgo.RecordHeader
@@ -66,7 +70,7 @@ func (rs *Buffer) back(m fill) {
 // much as a tenth of the encoding.
 func (rs *Buffer) Reset() {
 	clear(rs.Refused)
-	rs.Records, rs.Of, rs.Refused, rs.Bytes = rs.Records[:0], rs.Of[:0], rs.Refused[:0], 0
+	rs.Records, rs.Of, rs.Refused, rs.Cleared, rs.Bytes = rs.Records[:0], rs.Of[:0], rs.Refused[:0], rs.Cleared[:0], 0
 	rs.buf, rs.hdrs = rs.buf[:0], rs.hdrs[:0]
 }
 

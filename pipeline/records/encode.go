@@ -28,8 +28,10 @@ const (
 )
 
 // Encode appends the records of b.Changes[from:to] in their order, partition
-// and timestamp set. A change that cannot be encoded, or is too large, goes to
-// Refused whole, and the others go on. Other errors fail all; a Table that Ensure
+// and timestamp set. A change that cannot be encoded goes to Refused, and the
+// others go on; of a raw change of which a record is too large it is that one
+// alone, since a row that changed its key is gone from the former one all the
+// same. Other errors fail all; a Table that Ensure
 // has not seen is a bug of the caller. The batch is not used afterwards.
 func (o *Outputs) Encode(rs *Buffer, b *change.Batch, from, to int) error {
 	rs.memo.Reset()
@@ -51,11 +53,18 @@ func (o *Outputs) Encode(rs *Buffer, b *change.Batch, from, to int) error {
 		}
 		if err != nil && problem.Has(err, ErrTooLarge) {
 			rs.back(from)
-			if lean := leanOld(b, c); lean != nil && rs.change(out, b, lean, i) == nil && rs.tooLarge(out, from.records) == nil {
-				err = nil
+			lean := leanOld(b, c)
+			if lean == nil {
+				lean = c
+			}
+			if err = rs.change(out, b, lean, i); err == nil {
+				err = rs.refuseLarge(out, b, c, i, from.records)
 			}
 		}
 		if err == nil {
+			if c.Op == change.Truncate {
+				rs.Cleared = append(rs.Cleared, from.records)
+			}
 			continue
 		}
 		if !rejects(err) {
@@ -198,19 +207,67 @@ func (rs *Buffer) one(out *Output, b *change.Batch, c *change.Change, at int, ke
 // tooLarge looks at the records of one change.
 func (rs *Buffer) tooLarge(out *Output, from int) error {
 	for i := from; i < len(rs.Records); i++ {
-		r := &rs.Records[i]
-		n := recordOverhead + len(r.Key) + len(r.Value)
-		for _, h := range r.Headers {
-			n += len(h.Key) + len(h.Value) + 10
-		}
-		if n > out.MaxBytes {
-			return ErrTooLarge.New("a record of %d octets for topic %q, which takes %d", n, out.Topic.Name, out.MaxBytes)
-		}
-		if n > out.batch {
-			out.large.add(out.Topic.Name)
-			return ErrBatchTooSmall.New("a record of %d octets for topic %q, in batches of %d", n, out.Topic.Name, out.batch)
+		if err := out.fits(&rs.Records[i]); err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+func (out *Output) fits(r *kgo.Record) error {
+	n := octets(r)
+	if n > out.MaxBytes {
+		return ErrTooLarge.New("a record of %d octets for topic %q, which takes %d", n, out.Topic.Name, out.MaxBytes)
+	}
+	if n > out.batch {
+		out.large.add(out.Topic.Name)
+		return ErrBatchTooSmall.New("a record of %d octets for topic %q, in batches of %d", n, out.Topic.Name, out.batch)
+	}
+	return nil
+}
+
+// octets is what a record takes alone in its batch, at most.
+func octets(r *kgo.Record) int {
+	n := recordOverhead + len(r.Key) + len(r.Value)
+	for _, h := range r.Headers {
+		n += len(h.Key) + len(h.Value) + 10
+	}
+	return n
+}
+
+// refuseLarge takes the records of one raw change that are too large out, and
+// refuses each.
+func (rs *Buffer) refuseLarge(out *Output, b *change.Batch, c *change.Change, at, from int) error {
+	if c.Table.Source == "" {
+		return rs.tooLarge(out, from)
+	}
+	kept := rs.Records[:from]
+	for i := from; i < len(rs.Records); i++ {
+		r := rs.Records[i]
+		err := out.fits(&r)
+		switch {
+		case err == nil:
+			kept = append(kept, r)
+			continue
+		case !problem.Has(err, ErrTooLarge):
+			return err
+		}
+		rs.Bytes -= len(r.Key) + len(r.Value)
+		whole := r
+		whole.Key, whole.Value, whole.Headers = bytes.Clone(r.Key), bytes.Clone(r.Value), slices.Clone(r.Headers)
+		for j := range whole.Headers {
+			whole.Headers[j].Value = bytes.Clone(whole.Headers[j].Value)
+		}
+		key := change.AppendKey(nil, b, c)
+		if slices.ContainsFunc(r.Headers, func(h kgo.RecordHeader) bool { return h.Key == HeaderNewKey }) {
+			key = change.AppendKeyRow(nil, b, c.Table, c.Old)
+		}
+		rs.Refused = append(rs.Refused, Refused{
+			Index: at, Topic: out.Topic.Name, Key: string(key), RecordKey: whole.Key, Pos: c.Pos, Time: c.Time, Err: err, Record: &whole,
+		})
+	}
+	rs.Of = rs.Of[:len(kept)]
+	rs.Records = kept
 	return nil
 }
 

@@ -6,6 +6,8 @@ import (
 	"context"
 	"sync"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
@@ -61,20 +63,23 @@ type Outputs struct {
 	max      int
 	large    *LargeTopics
 
-	mu sync.RWMutex
-	m  map[*change.Table]*Output
+	mu     sync.RWMutex
+	m      map[*change.Table]*Output
+	tables map[string][]*change.Table // by topic, those of m, the oldest first
+	limits map[string]int             // of topics that Fits has looked at
 }
 
-// maxTables bounds Outputs: sources that describe their tables anew now and
-// then make new Tables of the same shape.
-const maxTables = 4096
+// maxTables bounds the Tables of one topic: sources that describe their tables
+// anew now and then make new ones of the same shape. What is in flight is of the
+// last few.
+const maxTables = 64
 
 // NewOutputs makes an empty Outputs. spec says how a topic must be that does
 // not exist; maxRecord (octets) bounds a record below what its topic takes, 0:
 // does not. large makes batches small, but for its topics; nil: they are as
 // large as their topics take.
 func NewOutputs(cluster *kafka.Cluster, registry *avro.Registry, spec func(*change.Table) kafka.TopicSpec, maxRecord int, large *LargeTopics) *Outputs {
-	return &Outputs{cluster: cluster, registry: registry, spec: spec, max: maxRecord, large: large, m: map[*change.Table]*Output{}}
+	return &Outputs{cluster: cluster, registry: registry, spec: spec, max: maxRecord, large: large, m: map[*change.Table]*Output{}, tables: map[string][]*change.Table{}, limits: map[string]int{}}
 }
 
 // Find gives the Output of a Table, or nil when Ensure has not seen it.
@@ -113,10 +118,15 @@ func (o *Outputs) Ensure(ctx context.Context, t *change.Table) (*Output, error) 
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.m) >= maxTables {
-		clear(o.m)
+	if was := o.m[t]; was != nil { // by another worker, meanwhile
+		return was, nil
 	}
 	o.m[t] = out
+	o.tables[t.Topic] = append(o.tables[t.Topic], t)
+	if of := o.tables[t.Topic]; len(of) > maxTables {
+		delete(o.m, of[0])
+		o.tables[t.Topic] = of[1:]
+	}
 	return out, nil
 }
 
@@ -157,10 +167,39 @@ func (o *Outputs) EnsureAll(ctx context.Context, b *change.Batch) error {
 func (o *Outputs) BatchBytes(topic string) int32 {
 	o.mu.RLock()
 	defer o.mu.RUnlock()
-	for _, out := range o.m {
-		if out.Topic.Name == topic {
-			return int32(max(out.batch, 512))
-		}
+	return o.batchBytes(topic)
+}
+
+func (o *Outputs) batchBytes(topic string) int32 {
+	if of := o.tables[topic]; len(of) > 0 {
+		return int32(max(o.m[of[len(of)-1]].batch, 512))
 	}
-	return 1_000_012
+	limit, is := o.limits[topic]
+	switch {
+	case !is:
+		return 1_000_012
+	case o.large != nil && !o.large.has(topic):
+		limit = min(limit, batchBytes)
+	}
+	return int32(max(limit, 512))
+}
+
+// Fits asks what the topic of r takes now, and fails if that is less than r
+// (ErrTooLarge), or if the client's batches are smaller (ErrBatchTooSmall: the
+// next session's are not).
+func (o *Outputs) Fits(ctx context.Context, r *kgo.Record) error {
+	limit, err := o.cluster.MaxRecordBytes(ctx, r.Topic)
+	if err != nil {
+		return err
+	}
+	limit = min(limit, maxBatchBytes)
+	largest := limit
+	if o.max > 0 {
+		largest = min(limit, o.max)
+	}
+	o.mu.Lock()
+	o.limits[r.Topic] = limit
+	batch := int(o.batchBytes(r.Topic))
+	o.mu.Unlock()
+	return (&Output{Topic: &change.Topic{Name: r.Topic}, MaxBytes: largest, batch: batch, large: o.large}).fits(r)
 }

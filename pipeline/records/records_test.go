@@ -147,26 +147,67 @@ func TestProduceTruncateReachesEveryPartition(t *testing.T) {
 	}
 }
 
-// If this failed, one bad change would take its neighbours with it, or leave a
-// part of its own records behind.
-func TestProduceRefusesOneChangeWhole(t *testing.T) {
+// If this failed, one bad record would take its neighbours with it, or a row that
+// changed its key would stay under the former one until somebody mends it.
+func TestProduceRefusesWhatIsTooLarge(t *testing.T) {
 	b := enginetest.NewBed(t, "")
 	outs := outputs(b, 1000)
 	big := string(bytes.Repeat([]byte("x"), 900))
 	rs := encodeRows(b, t, outs, b.Table(),
 		enginetest.Row{Op: change.Create, ID: 1, Val: "a"},
-		enginetest.Row{Op: change.Update, ID: 3, Was: 2, Val: big}, // d, tombstone, c: too large all
+		enginetest.Row{Op: change.Update, ID: 3, Was: 2, Val: big}, // d, tombstone, c: all but the tombstone are too large
 		enginetest.Row{Op: change.Create, ID: 5, Val: "e"},
 	)
-	if len(rs.Records) != 2 || len(rs.Refused) != 1 {
+	if len(rs.Records) != 3 || len(rs.Of) != 3 || rs.Records[1].Value != nil || len(rs.Refused) != 2 {
 		t.Fatalf("%d records, %d refused", len(rs.Records), len(rs.Refused))
 	}
-	r := rs.Refused[0]
-	if r.Index != 1 || r.Key != "3" || !problem.Has(r.Err, records.ErrTooLarge) || len(r.RecordKey) == 0 {
-		t.Errorf("refused: %+v", r)
+	for i, key := range []string{"2", "3"} {
+		r := rs.Refused[i]
+		if r.Index != 1 || r.Key != key || !problem.Has(r.Err, records.ErrTooLarge) || len(r.RecordKey) == 0 || !bytes.Contains(r.Record.Value, []byte(big)) {
+			t.Errorf("refused: %+v", r)
+		}
+		if bytes.Contains([]byte(r.Err.Error()), []byte("xxx")) {
+			t.Error("the payload is in the error")
+		}
 	}
-	if bytes.Contains([]byte(r.Err.Error()), []byte("xxx")) {
-		t.Error("the payload is in the error")
+}
+
+// If this failed, a transaction over more tables than fit somewhere would stop
+// its source for good; or a source that describes its tables anew for weeks
+// would keep all that it ever said.
+func TestManyTables(t *testing.T) {
+	b := enginetest.NewBed(t, "")
+	outs := outputs(b, 0)
+	const many = 4200
+	batch := change.Get()
+	defer batch.Release()
+	for i := range many {
+		table := *b.Table()
+		table.Topic = fmt.Sprintf("%s.public.t%d", b.Source, i)
+		enginetest.AppendRow(batch, table.Index(), enginetest.Row{Op: change.Create, ID: 1, Val: "a"}, 1, i)
+	}
+	if err := outs.EnsureAll(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	rs := new(records.Buffer)
+	if err := outs.Encode(rs, batch, 0, batch.Len()); err != nil {
+		t.Fatal(err)
+	}
+	if len(rs.Records) != many {
+		t.Fatalf("%d records of %d tables", len(rs.Records), many)
+	}
+	first := b.Table()
+	tables := []*change.Table{first}
+	for range 100 {
+		tables = append(tables, b.Table())
+	}
+	for _, table := range tables {
+		if _, err := outs.Ensure(t.Context(), table); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if outs.Find(first) != nil {
+		t.Error("a description of long ago is kept")
 	}
 }
 

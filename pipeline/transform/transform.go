@@ -114,15 +114,15 @@ func (t *transform) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer s.side.Close()
-	if err := t.endHanging(ctx, parkedTopic.Name); err != nil {
+	ours := t.transactional(parkedTopic.Name)
+	if err := t.env.Kafka.TakeOver(ctx, ours); err != nil {
 		return err
 	}
-	if s.group, err = t.join(s.assignment); err != nil {
+	t.comp.Is(obs.Starting, "joining its group")
+	if s.group, err = t.join(s.assignment, ours); err != nil {
 		return err
 	}
 	defer func() { err = t.member.Close(outer, s.group.Client(), consume.CauseOf(ctx, err)) }()
-	// NewClient fences nobody: this does, and ends what a killed predecessor
-	// with our id left open (A4, A5).
 	if _, _, err := s.group.Client().ProducerID(ctx); err != nil {
 		return s.producerError(err, time.Now(), "taking the transactional id of transform %q", t.spec.Name)
 	}
@@ -164,26 +164,17 @@ func (t *transform) ensureOutputs(ctx context.Context) error {
 	return nil
 }
 
-// endHanging ends what Kafka has decided on and left open: of the outputs, and
-// of the group's offsets. It comes before fencing, which would make Kafka forget
-// the decision.
-func (t *transform) endHanging(ctx context.Context, parkedTopic string) error {
-	topics := slices.Concat(t.spec.Outputs, t.spec.Queues, []string{parkedTopic, "__consumer_offsets"})
-	found, err := t.env.Kafka.EndHanging(ctx, []string{t.transactionalID()}, topics)
-	for _, h := range found {
-		t.comp.Log.Warn("a transaction that Kafka left open", "id", h.ID, "where", h.String(), "ended", err == nil)
+// transactional is the id that the transform writes with in this instance.
+func (t *transform) transactional(parkedTopic string) kafka.Transactional {
+	topics := slices.Concat(t.spec.Outputs, t.spec.Queues, []string{parkedTopic})
+	return kafka.Transactional{
+		ID: "tallywire." + t.spec.Name + "." + t.env.Instance, Timeout: t.spec.TxnTimeout, Group: true,
+		Topics: func(context.Context) ([]string, error) { return topics, nil },
 	}
-	return err
 }
 
-func (t *transform) transactionalID() string {
-	return "tallywire." + t.spec.Name + "." + t.env.Instance
-}
-
-func (t *transform) join(a *consume.Assignment) (*kgo.GroupTransactSession, error) {
+func (t *transform) join(a *consume.Assignment, ours kafka.Transactional) (*kgo.GroupTransactSession, error) {
 	opts := append(a.Opts(t.member),
-		kgo.TransactionalID(t.transactionalID()),
-		kgo.TransactionTimeout(t.spec.TxnTimeout),
 		kgo.ConcurrentTransactionsBackoff(2*time.Millisecond),
 		kgo.RecordPartitioner(kgo.ManualPartitioner()),
 		kgo.ProducerLinger(2*time.Millisecond),
@@ -194,7 +185,7 @@ func (t *transform) join(a *consume.Assignment) (*kgo.GroupTransactSession, erro
 		kgo.FetchMaxWait(time.Second),
 		kgo.RebalanceTimeout(2*time.Minute),
 	)
-	return t.env.Kafka.GroupSession(opts...)
+	return t.env.Kafka.GroupSession(append(opts, ours.Opts(t.env.Kafka)...)...)
 }
 
 // loop works until something fails or ctx ends.

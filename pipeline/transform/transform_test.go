@@ -482,7 +482,7 @@ func TestTransformStageErrors(t *testing.T) {
 func TestTransformOutlivesAPanic(t *testing.T) {
 	enginetest.OnBoth(t, func(t *testing.T, bd *enginetest.Bed) {
 		b := enginetest.NewTopicBed(bd)
-		b.Many(100)
+		b.Many(1000) // more than one poll brings
 		st := &enginetest.Copier{Topic: b.Output()}
 		st.Before = func() {
 			if st.Sent() > 50 {

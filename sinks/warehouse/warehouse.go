@@ -17,6 +17,7 @@ import (
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/dial"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/pipeline"
 )
@@ -94,6 +95,7 @@ func New(c Config, o Options) (*Sink, error) {
 	if err != nil { // its text quotes the DSN
 		return nil, ErrDSN.New("the dsn of sink %q cannot be read", s.name)
 	}
+	dial.Postgres(&cfg.Config)
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 10 * time.Second
 	}

@@ -2,7 +2,10 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -206,6 +209,75 @@ func TestTimelineHistory(t *testing.T) {
 func TestPositionOfAnotherSlot(t *testing.T) {
 	err := checkPosition(&position{System: 1, Timeline: 1, Slot: "before", LSN: 0x2000000}, &system{id: 1, timeline: 1}, "now", 0x1000000, nil)
 	want(t, err, ErrGap, `"before"`, `"now"`, "0/2000000")
+}
+
+// Lost if this fails: all that a server commits after it was set back to a copy
+// of its disk, up to where it had been before: each commit lies before the
+// position, and is skipped and acknowledged (B7).
+func TestServerThatWasSetBack(t *testing.T) {
+	for _, version := range []string{embedded.Postgres15, embedded.Postgres18} {
+		t.Run(version, func(t *testing.T) {
+			dir := t.TempDir()
+			pg, err := embedded.StartPostgres(t.Context(), embedded.PostgresOptions{Version: version, Dir: filepath.Join(dir, "server"), Params: map[string]string{"fsync": "off"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = pg.Stop() })
+			d := newDB(t, pg)
+			// again ends the server and starts it anew, after what changes its disk.
+			again := func(end func() error, change func() error) {
+				t.Helper()
+				d.Close(context.Background())
+				for _, do := range []func() error{end, change, func() error { return pg.Start(t.Context()) }} {
+					if err := do(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				d = newDBConn(t, d)
+			}
+			down, nothing := func() error { return pg.Down(t.Context()) }, func() error { return nil }
+			data, before := filepath.Join(pg.Dir, "data"), filepath.Join(dir, "before")
+			d.sql("CREATE TABLE a(id int PRIMARY KEY)")
+			s, o := d.source(), newOutlet()
+			loaded(t, s, o).stop()
+			d.free(s.cfg.Slot)
+			again(down, func() error { return os.CopyFS(before, os.DirFS(data)) })
+			r := start(t, s, o)
+			d.sql("INSERT INTO a SELECT generate_series(1, 100)")
+			o.untilCount(t, 100)
+			r.stop()
+			d.free(s.cfg.Slot)
+			// A plain restart, and a crash, lose nothing.
+			again(down, nothing)
+			r = start(t, s, o)
+			d.sql("INSERT INTO a SELECT generate_series(101, 300)")
+			o.untilCount(t, 300)
+			r.stop()
+			again(pg.Kill, nothing)
+			r = start(t, s, o)
+			d.sql("INSERT INTO a VALUES (301)")
+			o.untilCount(t, 301)
+			r.stop()
+			d.free(s.cfg.Slot)
+			at := o.last(t).LSN
+			again(down, func() error {
+				return errors.Join(os.RemoveAll(data), os.CopyFS(data, os.DirFS(before)), os.Chmod(data, 0o700))
+			})
+			o.ended = nil
+			for range 2 { // the answer stays the same
+				want(t, start(t, s, o).fails(), ErrAhead, at.String())
+				d.free(s.cfg.Slot)
+			}
+			d.sql("INSERT INTO a VALUES (1001)")
+			want(t, start(t, s, o).fails(), ErrAhead, at.String())
+			if n := len(o.records()); n != 301 {
+				t.Errorf("%d records were sent in spite of it", n-301)
+			}
+			if confirmed := d.one("SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = '" + s.cfg.Slot + "'"); confirmed == at.String() {
+				t.Error("the position was acknowledged to it")
+			}
+		})
+	}
 }
 
 // Lost if this fails: the secrecy of what the server quotes (invariant 13).

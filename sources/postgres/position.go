@@ -11,6 +11,7 @@ import (
 
 	"github.com/jackc/pglogrepl"
 
+	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 )
@@ -76,6 +77,17 @@ func (p position) resume() pipeline.Resume {
 		panic("BUG: a position that is no JSON: " + err.Error())
 	}
 	return b
+}
+
+// Beside implements pipeline.Besider: behind all that is delivered, since LSN is
+// the end of a commit, and before the next one, whose record begins there or
+// later. Rows of a load share that form of Pos, with lower ordinals.
+func (s *Source) Beside(r pipeline.Resume, n uint64) (change.Pos, bool) {
+	p, err := parsePosition(r)
+	if err != nil || p == nil || p.State == loading || p.Tx != nil {
+		return change.Pos{}, false
+	}
+	return change.Pos{System: uint64(p.System), Timeline: uint32(p.Timeline), LSN: uint64(p.LSN), Kind: change.PosSnapshot, Ordinal: 1<<62 + n}, true
 }
 
 // parsePosition gives nil for no position.

@@ -51,6 +51,9 @@ var (
 	ErrTimeline = problem.Define("TW-PG-TIMELINE", problem.Halt,
 		"The server's history does not contain the last position: it was promoted or restored from before it.",
 		"Start the source over with a new load, after making sure that this is the right server.")
+	ErrAhead = problem.Define("TW-PG-AHEAD", problem.Halt,
+		"The server has not written what was captured from it: it was set back, to a snapshot of its disk or to a copy that was behind.",
+		"Make sure that this is the right server. Then start the source over with a new load: what was captured beyond the server's end is in no table any more, and its next commits take the same LSNs.")
 	ErrNoKey = problem.Define("TW-PG-NO-KEY", problem.Halt,
 		"A table has no key that deletes and updates could be told by.",
 		"Give the table a primary key, or ALTER TABLE … REPLICA IDENTITY USING INDEX on a unique index; or leave it out in `tables`.")

@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 
+	"github.com/tallywire/tallywire/internal/dial"
 	"github.com/tallywire/tallywire/sources/postgres/wire"
 )
 
@@ -49,6 +50,7 @@ func (c *Config) connect(ctx context.Context) (*pgx.Conn, error) {
 		cfg.RuntimeParams[k] = v
 	}
 	cfg.ConnectTimeout = connectTimeout
+	dial.Postgres(&cfg.Config)
 	q, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, classify("connecting to the source database", err)
@@ -79,6 +81,7 @@ func (c *Config) connectReplication(ctx context.Context) (*replication, error) {
 	cfg.RuntimeParams["replication"] = "database"
 	cfg.ConnectTimeout = connectTimeout
 	r := &replication{}
+	dial.Postgres(cfg)
 	dialInto(cfg, &r.under)
 	cfg.BuildFrontend = func(in io.Reader, out io.Writer) *pgproto3.Frontend {
 		r.in = in
@@ -300,6 +303,29 @@ func checkPosition(p *position, sys *system, slot string, confirmed lsn, history
 	}
 	if confirmed > p.LSN {
 		return ErrGap.New("slot %q has confirmed %s, the last position in Kafka is %s: the changes committed from %s to %s are missing", slot, confirmed, p.LSN, p.LSN, confirmed)
+	}
+	return nil
+}
+
+// checkWritten makes sure that the server has written all that p counts as
+// delivered: one that was set back on the same timeline is behind it, and would
+// be taken to have nothing new until it has passed it again (rule B7).
+func (se *session) checkWritten(ctx context.Context, p *position) error {
+	var text string
+	err := se.q.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text`).Scan(&text)
+	if err != nil {
+		return classify("asking how far the server has written", err)
+	}
+	var end lsn
+	if err := end.UnmarshalText([]byte(text)); err != nil {
+		return ErrProtocol.New("LSN %q: %w", text, err)
+	}
+	at := p.LSN
+	if p.Tx != nil {
+		at = max(at, p.Tx.Final)
+	}
+	if at > end {
+		return ErrAhead.New("the last position is %s, the server has written up to %s: changes that were captured from %s to %s are not in it", at, end, end, at)
 	}
 	return nil
 }

@@ -201,6 +201,9 @@ func (se *session) resume(ctx context.Context, history []byte) (p *position, con
 		}
 		return nil, 0, errors.Join(err, se.dropSlot(ctx))
 	}
+	if err == nil {
+		err = se.checkWritten(ctx, p)
+	}
 	if err != nil {
 		return nil, 0, err
 	}

@@ -117,6 +117,9 @@ type Row struct {
 	ID  int64
 	Was int64 // update: the key before, 0: the same
 	Val string
+	// Unsent: the note is not in the change, as Postgres leaves out a large
+	// value that did not change.
+	Unsent bool
 }
 
 func AppendRow(b *change.Batch, t *change.Table, r Row, lsn, ordinal int) {
@@ -124,10 +127,14 @@ func AppendRow(b *change.Batch, t *change.Table, r Row, lsn, ordinal int) {
 		v := b.Row(2)
 		v[0] = change.IntValue(id)
 		v[1] = b.SpanString(change.String, r.Val)
+		if r.Unsent {
+			v[1] = change.UnchangedValue()
+		}
 		return v
 	}
 	var was, is []change.Value
 	switch r.Op {
+	case change.Truncate:
 	case change.Delete:
 		was = image(r.ID)
 	case change.Update:

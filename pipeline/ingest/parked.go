@@ -1,0 +1,364 @@
+// What a source parks: a record that is too large for its topic. It is kept
+// whole in the parked topic, in the transaction that it would have been in, and
+// sent again beside the stream when somebody asks for it (decision 35).
+
+package ingest
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/outage"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/parked"
+	"github.com/tallywire/tallywire/pipeline/records"
+)
+
+// ErrMoved says that a row changed its key while it was parked.
+var ErrMoved = problem.Define("TW-PARKED-MOVED", problem.Reject,
+	"A parked row changed its key, and the change did not repeat a large value: nobody but the source knows it.",
+	"Write the value again at its source, such as SET note = note || '': the new record replaces this one. "+
+		"`tallywire parked retry` sends the row without it.")
+
+const (
+	// listenEvery is how often the parked topic is looked at for commands.
+	listenEvery = time.Second
+	// listenWithin bounds that, and obeyWithin what is read for commands: it is
+	// done between two records, and a transaction may be open.
+	listenWithin = 2 * time.Second
+	obeyWithin   = 10 * time.Second // at most a third of the transaction's timeout
+)
+
+// parkedChange is what a transaction does to a parked key.
+type parkedChange struct {
+	parked *control.Parked // nil: released
+	rec    *kgo.Record
+	parts  []*kgo.Record
+}
+
+// parkedNow gives what is parked under a key as the open transaction leaves it,
+// or nil. It is not to be changed.
+func (s *session) parkedNow(key []byte) *control.Parked {
+	if s.txn != nil {
+		if c, is := s.txn.touched[string(key)]; is {
+			return c.parked
+		}
+	}
+	if s.ending != nil { // what it did comes to the set with its end
+		if c, is := s.ending.touched[string(key)]; is {
+			return c.parked
+		}
+	}
+	if r, is := s.parked.Get(key); is {
+		return r.Head
+	}
+	return nil
+}
+
+// mayRelease reports whether anything is parked at all.
+func (s *session) mayRelease() bool {
+	return s.parked.Len() > 0 || len(s.txn.touched) > 0 || s.ending != nil && len(s.ending.touched) > 0
+}
+
+// touch writes p, behind its parts, or a release when it is nil, to the parked
+// topic, in the open transaction.
+func (s *session) touch(key []byte, p *control.Parked, parts []*kgo.Record) {
+	r := &kgo.Record{Topic: s.parked.Topic.Name, Key: key}
+	if p != nil {
+		r.Value = parked.Append(nil, p, 0)
+	}
+	for _, part := range parts {
+		s.produceOne(s.txn, part)
+	}
+	s.txn.touched[string(key)] = parkedChange{p, r, append(s.txn.touched[string(key)].parts, parts...)}
+	s.produceOne(s.txn, r)
+}
+
+// park writes a refused change to the parked topic, in the transaction that its
+// record would have been in.
+func (s *session) park(r *records.Refused) {
+	p := &control.Parked{
+		Stage: s.in.spec.Name, Kind: control.KindTransform, Topic: r.Topic, Offset: -1, Key: r.Key, RecordKey: r.RecordKey,
+		Headers: []control.Header{{Key: kafka.HeaderPos, Value: change.AppendPos(nil, r.Pos)}},
+		Millis:  r.Time / 1000, Omitted: true,
+	}
+	because(p, r.Err)
+	p.FirstAt, p.Attempts = p.LastAt, 1
+	if r.Record == nil {
+		s.note(p)
+		s.touch(parked.AppendKey(nil, p.Topic, p.RecordKey), p, nil)
+		return
+	}
+	if p.Keyless = r.Record.Key == nil; p.Keyless { // no other row is it, and no later record of it comes
+		p.RecordKey = fmt.Appendf(nil, "@%s", r.Pos)
+	}
+	s.hold(p, r.Record)
+}
+
+// hold parks p with a record, the newest of its key.
+func (s *session) hold(p *control.Parked, r *kgo.Record) {
+	key := parked.AppendKey(nil, p.Topic, p.RecordKey)
+	if was := s.parkedNow(key); was != nil {
+		p.Held = was.Held
+	}
+	s.note(p)
+	s.touch(key, p, parked.Hold(s.parked.Topic.Name, p, r, header(r, kafka.HeaderUnchanged), s.partSize))
+}
+
+func (s *session) note(p *control.Parked) {
+	s.in.comp.Failed(problem.Reject.String(), p.Code)
+	s.in.comp.Log.Warn("parked", "topic", p.Topic, "key", p.Key, "code", p.Code, "reason", p.Reason)
+}
+
+// because says why p is parked.
+func because(p *control.Parked, err error) {
+	p.Code, p.Reason, p.Remedy = outage.CodeOf(err), parked.ReasonText(err), outage.RemedyOf(err)
+	p.LastAt = time.Now().UTC().Truncate(time.Microsecond)
+}
+
+func header(r *kgo.Record, name string) string {
+	for _, h := range r.Headers {
+		if h.Key == name {
+			return string(h.Value)
+		}
+	}
+	return ""
+}
+
+// pass tells whether a record may go to its topic. One that tells all of its
+// row, or its end, ends what is parked of the key. One that does not tell a
+// large value, which is in the parked one alone, is kept behind it: what went out
+// now would come before what is older (G4).
+func (s *session) pass(r *kgo.Record) bool {
+	if r.Key == nil {
+		return true
+	}
+	key := parked.AppendKey(nil, r.Topic, r.Key)
+	p, unchanged := s.parkedNow(key), header(r, kafka.HeaderUnchanged)
+	moved := s.moved
+	s.moved = ""
+	switch {
+	case r.Value == nil && p == nil: // the end of a row that has moved
+		s.moved = moved
+	case p == nil && unchanged != "" && moved != "" && moved == string(parked.AppendKey(nil, r.Topic, []byte(header(r, records.HeaderOldKey)))):
+		s.movedTo(r)
+		return false
+	case p == nil:
+	case unchanged == "":
+		s.release(key)
+		if header(r, records.HeaderNewKey) != "" {
+			s.moved = string(key)
+		}
+	case len(p.Held) > 0:
+		behind := *p
+		behind.LastAt = time.Now().UTC().Truncate(time.Microsecond)
+		s.touch(key, &behind, parked.Hold(s.parked.Topic.Name, &behind, r, unchanged, s.partSize))
+		return false
+	}
+	return true
+}
+
+// movedTo parks a row whose large value is known under its former key alone,
+// which is gone.
+func (s *session) movedTo(r *kgo.Record) {
+	p := &control.Parked{
+		Stage: s.in.spec.Name, Kind: control.KindTransform, Topic: r.Topic, Offset: -1, RecordKey: slices.Clone(r.Key),
+		Millis: r.Timestamp.UnixMilli(), Omitted: true,
+	}
+	p.Key = parked.ReadableKey(p.RecordKey)
+	because(p, ErrMoved.New("a row of topic %q that was parked has the key %s now, and its change does not tell %s", r.Topic, p.Key, header(r, kafka.HeaderUnchanged)))
+	p.FirstAt, p.Attempts = p.LastAt, 1
+	s.hold(p, r)
+}
+
+// release takes a key out of the parked topic.
+func (s *session) release(key []byte) {
+	p := s.parkedNow(key)
+	s.touch(key, nil, parked.Unhold(s.parked.Topic.Name, p))
+}
+
+// releaseAll takes all keys of a topic out, whose table was emptied.
+func (s *session) releaseAll(topic string) {
+	prefix := string(parked.AppendKey(nil, topic, nil))
+	keys := map[string]bool{}
+	for k := range s.parked.Keys() {
+		keys[k] = true
+	}
+	for _, t := range []*txn{s.ending, s.txn} {
+		if t == nil {
+			continue
+		}
+		for k := range t.touched {
+			keys[k] = true
+		}
+	}
+	for k := range keys {
+		if strings.HasPrefix(k, prefix) && s.parkedNow([]byte(k)) != nil {
+			s.release([]byte(k))
+		}
+	}
+}
+
+// listen looks now and then for commands about what is parked, and does them
+// where the source stands at a boundary.
+func (s *session) listen() error {
+	if time.Since(s.heard) < listenEvery {
+		return nil
+	}
+	s.heard = time.Now()
+	ctx, cancel := context.WithTimeout(s.ctx, listenWithin)
+	defer cancel()
+	if err := s.parked.Follow(ctx, s.producers[0].client, s.in.env.Kafka); err != nil {
+		return s.later(err, "listening for commands about parked records")
+	}
+	cs := s.parked.Commands(commandsAtOnce)
+	if len(cs) == 0 || s.txn != nil && s.txn.boundary == nil {
+		return nil
+	}
+	ctx, cancel = context.WithTimeout(s.ctx, min(obeyWithin, s.in.limits.TxnTimeout/3))
+	defer cancel()
+	return s.obey(ctx, cs)
+}
+
+// later is for an outage of what listens: records wait for nobody who asks for
+// something, and it is tried again.
+func (s *session) later(err error, doing string) error {
+	if s.ctx.Err() != nil || pipeline.Classify(err) != problem.Retry || problem.Has(err, records.ErrBatchTooSmall) {
+		return err
+	}
+	s.in.comp.Failed(problem.Retry.String(), outage.CodeOf(err))
+	s.in.comp.Log.Warn("trying again", "while", doing, "err", err)
+	return nil
+}
+
+// commandsAtOnce bounds a transaction of commands.
+const commandsAtOnce = 1000
+
+// obey does what commands say, in the open transaction or one of its own. What
+// it cannot do at this position of the source it leaves for later.
+func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
+	if err := s.awaitEnd(); err != nil { // the set then knows all but the open transaction
+		return err
+	}
+	var (
+		ready []*parked.Command
+		keys  []string
+		bytes int64
+	)
+	for _, c := range commands {
+		key, ref, is := s.parked.About(c)
+		if s.txn != nil {
+			if _, now := s.txn.touched[key]; now {
+				continue
+			}
+		}
+		ready = append(ready, c)
+		if is && c.Name == parked.CommandRetry && !slices.Contains(keys, key) {
+			keys = append(keys, key)
+			if bytes += int64(ref.Size); bytes >= s.in.limits.TxnBytes/2 {
+				s.heard = time.Time{} // the others at once
+				break
+			}
+		}
+	}
+	whole, err := s.parked.Records(ctx, s.producers[0].client, keys)
+	if err != nil {
+		return s.later(err, "reading what is parked")
+	}
+	fits := map[string]error{}
+	for key, rs := range whole {
+		for _, r := range rs {
+			if err := s.outs.Fits(ctx, r); problem.Has(err, records.ErrTooLarge) {
+				fits[key] = err
+			} else if err != nil {
+				return s.later(err, "asking how large a record may be")
+			}
+		}
+	}
+	at, n := s.position.resume(), s.position.Beside
+	if s.txn != nil {
+		at = s.txn.boundary
+	}
+	places := map[*kgo.Record]change.Pos{}
+	beside, can := s.in.spec.Source.(pipeline.Besider)
+	for _, key := range keys {
+		if !can && len(whole[key]) > 0 && fits[key] == nil {
+			fits[key] = parked.ErrGone.New("source %q cannot send a record beside its stream", s.in.spec.Name)
+		}
+		for _, r := range whole[key] {
+			if fits[key] != nil {
+				break
+			}
+			if at == nil {
+				return nil
+			}
+			pos, is := beside.Beside(at, n+1)
+			if !is {
+				return nil // a later position
+			}
+			n++
+			places[r] = pos
+		}
+	}
+	if err := s.begin(); err != nil {
+		return err
+	}
+	t := s.txn
+	t.boundary = at
+	for _, c := range ready {
+		key, _, is := s.parked.About(c)
+		_, done := t.touched[key] // by another command
+		switch {
+		case !is || done:
+		case c.Name == parked.CommandDiscard:
+			s.release([]byte(key))
+		case c.Name == parked.CommandRetry && (fits[key] != nil || len(whole[key]) == 0):
+			p := *s.parkedNow([]byte(key))
+			err := fits[key]
+			if err == nil {
+				err = parked.ErrGone.New("the row with the key %s of topic %q: %s", p.Key, p.Topic, p.Reason)
+			}
+			because(&p, err)
+			p.Attempts++
+			s.note(&p)
+			s.touch([]byte(key), &p, nil)
+		case c.Name == parked.CommandRetry:
+			s.release([]byte(key))
+			for _, r := range whole[key] {
+				s.sendBeside(r, places[r])
+			}
+		}
+		t.obeyed = append(t.obeyed, c)
+		s.produceOne(t, s.parked.End(c))
+	}
+	s.mu.Lock()
+	s.position.Beside = n
+	s.mu.Unlock()
+	return s.failure()
+}
+
+// sendBeside sends a record that was kept, with a Pos of its own: with its
+// former one whoever has seen a later change would take it for an old one.
+func (s *session) sendBeside(r *kgo.Record, pos change.Pos) {
+	is := func(h kgo.RecordHeader) bool { return h.Key == kafka.HeaderPos }
+	mark := kgo.RecordHeader{Key: kafka.HeaderPos, Value: change.AppendPos(nil, pos)}
+	if i := slices.IndexFunc(r.Headers, is); i >= 0 {
+		r.Headers[i] = mark
+	} else {
+		r.Headers = append(r.Headers, mark)
+	}
+	tt := s.txn.topic(r.Topic)
+	tt.records++
+	tt.bytes += len(r.Key) + len(r.Value)
+	s.txn.bytes += int64(len(r.Key) + len(r.Value))
+	s.produceOne(s.txn, r)
+}
