@@ -52,7 +52,7 @@ func main() {
 	flag.BoolVar(&o.record, "record", false, "record the ratios, and write the report's section; default: compare with what is recorded")
 	flag.StringVar(&o.ratios, "ratios", "benchmarks/hotpath.json", "`file` of recorded ratios")
 	flag.StringVar(&o.out, "out", "benchmarks/RESULTS.md", "`file` of the report")
-	flag.IntVar(&o.turns, "turns", 40, "`times` that each side runs")
+	flag.IntVar(&o.turns, "turns", 20, "`times` that each side runs")
 	flag.StringVar(&o.profile, "cpuprofile", "", "`file` for a CPU profile of the whole path alone; nothing is compared then")
 	flag.IntVar(&o.seconds, "seconds", 5, "`seconds` of the profile")
 	flag.IntVar(&o.batches, "batches", 0, "run the whole path alone this many `times`, in main.(*hot).counted, for a tool that counts instructions")
@@ -171,7 +171,7 @@ func (o *options) keep(rows []figure, all ratios) error {
 	}
 	var s strings.Builder
 	fmt.Fprintf(&s, "## The hot path\n\nMade by `make bench RECORD=1` on %s: %s, %s. ", time.Now().UTC().Format("2006-01-02"), runtime.Version(), report.Machine())
-	fmt.Fprintf(&s, "A time entry of 13 columns, binary, updates and deletes with the full old row, %d changes in a batch, one goroutine; nanoseconds of one change, first quartiles of 40 turns. ", batchRows)
+	fmt.Fprintf(&s, "A time entry of 13 columns, binary, updates and deletes with the full old row, %d changes in a batch, one goroutine; nanoseconds of one change, first quartiles of %d turns of %d batches, each after a garbage collection. ", batchRows, o.turns, turnBatches)
 	s.WriteString("Decode: pgoutput's octets → change.Batch, beside `pglogrepl.ParseV2`, which leaves the cells as octets. Encode: change.Batch → key and value in Debezium's envelope, beside goavro from its own native form. Whole: pgoutput's octets → records for the Kafka client, with headers, partition and timestamp, beside both chained. Both sides make the same records, in turns.\n\n")
 	s.WriteString("| path | operation | tallywire ns | allocations | oracle ns | allocations | times |\n|---|---|---|---|---|---|---|\n")
 	for _, r := range rows {
