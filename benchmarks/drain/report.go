@@ -10,10 +10,10 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
+	sections "github.com/tallywire/tallywire/benchmarks/internal/report"
 	"github.com/tallywire/tallywire/internal/embedded"
 )
 
@@ -58,27 +58,9 @@ func median(sorted []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// machine says what it was measured on.
+// machine says what it was measured on, and what else ran.
 func machine() string {
-	value := func(file, key string) string {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return ""
-		}
-		for line := range strings.Lines(string(b)) {
-			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == key {
-				return strings.TrimSpace(v)
-			}
-		}
-		return ""
-	}
-	s := fmt.Sprintf("%s/%s, %d cores", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
-	if m := value("/proc/cpuinfo", "model name"); m != "" {
-		s += " (" + m + ")"
-	}
-	if kb, err := strconv.Atoi(strings.TrimSuffix(value("/proc/meminfo", "MemTotal"), " kB")); err == nil {
-		s += fmt.Sprintf(", %d GiB", (kb+1<<19)>>20)
-	}
+	s := sections.Machine()
 	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
 		if load := strings.Fields(string(b)); len(load) > 0 {
 			s += ", load average " + load[0] + " before the drains began"

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -26,9 +27,10 @@ type stage struct {
 	ours, theirs func() error
 }
 
-// batches that we do while the oracle does one, so that neither finds the
-// caches as the other left them for a large part of its turn.
-const ourBatches = 8
+// Batches of a turn: so many that neither finds the caches as the other left
+// them for a large part of it, and that each of the oracle's turns collects its
+// garbage a few times.
+const turnBatches = 8
 
 func measure(ctx context.Context, h *hot, o *oracle, turns int) ([]figure, error) {
 	var out []figure
@@ -68,26 +70,33 @@ func (s *stage) run(ctx context.Context, turns int) (f figure, err error) {
 		}) / batchRows
 	}
 	f.allocs, f.theirAllocs = count(s.ours), count(s.theirs)
+	turn := func(run func() error) (time.Duration, error) {
+		runtime.GC() // not what the other left behind
+		began := time.Now()
+		for range turnBatches {
+			if err := run(); err != nil {
+				return 0, err
+			}
+		}
+		return time.Since(began), nil
+	}
 	var ours, theirs []time.Duration
 	for range turns {
 		if err := ctx.Err(); err != nil {
 			return f, err
 		}
-		began := time.Now()
-		for range ourBatches {
-			if err := s.ours(); err != nil {
-				return f, err
-			}
-		}
-		ours = append(ours, time.Since(began))
-		began = time.Now()
-		if err := s.theirs(); err != nil {
+		a, err := turn(s.ours)
+		if err != nil {
 			return f, err
 		}
-		theirs = append(theirs, time.Since(began))
+		b, err := turn(s.theirs)
+		if err != nil {
+			return f, err
+		}
+		ours, theirs = append(ours, a), append(theirs, b)
 	}
-	f.ours = float64(quartile(ours).Nanoseconds()) / (ourBatches * batchRows)
-	f.theirs = float64(quartile(theirs).Nanoseconds()) / batchRows
+	f.ours = float64(quartile(ours).Nanoseconds()) / (turnBatches * batchRows)
+	f.theirs = float64(quartile(theirs).Nanoseconds()) / (turnBatches * batchRows)
 	return f, err
 }
 

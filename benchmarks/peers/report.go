@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
@@ -142,7 +141,7 @@ func (w *world) section(name string, res map[string][]figure) string {
 func (w *world) report(ctx context.Context, res results, load string) (missed int, err error) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "## Capture beside its peers\n\nMade by `%s` on %s: %s, load average %s before the start. Rounds of each section: %d, the contenders in turns, each round beginning with another; medians (ranges).\n",
-		w.o.command, time.Now().UTC().Format("2006-01-02"), machine(), load, w.o.runs)
+		w.o.command, time.Now().UTC().Format("2006-01-02"), report.Machine(), load, w.o.runs)
 	fmt.Fprintf(&b, "\nVersions: %s.\n", strings.Join(w.versions(ctx), ", "))
 	lines := judge(res)
 	if len(lines) > 0 {
@@ -192,30 +191,6 @@ func (o *options) reportFile() string {
 		return o.out
 	}
 	return resultsFile
-}
-
-// machine says what it was measured on.
-func machine() string {
-	value := func(file, key string) string {
-		b, err := os.ReadFile(file)
-		if err != nil {
-			return ""
-		}
-		for line := range strings.Lines(string(b)) {
-			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == key {
-				return strings.TrimSpace(v)
-			}
-		}
-		return ""
-	}
-	s := fmt.Sprintf("%s/%s, %d cores", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
-	if m := value("/proc/cpuinfo", "model name"); m != "" {
-		s += " (" + m + ")"
-	}
-	if kb, err := strconv.Atoi(strings.TrimSuffix(value("/proc/meminfo", "MemTotal"), " kB")); err == nil {
-		s += fmt.Sprintf(", %d GiB", (kb+1<<19)>>20)
-	}
-	return s
 }
 
 // versions of what took part.
