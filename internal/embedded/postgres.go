@@ -275,23 +275,34 @@ func (p *Postgres) env() []string {
 func (p *Postgres) Start(ctx context.Context) error {
 	fixed := p.Port != 0
 	var err error
-	for try := 0; try < 5; try++ {
+	for try, began := 1, time.Now(); ; try++ {
 		if !fixed {
 			if p.Port, err = freePort(); err != nil {
 				return err
 			}
 		}
-		if err = p.start(ctx); err == nil || ctx.Err() != nil {
+		err = p.start(ctx)
+		switch {
+		case err == nil || ctx.Err() != nil:
 			return err
-		}
-		if fixed && !strings.Contains(err.Error(), "shared memory block") {
+		case strings.Contains(err.Error(), "shared memory block") && time.Since(began) < orphansLive:
+			// Children of a killed postmaster are not gone yet.
+		case fixed || try == 5:
 			return err
+		default:
+			continue // the port was taken between our looking and its binding
 		}
-		// The port was taken between our looking and its binding; or children
-		// of a killed postmaster are not gone yet.
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
-	return err
 }
+
+// orphansLive is how long a killed postmaster's children may live on: each ends
+// when it next looks whether its parent is there.
+const orphansLive = time.Minute
 
 func (p *Postgres) start(ctx context.Context) error {
 	if other, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", p.Port), time.Second); err == nil {
