@@ -47,11 +47,12 @@ func (l *listing) Run(ctx context.Context, out pipeline.SourceOutlet) error {
 	for n := at.LSN + 1; n <= l.to; n++ {
 		b := change.Get()
 		enginetest.AppendRow(b, l.tables[n%len(l.tables)], enginetest.Row{Op: change.Create, ID: int64(n), Val: "x"}, n, 0)
-		b.Resume = fmt.Appendf(nil, `{"lsn":%d}`, n)
+		resume := fmt.Appendf(nil, `{"lsn":%d}`, n)
+		b.Resume = resume
 		if err := out.Send(ctx, b); err != nil {
 			return err
 		}
-		if err := out.Checkpoint(ctx, b.Resume); err != nil {
+		if err := out.Checkpoint(ctx, resume); err != nil {
 			return err
 		}
 	}
