@@ -61,7 +61,9 @@ type SourceOutlet interface {
 
 	// Prepare makes the topics of Tables and registers their schemas, before
 	// there is a change of them: who reads a topic waits until it exists, and
-	// a table may stay empty for long. Call it after Resume.
+	// a table may stay empty for long. Call it after Resume, with all Tables
+	// that are captured: the topic of one that was written before must still be
+	// there (TW-POSITION-TOPICS), those of others may be gone.
 	Prepare(ctx context.Context, tables []*change.Table) error
 
 	// Checkpoint makes a position durable without records: the start of a

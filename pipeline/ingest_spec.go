@@ -51,6 +51,10 @@ type IngestLimits struct {
 	// MaxRecordBytes is the largest record, key, value and headers together,
 	// in octets; a larger one is parked. 0: what the topic takes.
 	MaxRecordBytes int
+	// TopicsBytes is what a position may repeat of the names of its raw topics,
+	// in octets, about; more lie beside it, which a version before this one
+	// does not read. Default 512 KiB: more than fitted well.
+	TopicsBytes int
 	// Retention of raw topics; 0: for ever.
 	Retention time.Duration
 	// Workers encode in parallel; default: one per core.
@@ -61,6 +65,9 @@ type IngestLimits struct {
 const maxWorkers = 16
 
 func (l IngestLimits) WithDefaults() IngestLimits {
+	if l.TopicsBytes <= 0 {
+		l.TopicsBytes = 512 << 10
+	}
 	if l.MaxBytes <= 0 {
 		l.MaxBytes = 32 << 20
 	}

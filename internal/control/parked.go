@@ -37,7 +37,8 @@ type Parked struct {
 	TopicID   [16]byte
 	Partition int32
 	Offset    int64
-	// Key is for people; RecordKey are the octets. A record without a key has
+	// Key is for people; RecordKey are the octets, or, of what List gives, what
+	// tells it in the parked topic. A record without a key has
 	// Keyless set and "@partition/offset" as both.
 	Key        string
 	RecordKey  []byte
@@ -70,7 +71,8 @@ func KeylessKey(partition int32, offset int64) []byte {
 	return fmt.Appendf(nil, "@%d/%d", partition, offset)
 }
 
-// Ref names a parked record.
+// Ref names a parked record: its topic, and what follows that in its key in the
+// parked topic (parked.AppendKey).
 type Ref struct {
 	Topic     string
 	RecordKey []byte
@@ -124,7 +126,7 @@ func (s *ParkedStore) Apply(ctx context.Context, stage string, events []Event) e
 			b.Queue(remove, stage, e.Ref.Topic, e.RecordKey, e.Topic, e.Offset)
 			continue
 		}
-		if p.RecordKey == nil || p.Topic == "" || (p.Kind != KindSink && p.Kind != KindTransform) {
+		if e.RecordKey == nil || p.Topic == "" || (p.Kind != KindSink && p.Kind != KindTransform) {
 			panic("BUG: parked record without identity")
 		}
 		hs := p.Headers
@@ -132,7 +134,7 @@ func (s *ParkedStore) Apply(ctx context.Context, stage string, events []Event) e
 			hs = []Header{}
 		}
 		b.Queue(upsert,
-			stage, p.Kind, p.Topic, p.RecordKey, printable(p.Key), p.TopicID, p.Partition, p.Offset, p.Keyless,
+			stage, p.Kind, p.Topic, e.RecordKey, printable(p.Key), p.TopicID, p.Partition, p.Offset, p.Keyless,
 			p.Value, hs, p.Millis, p.Code, printable(p.Reason), p.Remedy, printable(p.WaitsFor),
 			p.Attempts, p.FirstAt, p.LastAt, e.Topic, e.Offset)
 	}

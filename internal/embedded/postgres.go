@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -61,6 +62,8 @@ type Postgres struct {
 	temp     bool
 	sockets  string // folder of the Unix socket; empty: none
 	outlives bool   // this process: for the next one to adopt
+
+	killed atomic.Bool // since it last started
 
 	mu   sync.Mutex
 	pid  int           // of the postmaster; 0: not running
@@ -275,27 +278,41 @@ func (p *Postgres) env() []string {
 func (p *Postgres) Start(ctx context.Context) error {
 	fixed := p.Port != 0
 	var err error
-	for try := 0; try < 5; try++ {
+	for try, began := 1, time.Now(); ; try++ {
 		if !fixed {
 			if p.Port, err = freePort(); err != nil {
 				return err
 			}
 		}
-		if err = p.start(ctx); err == nil || ctx.Err() != nil {
+		err = p.start(ctx)
+		switch {
+		case err == nil || ctx.Err() != nil:
 			return err
-		}
-		if fixed && !strings.Contains(err.Error(), "shared memory block") {
+		case (errors.Is(err, errTaken) && p.killed.Load() || strings.Contains(err.Error(), "shared memory block")) && time.Since(began) < orphansLive:
+			// Children of a killed postmaster are not gone yet, and one may have
+			// been forked so late that it still has its parent's sockets.
+		case fixed || try == 5:
 			return err
+		default:
+			continue // the port was taken between our looking and its binding
 		}
-		// The port was taken between our looking and its binding; or children
-		// of a killed postmaster are not gone yet.
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
-	return err
 }
+
+// orphansLive is how long a killed postmaster's children may live on: each ends
+// when it next looks whether its parent is there.
+const orphansLive = time.Minute
+
+var errTaken = errors.New("is taken by another program")
 
 func (p *Postgres) start(ctx context.Context) error {
 	if other, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", p.Port), time.Second); err == nil {
-		return errors.Join(fmt.Errorf("starting Postgres %s: port %d is taken by another program", p.Version, p.Port), other.Close())
+		return errors.Join(fmt.Errorf("starting Postgres %s: port %d %w", p.Version, p.Port, errTaken), other.Close())
 	}
 	log, err := os.OpenFile(p.LogFile(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -348,9 +365,10 @@ func (p *Postgres) start(ctx context.Context) error {
 		return err == nil, nil
 	})
 	if err != nil {
-		kill := p.Kill()
+		kill := p.kill()
 		return errors.Join(fmt.Errorf("starting Postgres %s: %w; its log ends: %s", p.Version, err, p.logSince(from)), kill)
 	}
+	p.killed.Store(false)
 	return nil
 }
 
@@ -417,6 +435,11 @@ func (p *Postgres) Stop() error {
 
 // Kill ends the server as a crash does (SIGKILL); Start recovers it.
 func (p *Postgres) Kill() error {
+	p.killed.Store(true)
+	return p.kill()
+}
+
+func (p *Postgres) kill() error {
 	if err := p.signal(syscall.SIGKILL); err != nil {
 		return err
 	}

@@ -65,7 +65,8 @@ type fate struct {
 // that comes up again after a kill finds a transaction that was decided and not
 // ended in all its partitions; one that comes up before the broker knows the
 // topics takes them for deleted, and forgets the transaction as complete (seen
-// on Apache Kafka 4.3, in every second kill of a busy broker: "these partitions
+// on Apache Kafka 4.3, in TestTransactionalOutlivesABroker with the looks taken
+// out: "these partitions
 // are likely deleted already and hence can be skipped"; KIP-664 calls such
 // transactions hanging). Each is ended as it was decided, and named in the log
 // and in what is returned. It must come before the id's next transaction, and

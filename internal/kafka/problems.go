@@ -4,9 +4,11 @@ package kafka
 
 import (
 	"errors"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 
+	"github.com/tallywire/tallywire/internal/clock"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -51,4 +53,12 @@ func refused(err error) bool {
 // newer member in the same place of its group, was seen.
 func Fenced(err error) bool {
 	return errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) || errors.Is(err, kerr.FencedInstanceID)
+}
+
+// Replaced reports whether err says that another producer took our transactional
+// id. Kafka gives the same answer when a transaction has timed out, so it is
+// so only while one of ours that began then cannot have: for nine tenths of its
+// timeout, time in which the machine was suspended included.
+func Replaced(err error, began time.Time, timeout time.Duration) bool {
+	return Fenced(err) && clock.Since(began) < timeout/10*9
 }

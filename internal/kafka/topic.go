@@ -6,6 +6,7 @@ package kafka
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strconv"
 	"time"
 
@@ -108,34 +109,63 @@ func (c *Cluster) awaitTopic(ctx context.Context, name string) (*change.Topic, e
 // kerr.UnknownTopicOrPartition below it) if it does not. The same topic gives
 // the same pointer.
 func (c *Cluster) Topic(ctx context.Context, name string) (*change.Topic, error) {
+	ts, err := c.Topics(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	if ts[name] == nil {
+		return nil, ErrNoTopic.New("topic %q: %w", name, kerr.UnknownTopicOrPartition)
+	}
+	return ts[name], nil
+}
+
+// Topics reads those of the topics that exist now, by name, as Topic does. One
+// broker answers; one that has just come up may know less than there is.
+func (c *Cluster) Topics(ctx context.Context, names ...string) (map[string]*change.Topic, error) {
+	if len(names) == 0 {
+		return nil, nil // asked for none, Kafka tells of all
+	}
 	// Asked directly: kadm and kgo would answer from what they heard a moment
 	// ago, when the topic may have been another.
 	req := kmsg.NewPtrMetadataRequest()
-	rt := kmsg.NewMetadataRequestTopic()
-	rt.Topic = kmsg.StringPtr(name)
-	req.Topics = append(req.Topics, rt)
+	for _, name := range names {
+		rt := kmsg.NewMetadataRequestTopic()
+		rt.Topic = kmsg.StringPtr(name)
+		req.Topics = append(req.Topics, rt)
+	}
+	what := fmt.Sprintf("topic %q", names[0])
+	if n := len(names) - 1; n > 0 {
+		what += fmt.Sprintf(" and %d more", n)
+	}
 	resp, err := req.RequestWith(ctx, c.shared)
 	if err != nil {
-		return nil, Wrap(err, "reading about topic %q", name)
+		return nil, Wrap(err, "reading about %s", what)
 	}
-	if len(resp.Topics) != 1 {
-		return nil, ErrUnavailable.New("reading about topic %q: the answer is about %d topics", name, len(resp.Topics))
+	if len(resp.Topics) != len(names) {
+		return nil, ErrUnavailable.New("reading about %s: the answer is about %d topics", what, len(resp.Topics))
 	}
-	d := &resp.Topics[0]
-	if err := kerr.ErrorForCode(d.ErrorCode); err != nil {
-		if errors.Is(err, kerr.UnknownTopicOrPartition) {
-			return nil, ErrNoTopic.New("topic %q: %w", name, err)
-		}
-		return nil, Wrap(err, "reading about topic %q", name)
-	}
-	t := &change.Topic{Name: name, ID: d.TopicID, Partitions: int32(len(d.Partitions))}
+	out := make(map[string]*change.Topic, len(names))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if was := c.topics[name]; was != nil && *was == *t {
-		return was, nil
+	for i := range resp.Topics {
+		d := &resp.Topics[i]
+		if d.Topic == nil {
+			return nil, ErrUnavailable.New("reading about %s: the answer names no topic", what)
+		}
+		name := *d.Topic
+		switch err := kerr.ErrorForCode(d.ErrorCode); {
+		case errors.Is(err, kerr.UnknownTopicOrPartition):
+			continue
+		case err != nil:
+			return nil, Wrap(err, "reading about topic %q", name)
+		}
+		t := &change.Topic{Name: name, ID: d.TopicID, Partitions: int32(len(d.Partitions))}
+		if was := c.topics[name]; was != nil && *was == *t {
+			t = was
+		}
+		c.topics[name], out[name] = t, t
 	}
-	c.topics[name] = t
-	return t, nil
+	return out, nil
 }
 
 // CompactedOnly tells of which topics records go by compaction alone

@@ -20,7 +20,7 @@ var table = map[string][]string{
 	"avro":     {"change", "internal/problem"},
 	"pipeline": {"pipeline/state", "change", "avro", "internal/..."},
 	// State knows Redis and batches, not the loops that fill it.
-	"pipeline/state":   {"change", "internal/problem", "internal/redis"},
+	"pipeline/state":   {"change", "internal/clock", "internal/problem", "internal/redis"},
 	"pipeline/records": {"change", "avro", "internal/..."},
 	"pipeline/parked":  {"change", "internal/..."},
 	// One loop each; never another.

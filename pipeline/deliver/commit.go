@@ -17,7 +17,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tallywire/tallywire/internal/kafka"
-	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/consume"
 	"github.com/tallywire/tallywire/pipeline/parked"
 )
@@ -149,18 +148,8 @@ func (d *deliver) newWriter(ctx context.Context, topic string) (*parkedWriter, e
 
 func (w *parkedWriter) close() { w.cl.Close() }
 
-// judge tells being replaced from an outage, like a transform does.
 func (w *parkedWriter) judge(err error, began time.Time, format string, args ...any) error {
-	werr := kafka.Wrap(err, format, args...)
-	switch {
-	case errors.Is(err, context.Canceled):
-		return werr
-	case errors.Is(err, kerr.FencedInstanceID):
-		return consume.Fenced(err, format, args...)
-	case kafka.Fenced(err) && time.Since(began) < txnTimeout*9/10:
-		return pipeline.ErrFenced.New("%w", werr)
-	}
-	return werr
+	return consume.ProducerError(err, began, txnTimeout, format, args...)
 }
 
 func (w *parkedWriter) commit(ctx context.Context, s *session, places []*consume.Owned, tx *parked.Txn) (err error) {

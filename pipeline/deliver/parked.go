@@ -106,7 +106,7 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 				continue // it is here, or a newer one is
 			}
 			a.octets += len(c.About.Value)
-			a.parking.Drop(key, c.About.Partition) // it is shown
+			a.parking.DropShown(&c.About)
 			a.adopted = append(a.adopted, c.About)
 		case !is:
 			s.comp.Log.Info("a command is about a record that is not parked any more", "command", c.Name, "topic", c.About.Topic, "offset", c.About.Offset)
@@ -129,7 +129,8 @@ func (s *session) retryUnasked(ctx context.Context) error {
 	if s.alone {
 		keys = nil
 	}
-	if len(keys) == 0 {
+	seen := len(keys) > 0
+	if !seen {
 		keys = s.parked.Overdue(now.Add(-s.spec.Patience), s.spec.MaxRecords)
 	}
 	if len(keys) == 0 {
@@ -147,7 +148,13 @@ func (s *session) retryUnasked(ctx context.Context) error {
 		s.parked.Tried(k, now)
 	}
 	a.parking.Quiet = true
-	return a.try(ctx)
+	err := a.try(ctx)
+	if err != nil && seen { // what is overdue is so again
+		for _, k := range a.keys {
+			s.parked.NotTried(k)
+		}
+	}
+	return err
 }
 
 // try writes the records, and commits what became of them with the offsets of

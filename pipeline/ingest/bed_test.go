@@ -38,6 +38,8 @@ type feed struct {
 	cut bool
 	all chan struct{} // closed when everything is confirmed
 	got chan struct{} // txs got more (feed.more)
+	// prepares: it says ahead which table it captures, as a source should.
+	prepares bool
 }
 
 var errSlotInUse = problem.Define("TW-TEST-SLOT-IN-USE", problem.Retry, "The test's slot is in use.", "Wait.")
@@ -69,6 +71,11 @@ func (f *feed) Run(ctx context.Context, out pipeline.SourceOutlet) error {
 	resume, err := out.Resume(ctx)
 	if err != nil {
 		return err
+	}
+	if f.prepares {
+		if err := out.Prepare(ctx, []*change.Table{f.table}); err != nil {
+			return err
+		}
 	}
 	var at feedToken
 	if resume != nil {

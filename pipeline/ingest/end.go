@@ -11,6 +11,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/tallywire/tallywire/internal/clock"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -31,6 +32,8 @@ func (s *session) commit() error {
 	s.mu.Lock()
 	s.position.setResume(t.boundary)
 	s.position.WrittenAt = time.Now().UTC()
+	s.topics.note(&s.in.large)
+	t.naming = s.topics.into(&s.position, s.positions.Name)
 	t.position = s.position.encode()
 	s.mu.Unlock()
 	end := s.writePosition
@@ -55,11 +58,13 @@ func (s *session) commit() error {
 
 func (s *session) producePosition(t *txn) {
 	r := &kgo.Record{Topic: s.positions.Name, Key: []byte(s.in.spec.Name), Value: t.position}
-	t.producer.client.Produce(s.ctx, r, func(r *kgo.Record, err error) {
-		if err != nil {
-			s.refused(t, r, err)
-		}
-	})
+	for _, r := range append(t.naming, r) {
+		t.producer.client.Produce(s.ctx, r, func(r *kgo.Record, err error) {
+			if err != nil {
+				s.refused(t, r, err)
+			}
+		})
+	}
 }
 
 // flush waits until all records of a transaction are in Kafka. It comes before
@@ -138,6 +143,11 @@ func (s *session) collect(t *txn) error {
 		return t.err
 	}
 	t.producer.free = t.endedAt
+	if len(t.naming) > 0 {
+		s.mu.Lock()
+		s.topics.at = &t.naming[0].Offset
+		s.mu.Unlock()
+	}
 	s.pace.ended(t.endedAt)
 	select { // an older token that nobody took is replaced
 	case <-s.durable:
@@ -202,10 +212,10 @@ func (s *session) classify(t *txn, err error, format string, args ...any) error 
 	switch {
 	case kafka.Fenced(err) && t.opened.IsZero(): // of an idempotent producer, whom nobody fences
 		return kafka.ErrUnavailable.New("source %q: %w", s.in.spec.Name, err)
-	case kafka.Fenced(err) && time.Since(t.opened) < s.in.limits.TxnTimeout:
+	case kafka.Replaced(err, t.opened, s.in.limits.TxnTimeout):
 		return pipeline.ErrFenced.New("source %q (transactional id %q): %w", s.in.spec.Name, t.producer.id, err)
 	case kafka.Fenced(err):
-		return pipeline.ErrTxnUnknown.New("source %q: a transaction of %v timed out: %w", s.in.spec.Name, time.Since(t.opened).Round(time.Second), err)
+		return pipeline.ErrTxnUnknown.New("source %q: a transaction of %v timed out: %w", s.in.spec.Name, clock.Since(t.opened).Round(time.Second), err)
 	case errors.Is(err, context.Canceled):
 		if f := s.failure(); f != nil {
 			return f

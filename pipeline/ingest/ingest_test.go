@@ -409,11 +409,11 @@ func parkedOf(b *enginetest.Bed) map[string]parkedRecord {
 			return nil
 		}
 		if r.Key[0] == 0x1F { // a part or a command: to be ended with what it is of
-			out[string(r.Key)] = parkedRecord{Value: r.Value}
+			out[string(r.Key)] = parkedRecord{Value: r.Value, raw: r.Value}
 			return nil
 		}
 		p, err := parked.Parse(b.Source, r.Value)
-		out[string(r.Key)] = parkedRecord{p.Topic, p.Key, p.Code, p.Remedy, p.Value, &p}
+		out[string(r.Key)] = parkedRecord{p.Topic, p.Key, p.Code, p.Remedy, p.Value, &p, r.Value}
 		return err
 	})
 	if err != nil {
@@ -426,6 +426,7 @@ type parkedRecord struct {
 	Topic, Key, Code, Remedy string
 	Value                    []byte
 	whole                    *control.Parked // nil: not a parked record
+	raw                      []byte
 }
 
 // If this failed, a raw topic that was deleted and made again, or a position
@@ -433,6 +434,7 @@ type parkedRecord struct {
 func TestIngestHaltsWhenATopicIsNotTheOne(t *testing.T) {
 	b := enginetest.NewBed(t, "")
 	f := newFeed(b.Table(), inserts(2, 5))
+	f.prepares = true
 	stop, _ := running(b, f, pipeline.IngestLimits{})
 	b.Await("all changes", f.all)
 	if err := stop(); err != nil {

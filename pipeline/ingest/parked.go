@@ -72,11 +72,15 @@ func (s *session) mayRelease() bool {
 // touch writes p, behind its parts, or a release when it is nil, to the parked
 // topic, in the open transaction.
 func (s *session) touch(key []byte, p *control.Parked, parts []*kgo.Record) {
-	r := &kgo.Record{Topic: s.parked.Topic.Name, Key: key}
+	of := p
+	if p == nil {
+		of = s.parkedNow(key)
+	}
+	r := &kgo.Record{Topic: s.parked.Topic.Name, Key: s.parked.KeyOf(of.Topic, of.RecordKey)}
 	if p != nil {
 		r.Value = parked.Append(nil, p, 0)
 	}
-	for _, part := range parts {
+	for _, part := range append(s.parked.Leftovers(key), parts...) {
 		s.produceOne(s.txn, part)
 	}
 	s.txn.touched[string(key)] = parkedChange{p, r, append(s.txn.touched[string(key)].parts, parts...)}
@@ -111,7 +115,12 @@ func (s *session) hold(p *control.Parked, r *kgo.Record) {
 		p.Held = was.Held
 	}
 	s.note(p)
-	s.touch(key, p, parked.Hold(s.parked.Topic.Name, p, r, header(r, kafka.HeaderUnchanged), s.partSize))
+	s.touch(key, p, s.holding(p, r))
+}
+
+// holding makes p keep a record, and gives its parts.
+func (s *session) holding(p *control.Parked, r *kgo.Record) []*kgo.Record {
+	return parked.Hold(s.parked.Topic.Name, s.parked.KeyOf(p.Topic, p.RecordKey), p, r, header(r, kafka.HeaderUnchanged), s.partSize)
 }
 
 func (s *session) note(p *control.Parked) {
@@ -155,13 +164,11 @@ func (s *session) pass(r *kgo.Record) bool {
 	case p == nil:
 	case unchanged == "":
 		s.release(key)
-		if header(r, records.HeaderNewKey) != "" {
-			s.moved = string(key)
-		}
+		s.moved = string(key) // perhaps: the next record tells
 	case len(p.Held) > 0:
 		behind := *p
 		behind.LastAt = time.Now().UTC().Truncate(time.Microsecond)
-		s.touch(key, &behind, parked.Hold(s.parked.Topic.Name, &behind, r, unchanged, s.partSize))
+		s.touch(key, &behind, s.holding(&behind, r))
 		return false
 	}
 	return true
@@ -174,16 +181,28 @@ func (s *session) movedTo(r *kgo.Record) {
 		Stage: s.in.spec.Name, Kind: control.KindTransform, Topic: r.Topic, Offset: -1, RecordKey: slices.Clone(r.Key),
 		Millis: r.Timestamp.UnixMilli(), Omitted: true,
 	}
-	p.Key = parked.ReadableKey(p.RecordKey)
+	p.Key = s.keyOf(r)
 	because(p, ErrMoved.New("a row of topic %q that was parked has the key %s now, and its change does not tell %s", r.Topic, p.Key, header(r, kafka.HeaderUnchanged)))
 	p.FirstAt, p.Attempts = p.LastAt, 1
 	s.hold(p, r)
 }
 
+// keyOf is the key of a record for people.
+func (s *session) keyOf(r *kgo.Record) string {
+	ctx, cancel := context.WithTimeout(s.ctx, listenWithin)
+	defer cancel()
+	b := change.Get()
+	defer b.Release()
+	if err := records.Decode(ctx, s.in.env.Registry, b, r); err != nil || b.Len() == 0 {
+		return parked.ReadableKey(r.Key)
+	}
+	return parked.KeyText(b, &b.Changes[0])
+}
+
 // release takes a key out of the parked topic.
 func (s *session) release(key []byte) {
 	p := s.parkedNow(key)
-	s.touch(key, nil, parked.Unhold(s.parked.Topic.Name, p))
+	s.touch(key, nil, parked.Unhold(s.parked.Topic.Name, s.parked.KeyOf(p.Topic, p.RecordKey), p))
 }
 
 // releaseAll takes all keys of a topic out, whose table was emptied.
@@ -274,32 +293,26 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 	if err != nil {
 		return s.later(err, "reading what is parked")
 	}
-	fits := map[string]error{}
-	for key, rs := range whole {
-		for _, r := range rs {
-			if err := s.outs.Fits(ctx, r); problem.Has(err, records.ErrTooLarge) {
-				fits[key] = err
-			} else if err != nil {
-				return s.later(err, "asking how large a record may be")
-			}
-		}
+	unfit, err := s.unfit(ctx, whole)
+	if err != nil {
+		return s.later(err, "asking how large a record may be")
 	}
 	at, n := s.position.resume(), s.position.Beside
 	if s.txn != nil {
 		at = s.txn.boundary
 	}
+	if at == nil {
+		return nil // a transaction ends with a position, and there is none yet
+	}
 	places := map[*kgo.Record]change.Pos{}
 	beside, can := s.in.spec.Source.(pipeline.Besider)
 	for _, key := range keys {
-		if !can && len(whole[key]) > 0 && fits[key] == nil {
-			fits[key] = parked.ErrGone.New("source %q cannot send a record beside its stream", s.in.spec.Name)
+		if !can && len(whole[key]) > 0 && unfit[key] == nil {
+			unfit[key] = parked.ErrGone.New("source %q cannot send a record beside its stream", s.in.spec.Name)
 		}
 		for _, r := range whole[key] {
-			if fits[key] != nil {
+			if unfit[key] != nil {
 				break
-			}
-			if at == nil {
-				return nil
 			}
 			pos, is := beside.Beside(at, n+1)
 			if !is {
@@ -321,9 +334,9 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 		case !is || done:
 		case c.Name == parked.CommandDiscard:
 			s.release([]byte(key))
-		case c.Name == parked.CommandRetry && (fits[key] != nil || len(whole[key]) == 0):
+		case c.Name == parked.CommandRetry && (unfit[key] != nil || len(whole[key]) == 0):
 			p := *s.parkedNow([]byte(key))
-			err := fits[key]
+			err := unfit[key]
 			if err == nil {
 				err = parked.ErrGone.New("the row with the key %s of topic %q: %s", p.Key, p.Topic, p.Reason)
 			}
@@ -344,6 +357,28 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 	s.position.Beside = n
 	s.mu.Unlock()
 	return s.failure()
+}
+
+// unfit tells which keys have a record that its topic does not take.
+func (s *session) unfit(ctx context.Context, whole map[string][]*kgo.Record) (map[string]error, error) {
+	fits := map[string]func(*kgo.Record) error{} // by topic
+	out := map[string]error{}
+	for key, rs := range whole {
+		for _, r := range rs {
+			if fits[r.Topic] == nil {
+				var err error
+				if fits[r.Topic], err = s.outs.Limit(ctx, r.Topic); err != nil {
+					return nil, err
+				}
+			}
+			if err := fits[r.Topic](r); problem.Has(err, records.ErrTooLarge) {
+				out[key] = err
+			} else if err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
 }
 
 // sendBeside sends a record that was kept, with a Pos of its own: with its

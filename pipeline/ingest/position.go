@@ -9,7 +9,6 @@ package ingest
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,9 +38,11 @@ var (
 		"What it held is gone, and the source will not send it again by itself. Load the source anew: remove its positions topic, its raw topics and its slot.")
 )
 
-// positionForm is the form that is written, and the newest that is read. Forms
-// before the first that says its number are 1.
-const positionForm = 1
+// positionForm is the newest form that is read. Forms before the first that says
+// its number are 1. Form 2 is written where the names of the raw topics lie in
+// records of their own (topics.go), and form 1 otherwise, which older versions
+// read.
+const positionForm = 2
 
 // position is the value of a record of a positions topic, as JSON.
 type position struct {
@@ -53,15 +54,12 @@ type position struct {
 	ResumeBytes []byte                   `json:"resume_bytes,omitempty"`
 	Beside      uint64                   `json:"beside,omitempty"` // records sent beside the stream so far (pipeline.Besider)
 	Cluster     string                   `json:"cluster"`
-	Topics      map[string]positionTopic `json:"topics"` // raw topics written so far
-	WrittenAt   time.Time                `json:"written_at"`
-}
-
-// positionTopic freezes what a raw topic was when it was written: with another
-// number of partitions its keys would lie elsewhere.
-type positionTopic struct {
-	ID         string `json:"id"`
-	Partitions int32  `json:"partitions"`
+	Topics      map[string]positionTopic `json:"topics,omitempty"` // raw topics written so far; form 1
+	// TopicsIn records name them in form 2: from offset TopicsAt on, or, without
+	// it, right before the position.
+	TopicsIn  int       `json:"topics_in,omitempty"`
+	TopicsAt  *int64    `json:"topics_at,omitempty"`
+	WrittenAt time.Time `json:"written_at"`
 }
 
 func (p *position) setResume(r pipeline.Resume) {
@@ -81,22 +79,27 @@ func (p *position) resume() pipeline.Resume {
 }
 
 func (p *position) encode() []byte {
-	p.Form = positionForm
+	p.Form = 1
+	if p.TopicsIn > 0 {
+		p.Form = 2
+	}
+	return encodeJSON(p)
+}
+
+func encodeJSON(v any) []byte {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false) // the token stays as it is
-	if err := enc.Encode(p); err != nil {
-		panic(fmt.Sprintf("BUG: position to JSON: %v", err))
+	if err := enc.Encode(v); err != nil {
+		panic(fmt.Sprintf("BUG: %T to JSON: %v", v, err))
 	}
 	return bytes.TrimRight(buf.Bytes(), "\n")
 }
 
-func topicID(t *change.Topic) string { return hex.EncodeToString(t.ID[:]) }
-
-// readPosition gives the last committed position, nil when there is none. Call
-// it after fencing only: then nothing of a predecessor is open any more, and
-// whatever is still open (last stable offset below the high watermark) is
-// somebody else's and waited for.
+// readPosition gives the last committed position with the topics that it knows,
+// nil when there is none. Call it after fencing only: then nothing of a
+// predecessor is open any more, and whatever is still open (last stable offset
+// below the high watermark) is somebody else's and waited for.
 func readPosition(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, t *change.Topic) (*position, error) {
 	end, err := settledEnd(ctx, cluster, t)
 	if err != nil {
@@ -106,7 +109,10 @@ func readPosition(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, t
 	// before the last marker.
 	for bite := int64(16); ; bite *= 16 {
 		from := max(0, end-bite)
-		p, err := lastPosition(ctx, cl, t, from, end)
+		p, at, err := lastPosition(ctx, cl, t, from, end)
+		if p != nil && p.TopicsIn > 0 {
+			err = p.readTopics(ctx, cl, t, at)
+		}
 		if err != nil || p != nil || from == 0 {
 			return p, err
 		}
@@ -150,26 +156,23 @@ func settledEnd(ctx context.Context, cluster *kafka.Cluster, t *change.Topic) (i
 	}
 }
 
-// lastPosition gives the last committed record in [from, end), or nil.
-func lastPosition(ctx context.Context, cl *kgo.Client, t *change.Topic, from, end int64) (*position, error) {
+// lastPosition gives the last committed one in [from, end) and its offset, or nil.
+func lastPosition(ctx context.Context, cl *kgo.Client, t *change.Topic, from, end int64) (*position, int64, error) {
 	at, last := int64(-1), []byte(nil)
 	err := kafka.Scan(ctx, cl, t, 0, from, end, func(r *kgo.Record) error {
-		if !r.Attrs.IsControl() && r.Value != nil {
+		if !r.Attrs.IsControl() && r.Value != nil && !namesTopics(r) {
 			at, last = r.Offset, append(last[:0], r.Value...)
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	if at < 0 {
-		return nil, nil
+	if err != nil || at < 0 {
+		return nil, 0, err
 	}
 	p, err := decodePosition(last)
 	if err != nil {
-		return nil, ErrPositionForm.New("offset %d of topic %q %w", at, t.Name, err)
+		return nil, 0, ErrPositionForm.New("offset %d of topic %q %w", at, t.Name, err)
 	}
-	return p, nil
+	return p, at, nil
 }
 
 // decodePosition is encode's inverse.
@@ -187,43 +190,18 @@ func decodePosition(value []byte) (*position, error) {
 	return p, nil
 }
 
-// check compares what the position was written for with what is there now.
-func (p *position) check(ctx context.Context, cluster *kafka.Cluster, source string) error {
+// check compares what the position was written for with what is there now, and
+// gives those of its topics that are not there any more.
+func (p *position) check(ctx context.Context, cluster *kafka.Cluster, source string) (gone map[string]bool, err error) {
 	id, err := cluster.ID(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if p.Source != source {
-		return ErrPositionForm.New("topic %q holds a position of source %q", pipeline.PositionsTopicOf(source), p.Source)
+		return nil, ErrPositionForm.New("topic %q holds a position of source %q", pipeline.PositionsTopicOf(source), p.Source)
 	}
 	if p.Cluster != id {
-		return ErrPositionCluster.New("source %q: position of cluster %q, this one is %q", source, p.Cluster, id)
+		return nil, ErrPositionCluster.New("source %q: position of cluster %q, this one is %q", source, p.Cluster, id)
 	}
-	for name := range p.Topics {
-		t, err := cluster.Topic(ctx, name)
-		if problem.Has(err, kafka.ErrNoTopic) {
-			return ErrPositionTopics.New("source %q: topic %q is gone", source, name)
-		}
-		if err != nil {
-			return err
-		}
-		if err := p.checkTopic(source, t); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// checkTopic holds a topic against what the position knows of it.
-func (p *position) checkTopic(source string, t *change.Topic) error {
-	was, ok := p.Topics[t.Name]
-	switch {
-	case !ok:
-		return nil
-	case was.Partitions != t.Partitions:
-		return ErrPositionTopics.New("source %q: topic %q has %d partitions and was filled with %d", source, t.Name, t.Partitions, was.Partitions)
-	case was.ID != topicID(t):
-		return ErrPositionTopics.New("source %q: topic %q was deleted and made again (id %s, was %s)", source, t.Name, topicID(t), was.ID)
-	}
-	return nil
+	return checkTopics(ctx, cluster, source, p.Topics)
 }

@@ -16,7 +16,6 @@ import (
 func TestPositionsOfEachForm(t *testing.T) {
 	want := position{
 		Source: "psa", Cluster: "iC5t0VZ8TjyxOZsLZHfSxA",
-		Topics:    map[string]positionTopic{"psa.public.time_entry": {ID: "0d1c2b3a495867768594a3b2c1d0e0f1", Partitions: 4}},
 		WrittenAt: time.Date(2026, 11, 30, 0, 0, 0, 123456000, time.UTC),
 	}
 	want.setResume([]byte(`{"system_identifier":"7711381119221907572","timeline":1,"slot":"tallywire_psa","lsn":"16/B374D848","tx":{"final_lsn":"16/B374D900","delivered":4096,"hash":"00c0ffee00c0ffee","binary":true}}`))
@@ -29,11 +28,16 @@ func TestPositionsOfEachForm(t *testing.T) {
 		if err != nil {
 			t.Fatalf("form %d: %v", form, err)
 		}
-		want.Form = form
+		want.Form, want.Topics, want.TopicsIn, want.TopicsAt = form, nil, 0, nil
+		if at := int64(4711); form < 2 {
+			want.Topics = map[string]positionTopic{"psa.public.time_entry": {ID: "0d1c2b3a495867768594a3b2c1d0e0f1", Partitions: 4}}
+		} else {
+			want.TopicsIn, want.TopicsAt = 3, &at
+		}
 		if diff := cmp.Diff(&want, got); diff != "" {
 			t.Errorf("form %d (want, got):\n%s", form, diff)
 		}
-		if form == positionForm && !bytes.Equal(want.encode(), text) {
+		if form > 0 && !bytes.Equal(want.encode(), text) {
 			t.Errorf("what is written has changed, and its form has not:\n%s\n%s", want.encode(), text)
 		}
 	}

@@ -91,31 +91,48 @@ func TestIngestDecodesInTheWorkers(t *testing.T) {
 }
 
 // If this failed, a record between the size of our batches and what its topic
-// takes would be parked, or stop the source for good.
+// takes would be parked, or stop the source for good; or each of them would end
+// a load, which then begins anew.
 func TestIngestTakesARecordLargerThanItsBatches(t *testing.T) {
 	enginetest.OnBoth(t, func(t *testing.T, b *enginetest.Bed) {
-		if _, err := b.Direct.EnsureTopic(t.Context(), kafka.TopicSpec{Name: b.Topic(), Default: 3}); err != nil {
-			t.Fatal(err)
-		}
-		enginetest.SetTopic(t, b.Direct, b.Topic(), "max.message.bytes", "4000000")
 		big := strings.Repeat("large ", 400_000)
-		txs := [][]enginetest.Row{
-			{{Op: change.Create, ID: 1, Val: "one"}, {Op: change.Create, ID: 2, Val: big}, {Op: change.Create, ID: 3, Val: "three"}},
-			{{Op: change.Create, ID: 4, Val: big}},
-		}
-		f := newFeed(b.Table(), txs)
-		stop, _ := running(b, f, pipeline.IngestLimits{})
-		b.Await("all changes", f.all)
-		if err := stop(); err != nil {
-			t.Fatal(err)
-		}
-		checkOnce(b, txs)
-		f.check(t)
-		if f.runs != 2 {
-			t.Errorf("the source ran %d times, want once more for the first large record", f.runs)
-		}
-		if parked := parkedOf(b); len(parked) != 0 {
-			t.Errorf("parked: %v", parked)
+		for _, first := range []string{big, "small"} {
+			b.Source += "-" + first[:1]
+			if _, err := b.Direct.EnsureTopic(t.Context(), kafka.TopicSpec{Name: b.Topic(), Default: 3}); err != nil {
+				t.Fatal(err)
+			}
+			enginetest.SetTopic(t, b.Direct, b.Topic(), "max.message.bytes", "4000000")
+			f := newFeed(b.Table(), [][]enginetest.Row{{{Op: change.Create, ID: 1, Val: "one"}, {Op: change.Create, ID: 2, Val: first}, {Op: change.Create, ID: 3, Val: "three"}}})
+			run := func(what string, want int) {
+				t.Helper()
+				f.runs = 0
+				stop, _ := running(b, f, pipeline.IngestLimits{})
+				b.Await("all changes", f.all)
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+				if f.runs != want {
+					t.Errorf("%s: the source ran %d times, want %d", what, f.runs, want)
+				}
+			}
+			more := func() {
+				f.txs = append(f.txs, []enginetest.Row{{Op: change.Create, ID: int64(len(f.txs)) + 3, Val: big}})
+				f.all = make(chan struct{})
+			}
+			run("a source without a position", 1)
+			more()
+			if first == big {
+				run("a topic that had one, in another process", 1)
+			} else {
+				run("the first of a topic", 2)
+				more()
+				run("the second of it", 1)
+			}
+			checkOnce(b, f.txs)
+			f.check(t)
+			if parked := parkedOf(b); len(parked) != 0 {
+				t.Errorf("parked: %v", parked)
+			}
 		}
 	})
 }

@@ -54,8 +54,9 @@ type txn struct {
 	left       atomic.Int64
 	settledAll chan struct{}
 
-	position []byte // its last record
-	err      error  // of its end
+	position []byte        // its last record
+	naming   []*kgo.Record // ahead of it: the names of the raw topics
+	err      error         // of its end
 	endedAt  time.Time
 }
 

@@ -49,7 +49,8 @@ type session struct {
 	outside   *kgo.Client    // at-least-once: what records go out through; else nil
 	positions *change.Topic
 	parked    *parked.Set
-	position  position // the last committed one, and then what the next will say
+	position  position  // the last committed one, and then what the next will say
+	topics    topicBook // under mu
 
 	budget  *semaphore.Weighted
 	order   chan *encodeJob
@@ -143,18 +144,20 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.position = position{Source: name, Cluster: cluster, Topics: map[string]positionTopic{}}
+	s.position, s.topics = position{Source: name, Cluster: cluster}, bookOf(nil, nil, s.in.limits.TopicsBytes)
 	var resume pipeline.Resume
 	if last != nil {
-		if err := last.check(ctx, env.Kafka, name); err != nil {
+		gone, err := last.check(ctx, env.Kafka, name)
+		if err != nil {
 			return nil, err
 		}
 		s.position.setResume(last.resume())
-		s.position.Topics, s.position.Beside = last.Topics, last.Beside
-		if s.position.Topics == nil {
-			s.position.Topics = map[string]positionTopic{}
-		}
+		s.position.Beside = last.Beside
+		s.topics = bookOf(last, gone, s.in.limits.TopicsBytes)
+		s.topics.tell(&s.in.large)
 		resume = last.resume()
+	} else {
+		s.outs.Roomy() // a load would begin anew with the first large record of each topic
 	}
 	s.parked = parked.NewSet(name, control.KindTransform, parkedTopic, s.in.comp)
 	s.parked.KeepHeads, s.parked.Following = true, true
@@ -273,6 +276,9 @@ func (s *session) ensureTable(ctx context.Context, t *change.Table) error {
 	if s.open.Load() {
 		wait = s.in.limits.TxnTimeout / 6
 	}
+	if err := s.missed(t.Topic); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	out, err := s.outs.Ensure(ctx, t)
 	cancel()
@@ -290,22 +296,14 @@ func (s *session) Prepare(ctx context.Context, tables []*change.Table) error {
 	if !s.resumed {
 		panic("BUG: Prepare before Resume")
 	}
+	if err := s.captured(tables); err != nil {
+		return err
+	}
 	for _, t := range tables {
 		if err := s.ensureTable(ctx, t); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// freeze holds a topic against the position.
-func (s *session) freeze(t *change.Topic) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.position.checkTopic(s.in.spec.Name, t); err != nil {
-		return err
-	}
-	s.position.Topics[t.Name] = positionTopic{ID: topicID(t), Partitions: t.Partitions}
 	return nil
 }
 

@@ -57,6 +57,12 @@ func commandKey(command string, parkedKey []byte) []byte {
 	return append(k, parkedKey...)
 }
 
+// keyIs tells whether a key is that of a command about what c is about.
+func (c *Command) keyIs(key []byte) bool {
+	name, about, is := bytes.Cut(key[1:], []byte{separator})
+	return is && string(name) == c.Name && identity(about) == string(c.Key())
+}
+
 // Hear reads a record of the parked topic that may be a command: nil if it is
 // none, or the end of one. Anybody may write a command; a bad one is nil too,
 // visibly.
@@ -73,7 +79,7 @@ func (s *Set) Hear(r *kgo.Record) *Command {
 	var err error
 	c.About, err = Parse(s.name, r.Value)
 	switch {
-	case err == nil && !bytes.Equal(r.Key, commandKey(c.Name, c.Key())):
+	case err == nil && !c.keyIs(r.Key):
 		err = ErrForm.New("a command whose key is not of the record that it is about")
 	case err == nil && c.Name != CommandRetry && c.Name != CommandDiscard && c.Name != CommandAdopt:
 		err = ErrForm.New("a command %q", c.Name)
@@ -160,7 +166,7 @@ func commandRecord(topic string, partitions int32, p *control.Parked, command st
 	}
 	return &kgo.Record{
 		Topic: topic, Partition: p.Partition % partitions, Timestamp: time.Now(),
-		Key:     commandKey(command, AppendKey(nil, p.Topic, p.RecordKey)),
+		Key:     commandKey(command, keyIn(p.Topic, p.RecordKey)),
 		Value:   Append(nil, &about, limit),
 		Headers: []kgo.RecordHeader{{Key: headerCommand, Value: []byte(command)}},
 	}
@@ -244,7 +250,7 @@ func await(ctx context.Context, cluster *kafka.Cluster, sent []*kgo.Record, wait
 				switch {
 				case r.Attrs.IsControl() || len(r.Key) == 0:
 				case r.Key[0] != separator:
-					again[p.topic+string(r.Key)] = r.Value != nil
+					again[p.topic+identity(r.Key)] = r.Value != nil
 				case r.Value == nil && left[p.topic+string(r.Key)]:
 					delete(left, p.topic+string(r.Key))
 					idle[p.topic+string(r.Key)] = slices.ContainsFunc(r.Headers, func(h kgo.RecordHeader) bool { return h.Key == headerOutcome })
@@ -273,7 +279,7 @@ func await(ctx context.Context, cluster *kafka.Cluster, sent []*kgo.Record, wait
 			out.Pending++
 		case idle[r.Topic+string(r.Key)]:
 			out.Changed++
-		case again[r.Topic+string(about)]:
+		case again[r.Topic+identity(about)]:
 			out.Parked++
 		default:
 			out.Taken++

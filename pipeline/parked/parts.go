@@ -55,8 +55,8 @@ func held(p *control.Parked) (parts int) {
 // which it repeats all that they tell, of what it leaves out they know nothing
 // either, are dropped: so there is one record, or a few. unchanged are the
 // columns that it does not tell, joined by commas.
-// size is the largest part.
-func Hold(topic string, p *control.Parked, r *kgo.Record, unchanged string, size int) []*kgo.Record {
+// size is the largest part, and key that of p in the parked topic (Set.KeyOf).
+func Hold(topic string, key []byte, p *control.Parked, r *kgo.Record, unchanged string, size int) []*kgo.Record {
 	was := held(p)
 	columns := split(unchanged)
 	for len(p.Held) > 0 {
@@ -66,7 +66,7 @@ func Hold(topic string, p *control.Parked, r *kgo.Record, unchanged string, size
 		}
 		p.Held = p.Held[:len(p.Held)-1]
 	}
-	at, key, now := held(p), AppendKey(nil, p.Topic, p.RecordKey), time.Now()
+	at, now := held(p), time.Now()
 	octets := appendRecord(nil, r)
 	var out []*kgo.Record
 	for ; len(octets) > 0; at++ {
@@ -79,8 +79,8 @@ func Hold(topic string, p *control.Parked, r *kgo.Record, unchanged string, size
 }
 
 // Unhold are the ends of the parts of what is not parked any more.
-func Unhold(topic string, p *control.Parked) []*kgo.Record {
-	return dropParts(topic, AppendKey(nil, p.Topic, p.RecordKey), 0, held(p))
+func Unhold(topic string, key []byte, p *control.Parked) []*kgo.Record {
+	return dropParts(topic, key, 0, held(p))
 }
 
 func dropParts(topic string, key []byte, from, to int) (out []*kgo.Record) {
@@ -190,7 +190,8 @@ func (s *Set) Records(ctx context.Context, cl *kgo.Client, keys []string) (map[s
 			if !is || r.Attrs.IsControl() {
 				return nil
 			}
-			if of := parts[string(key)]; n < len(of) && r.Offset < s.refs[string(key)].At {
+			k := identity(key)
+			if of := parts[k]; n < len(of) && s.refs[k].in == string(key) && r.Offset < s.refs[k].At {
 				of[n] = bytes.Clone(r.Value)
 			}
 			return nil

@@ -120,11 +120,37 @@ func Original(p *control.Parked) *kgo.Record {
 	return r
 }
 
-// AppendKey appends the key of the parked topic for a record.
+// schemaID is the length of what Confluent's wire format puts before a key: 0
+// and the schema's id, 4 octets.
+const schemaID = 5
+
+// AppendKey appends what a record that is parked is known by: its topic, and its
+// key without the id of the key's schema. The same row has another id when the
+// schema evolved, or the registry was filled anew. What follows the topic in it
+// may be given for the record's key, and stays as it is.
 func AppendKey(dst []byte, topic string, recordKey []byte) []byte {
 	dst = append(dst, topic...)
 	dst = append(dst, separator)
+	if len(recordKey) > schemaID && recordKey[0] == 0 {
+		dst = append(dst, separator)
+		recordKey = recordKey[schemaID:]
+	}
 	return append(dst, recordKey...)
+}
+
+// keyIn is the key of a new record of the parked topic. It has the schema's id:
+// versions before this one know no other, and one that is there for a row, with
+// whichever id, is kept (Set.KeyOf).
+func keyIn(topic string, recordKey []byte) []byte {
+	k := append([]byte(topic), separator)
+	return append(k, recordKey...)
+}
+
+// identity is what AppendKey gives of a record whose key in the parked topic is
+// given: with the schema's id or, as a later version may write it, without.
+func identity(key []byte) string {
+	topic, recordKey := splitKey(string(key))
+	return string(AppendKey(nil, topic, recordKey))
 }
 
 // Append appends the value of a parked record; the original value is

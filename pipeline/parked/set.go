@@ -40,8 +40,18 @@ type Ref struct {
 	// with KeepHeads; not to be changed.
 	Head *control.Parked
 
-	partsAt int64 // no part of it lies before
+	partsAt int64  // no part of it lies before
+	parts   int    // that it has in all
+	in      string // its key in the topic
+	also    []also // under which older ones of it are left there
 	mine    bool
+}
+
+// also is a key in the topic of a record that another key's has replaced: a
+// version that told rows apart by the id of their key's schema left it.
+type also struct {
+	in    string
+	parts int
 }
 
 // Set is used by one session, which loads it when partitions are assigned and
@@ -95,6 +105,29 @@ func (s *Set) Len() int { return len(s.refs) }
 func (s *Set) Get(key []byte) (Ref, bool) {
 	r, is := s.refs[string(key)]
 	return r, is
+}
+
+// KeyOf is the key in the parked topic of a record, of a topic, that is parked
+// or will be: the one that it has there, whatever the id of its schema is now.
+func (s *Set) KeyOf(topic string, recordKey []byte) []byte {
+	if r, is := s.refs[string(AppendKey(nil, topic, recordKey))]; is {
+		return []byte(r.in)
+	}
+	return keyIn(topic, recordKey)
+}
+
+// Leftovers are the ends of what else is parked of a record, and replaced: they
+// go with the record's own end, or its next version.
+func (s *Set) Leftovers(key []byte) (out []*kgo.Record) {
+	r := s.refs[string(key)]
+	for _, a := range r.also {
+		out = append(out, dropParts(s.Topic.Name, []byte(a.in), 0, a.parts)...)
+		out = append(out, &kgo.Record{Topic: s.Topic.Name, Key: []byte(a.in), Timestamp: time.Now()})
+	}
+	for _, o := range out {
+		o.Partition = s.PartitionOf(r.Partition)
+	}
+	return out
 }
 
 // Keys lists what is parked, by AppendKey.
@@ -165,11 +198,11 @@ func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int
 			if n, of, is := partOf(r.Key); !is {
 				return s.heard(r)
 			} else if n == 0 && r.Value != nil && s.KeepHeads {
-				s.partsAt[string(of)] = r.Offset
+				s.partsAt[identity(of)] = r.Offset
 			}
 			return nil
 		}
-		key := string(r.Key)
+		key := identity(r.Key)
 		if old, is := s.refs[key]; is && s.PartitionOf(old.Partition) == part && old.At >= r.Offset {
 			if old.At == r.Offset && old.mine && old.WaitsFor != "" {
 				s.seen[key] = true
@@ -177,6 +210,11 @@ func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int
 			return nil // we know what comes later
 		}
 		if old, is := s.released[key]; is && s.PartitionOf(old.Partition) == part && old.At >= r.Offset {
+			return nil
+		}
+		if old, is := s.refs[key]; is && r.Value == nil && old.in != string(r.Key) {
+			old.also = slices.DeleteFunc(slices.Clone(old.also), func(a also) bool { return a.in == string(r.Key) })
+			s.refs[key] = old
 			return nil
 		}
 		if r.Value == nil {
@@ -188,7 +226,11 @@ func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int
 		if err != nil {
 			return err
 		}
-		s.put(key, s.refOf(&p, r.Offset, len(r.Value)))
+		ref := s.refOf(&p, r)
+		if old, is := s.refs[key]; is {
+			ref.also = slices.DeleteFunc(append(slices.Clone(old.also), also{old.in, old.parts}), func(a also) bool { return a.in == ref.in })
+		}
+		s.put(key, ref)
 		return nil
 	})
 	if err != nil {
@@ -198,7 +240,8 @@ func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int
 	return nil
 }
 
-func (s *Set) refOf(p *control.Parked, at int64, size int) Ref {
+func (s *Set) refOf(p *control.Parked, rec *kgo.Record) Ref {
+	size := len(rec.Value)
 	switch {
 	case len(p.Held) > 0:
 		size += held(p) * PartSize
@@ -206,8 +249,8 @@ func (s *Set) refOf(p *control.Parked, at int64, size int) Ref {
 		size += 1 << 20 // at least
 	}
 	r := Ref{
-		TopicID: p.TopicID, Partition: p.Partition, Offset: p.Offset, At: at,
-		Attempts: p.Attempts, FirstAt: p.FirstAt, TriedAt: p.LastAt, WaitsFor: p.WaitsFor, Size: size,
+		TopicID: p.TopicID, Partition: p.Partition, Offset: p.Offset, At: rec.Offset,
+		Attempts: p.Attempts, FirstAt: p.FirstAt, TriedAt: p.LastAt, WaitsFor: p.WaitsFor, Size: size, parts: held(p), in: string(rec.Key),
 	}
 	if s.KeepHeads {
 		head := *p
@@ -278,12 +321,12 @@ func splitKey(key string) (topic string, recordKey []byte) {
 func (s *Set) Committed(p *control.Parked, rec *kgo.Record, parts ...*kgo.Record) {
 	for _, r := range parts {
 		if n, of, _ := partOf(r.Key); n == 0 && r.Value != nil {
-			s.partsAt[string(of)] = r.Offset
+			s.partsAt[identity(of)] = r.Offset
 		}
 	}
-	key := string(rec.Key)
+	key := identity(rec.Key)
 	if p != nil {
-		s.put(key, s.refOf(p, rec.Offset, len(rec.Value)))
+		s.put(key, s.refOf(p, rec))
 	} else {
 		s.drop(key)
 		delete(s.partsAt, key)

@@ -220,8 +220,11 @@ func (out *Output) fits(r *kgo.Record) error {
 		return ErrTooLarge.New("a record of %d octets for topic %q, which takes %d", n, out.Topic.Name, out.MaxBytes)
 	}
 	if n > out.batch {
-		out.large.add(out.Topic.Name)
+		out.large.Add(out.Topic.Name)
 		return ErrBatchTooSmall.New("a record of %d octets for topic %q, in batches of %d", n, out.Topic.Name, out.batch)
+	}
+	if n > batchBytes && out.large != nil {
+		out.large.Add(out.Topic.Name)
 	}
 	return nil
 }

@@ -30,13 +30,22 @@ type LargeTopics struct {
 	m  map[string]bool
 }
 
-func (l *LargeTopics) has(topic string) bool {
+// Has reports whether a topic is one.
+func (l *LargeTopics) Has(topic string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.m[topic]
 }
 
-func (l *LargeTopics) add(topic string) {
+// Len is their number.
+func (l *LargeTopics) Len() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.m)
+}
+
+// Add makes a topic one.
+func (l *LargeTopics) Add(topic string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.m == nil {
@@ -64,6 +73,7 @@ type Outputs struct {
 	large    *LargeTopics
 
 	mu     sync.RWMutex
+	roomy  bool
 	m      map[*change.Table]*Output
 	tables map[string][]*change.Table // by topic, those of m, the oldest first
 	limits map[string]int             // of topics that Fits has looked at
@@ -80,6 +90,14 @@ const maxTables = 64
 // large as their topics take.
 func NewOutputs(cluster *kafka.Cluster, registry *avro.Registry, spec func(*change.Table) kafka.TopicSpec, maxRecord int, large *LargeTopics) *Outputs {
 	return &Outputs{cluster: cluster, registry: registry, spec: spec, max: maxRecord, large: large, m: map[*change.Table]*Output{}, tables: map[string][]*change.Table{}, limits: map[string]int{}}
+}
+
+// Roomy makes all batches as large as their topics take, from now on: where a
+// session that ends costs more than memory.
+func (o *Outputs) Roomy() {
+	o.mu.Lock()
+	o.roomy = true
+	o.mu.Unlock()
 }
 
 // Find gives the Output of a Table, or nil when Ensure has not seen it.
@@ -113,11 +131,11 @@ func (o *Outputs) Ensure(ctx context.Context, t *change.Table) (*Output, error) 
 		return nil, err
 	}
 	out := &Output{Topic: topic, MaxBytes: largest, batch: limit, large: o.large, enc: enc}
-	if o.large != nil && !o.large.has(t.Topic) {
-		out.batch = min(limit, batchBytes)
-	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.large != nil && !o.roomy && !o.large.Has(t.Topic) {
+		out.batch = min(limit, batchBytes)
+	}
 	if was := o.m[t]; was != nil { // by another worker, meanwhile
 		return was, nil
 	}
@@ -178,19 +196,19 @@ func (o *Outputs) batchBytes(topic string) int32 {
 	switch {
 	case !is:
 		return 1_000_012
-	case o.large != nil && !o.large.has(topic):
+	case o.large != nil && !o.roomy && !o.large.Has(topic):
 		limit = min(limit, batchBytes)
 	}
 	return int32(max(limit, 512))
 }
 
-// Fits asks what the topic of r takes now, and fails if that is less than r
-// (ErrTooLarge), or if the client's batches are smaller (ErrBatchTooSmall: the
-// next session's are not).
-func (o *Outputs) Fits(ctx context.Context, r *kgo.Record) error {
-	limit, err := o.cluster.MaxRecordBytes(ctx, r.Topic)
+// Limit asks what a topic takes now. What it gives fails for a record that is
+// larger (ErrTooLarge), and for one that is larger than the client's batches
+// (ErrBatchTooSmall: the next session's are not).
+func (o *Outputs) Limit(ctx context.Context, topic string) (fits func(*kgo.Record) error, err error) {
+	limit, err := o.cluster.MaxRecordBytes(ctx, topic)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	limit = min(limit, maxBatchBytes)
 	largest := limit
@@ -198,8 +216,8 @@ func (o *Outputs) Fits(ctx context.Context, r *kgo.Record) error {
 		largest = min(limit, o.max)
 	}
 	o.mu.Lock()
-	o.limits[r.Topic] = limit
-	batch := int(o.batchBytes(r.Topic))
+	o.limits[topic] = limit
+	batch := int(o.batchBytes(topic))
 	o.mu.Unlock()
-	return (&Output{Topic: &change.Topic{Name: r.Topic}, MaxBytes: largest, batch: batch, large: o.large}).fits(r)
+	return (&Output{Topic: &change.Topic{Name: topic}, MaxBytes: largest, batch: batch, large: o.large}).fits, nil
 }

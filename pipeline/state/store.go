@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/clock"
 	twredis "github.com/tallywire/tallywire/internal/redis"
 )
 
@@ -76,7 +77,7 @@ func (s *Store) Held(t *change.Topic, within time.Duration) []int32 {
 	defer s.mu.Unlock()
 	var out []int32
 	for k, sl := range s.slots {
-		if k.id == t.ID && time.Since(sl.called) < within {
+		if k.id == t.ID && clock.Since(sl.called) < within {
 			out = append(out, k.partition)
 		}
 	}
@@ -94,7 +95,7 @@ func (s *Store) check(ctx context.Context, t *change.Topic, partition int32, com
 		s.slots[k] = sl
 	}
 	sl.called = time.Now()
-	if sl.sure && !sl.m.restoring && sl.m.offset >= committed && time.Since(sl.checked) < s.CheckEvery {
+	if sl.sure && !sl.m.restoring && sl.m.offset >= committed && clock.Since(sl.checked) < s.CheckEvery {
 		return 0, true, true, nil
 	}
 	key := markKey(namespace(s.transform, t.ID), partition)

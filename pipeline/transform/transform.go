@@ -6,11 +6,9 @@ package transform
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/avro"
@@ -280,22 +278,8 @@ func (s *session) endContext(ctx context.Context) (context.Context, context.Canc
 	return context.WithTimeout(context.WithoutCancel(ctx), s.spec.TxnTimeout+5*time.Second)
 }
 
-// producerError judges an error of the transactional producer. A producer of
-// the same id that came after us means that we are replaced; but the broker
-// says the same when our transaction took longer than its timeout.
 func (s *session) producerError(err error, began time.Time, format string, args ...any) error {
-	werr := kafka.Wrap(err, format, args...)
-	switch {
-	case errors.Is(err, context.Canceled):
-		return werr
-	case errors.Is(err, kerr.FencedInstanceID):
-		return consume.Fenced(err, format, args...)
-	case kafka.Fenced(err) && time.Since(began) < s.spec.TxnTimeout*9/10:
-		return pipeline.ErrFenced.New("%w", werr)
-	case problem.Has(werr, kafka.ErrRefused):
-		return werr
-	}
-	return pipeline.ErrTxnUnknown.New("%w", werr)
+	return consume.ProducerError(err, began, s.spec.TxnTimeout, format, args...)
 }
 
 // prepare makes what is new of the assignment ready: parked records are known,

@@ -1,5 +1,5 @@
 // The initial load: every captured table by COPY, in binary, under one
-// snapshot. Killed, it starts again on the same slot: the stream that follows
+// snapshot or, of tables that changed meanwhile, a later one. Killed, it starts again on the same slot: the stream that follows
 // replays everything since the slot was made, so that the end is the same.
 
 package postgres
@@ -8,11 +8,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/obs"
@@ -30,39 +33,176 @@ const (
 	fullAt          = 4
 )
 
-// load sends all rows, as of a snapshot that lies at or after at.LSN.
+// load sends all rows, as of snapshots that lie at or after at.LSN. A table that
+// is not what its snapshot says any more when its turn comes, or that cannot be
+// locked then, is read after the others under a later one (C5).
 func (se *session) load(ctx context.Context, at position) error {
 	se.comp.Is(obs.Restoring, "initial load")
-	if !se.snapshot {
-		if err := se.awaitOlder(ctx); err != nil {
-			return err
-		}
-		if _, err := se.q.Exec(ctx, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"); err != nil {
-			return classify("opening the snapshot of the load", err)
-		}
-	}
-	rels, err := se.relations(ctx)
+	now, err := se.cfg.connect(ctx)
 	if err != nil {
 		return err
 	}
+	defer closeConn(now)
 	l := &loader{
-		se: se, ctx: ctx, resume: at.resume(),
+		se: se, ctx: ctx, now: now, resume: at.resume(),
 		fr: pgoutput.NewFramer(func(_ change.Pos, err error) error { return ErrProtocol.New("loading: %w", err) }),
 	}
+	defer func() {
+		if l.b != nil {
+			l.b.Release()
+		}
+	}()
 	pos := change.Pos{System: uint64(at.System), Timeline: uint32(at.Timeline), LSN: uint64(at.LSN), Kind: change.PosSnapshot, Ordinal: at.Attempt << 48}
 	l.fr.Begin(nil, pos, 0, time.Now().UnixMicro())
-	for i, r := range rels {
-		if err := l.table(se.tables[i], r); err != nil {
-			if l.b != nil {
-				l.b.Release()
-			}
+	for left := se.tables; len(left) > 0; {
+		if left, err = l.round(left); err != nil {
 			return err
 		}
 	}
-	if _, err := se.q.Exec(ctx, "COMMIT"); err != nil {
-		return classify("closing the snapshot of the load", err)
-	}
 	return nil
+}
+
+// round reads tables under one snapshot, and gives those that are left to the
+// next.
+func (l *loader) round(tables []*tableInfo) (left []*tableInfo, err error) {
+	se := l.se
+	if !se.snapshot {
+		if err := se.awaitOlder(l.ctx); err != nil {
+			return nil, err
+		}
+		if err := l.exec("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"); err != nil {
+			return nil, err
+		}
+	}
+	se.snapshot = false
+	if l.pub, err = readPublication(l.ctx, se.q, se.cfg.Publication); err != nil {
+		return nil, err
+	}
+	for _, t := range tables {
+		// What is locked within a savepoint is free again when it is rolled back
+		// to: no migration waits for tables that were read, or will be.
+		if err := l.exec("SAVEPOINT turn"); err != nil {
+			return nil, err
+		}
+		why, err := l.turn(t)
+		if err != nil {
+			return nil, err
+		}
+		if err := l.exec("ROLLBACK TO SAVEPOINT turn"); err != nil {
+			return nil, err
+		}
+		if why != "" {
+			se.comp.Log.Info("a table is read after the others", "table", t.String(), "because", why)
+			left = append(left, t)
+		}
+	}
+	return left, l.exec("COMMIT")
+}
+
+func (l *loader) exec(sql string) error {
+	_, err := l.se.q.Exec(l.ctx, sql)
+	return classify("loading", err)
+}
+
+// lockWait bounds the wait for a table that somebody holds: others are read
+// meanwhile.
+const lockWait = "2s"
+
+// turn sends the rows of a table, or says why it has to wait.
+func (l *loader) turn(was *tableInfo) (why string, err error) {
+	se := l.se
+	t, err := tableByID(l.ctx, se.q, was.id)
+	if err != nil {
+		return "", err
+	}
+	if t == nil {
+		se.comp.Log.Warn("a table was dropped before its rows were read", "table", was.String())
+		return "", nil
+	}
+	selected, named := se.cfg.selects(t.schema, t.name)
+	switch pub := l.pub[t.String()]; {
+	case !selected:
+		se.comp.Log.Warn("a table was renamed to what `tables` does not match: it is not captured any more", "was", was.String(), "table", t.String())
+		return "", nil
+	case pub == nil:
+		se.comp.Log.Warn("a table has left the publication: it is not captured any more", "publication", se.cfg.Publication, "table", t.String())
+		return "", nil
+	case !t.captured():
+		return "", noKeyError([]*tableInfo{t})
+	default:
+		t.named, l.filter = named, pub.filter
+	}
+	cols, notNull, err := columnsOf(l.ctx, se.q, t.id)
+	if err != nil {
+		return "", err
+	}
+	if why, err := l.lock(t, cols); why != "" || err != nil {
+		return why, err
+	}
+	r, err := newRelation(l.ctx, se.q, se.name, t, l.pub[t.String()].published(cols), notNull)
+	if err != nil {
+		return "", err
+	}
+	return "", l.table(t, r)
+}
+
+// filesSQL is where the rows of a table lie, or those of its partitions.
+const filesSQL = `
+SELECT array_agg(c.oid ORDER BY c.oid), array_agg(c.relfilenode ORDER BY c.oid) FROM pg_class c
+ WHERE c.relkind = 'r' AND (c.oid = $1 OR c.oid IN (SELECT relid FROM pg_partition_tree($1) WHERE isleaf))`
+
+// movedSQL reports whether some do not lie there any more.
+const movedSQL = `
+SELECT EXISTS (SELECT FROM unnest($1::oid[], $2::oid[]) f(id, file) LEFT JOIN pg_class c ON c.oid = f.id WHERE c.relfilenode IS DISTINCT FROM f.file)`
+
+// lock keeps t as it is while its rows are read, and makes sure that it is what
+// the snapshot says: under an older snapshot a table that was rewritten reads as
+// empty (PostgreSQL documentation, "Caveats" of "Concurrency Control"). cols are
+// its columns in the snapshot.
+func (l *loader) lock(t *tableInfo, cols []wireColumn) (why string, err error) {
+	if err := l.exec("SET LOCAL lock_timeout = '" + lockWait + "'"); err != nil {
+		return "", err
+	}
+	only := "ONLY "
+	if t.partitioned {
+		only = "" // its partitions, too
+	}
+	_, err = l.se.q.Exec(l.ctx, "LOCK TABLE "+only+t.sql()+" IN ACCESS SHARE MODE")
+	var pg *pgconn.PgError
+	switch {
+	case errors.As(err, &pg) && pg.Code == "55P03": // lock_not_available
+		return "it is locked", nil
+	case errors.As(err, &pg) && (pg.Code == "42P01" || pg.Code == "3F000"): // undefined_table, invalid_schema_name
+		return "it was dropped or renamed", nil
+	case err != nil:
+		return "", classify(fmt.Sprintf("locking %s", t), err)
+	}
+	now, err := tableByID(l.ctx, l.now, t.id)
+	if err != nil {
+		return "", err
+	}
+	if now == nil || now.String() != t.String() {
+		return "it was dropped or renamed", nil
+	}
+	have, _, err := columnsOf(l.ctx, l.now, t.id)
+	if err != nil {
+		return "", err
+	}
+	if !slices.Equal(cols, have) {
+		return "its columns changed", nil
+	}
+	var ids, files []uint32
+	if err := l.se.q.QueryRow(l.ctx, filesSQL, t.id).Scan(&ids, &files); err != nil {
+		return "", classify(fmt.Sprintf("loading %s", t), err)
+	}
+	var moved bool
+	if err := l.now.QueryRow(l.ctx, movedSQL, ids, files).Scan(&moved); err != nil {
+		return "", classify(fmt.Sprintf("loading %s", t), err)
+	}
+	if moved {
+		return "it was rewritten", nil
+	}
+	return "", nil
 }
 
 // awaitOlder waits until every transaction that runs now has ended. A snapshot that
@@ -107,10 +247,13 @@ const (
 type loader struct {
 	se     *session
 	ctx    context.Context
+	now    *pgx.Conn // sees the catalog as it is, beside the snapshot
 	resume pipeline.Resume
 	fr     *pgoutput.Framer
+	pub    map[string]*publishedTable // as of the snapshot
 
 	rel    *pgoutput.Relation
+	filter *string
 	info   *tableInfo
 	b      *change.Batch
 	size   int    // octets of the rows in b
@@ -138,8 +281,8 @@ func (l *loader) table(t *tableInfo, r *pgoutput.Relation) error {
 		only = ""
 	}
 	sql := "COPY (SELECT " + strings.Join(cols, ", ") + " FROM " + only + t.sql()
-	if f := l.se.pub[t.String()].filter; f != nil {
-		sql += " WHERE " + *f
+	if l.filter != nil {
+		sql += " WHERE " + *l.filter
 	}
 	sql += ") TO STDOUT (FORMAT binary)"
 	l.progress()

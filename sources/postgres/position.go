@@ -21,13 +21,19 @@ import (
 // a transaction whose commit record begins before it is not sent again
 // (invariant 2; row LSNs are compared with nothing).
 type position struct {
-	System   sysid   `json:"system_identifier"`
+	System   decimal `json:"system_identifier"`
 	Timeline int32   `json:"timeline"`
 	Slot     string  `json:"slot"`
 	LSN      lsn     `json:"lsn"`
 	State    string  `json:"state,omitempty"`   // "loading", or "" when streaming
 	Attempt  uint64  `json:"attempt,omitempty"` // of the load, from 1
 	Tx       *txPart `json:"tx,omitempty"`      // when it lies inside a transaction
+
+	// XID is the last transaction that was delivered, NextXID the next one that
+	// the server would have given out then, both in 64 bits. They are read and
+	// not written yet, so that a version that writes them can be left again.
+	XID     decimal `json:"xid,omitempty"`
+	NextXID decimal `json:"next_xid,omitempty"`
 }
 
 const loading = "loading"
@@ -52,13 +58,14 @@ func (l *lsn) UnmarshalText(b []byte) error {
 	return err
 }
 
-// sysid is a decimal string in JSON: it does not fit the 53 bits of a double.
-type sysid uint64
+// decimal is a decimal string in JSON: it does not fit the 53 bits of a double.
+type decimal uint64
 
-func (s sysid) MarshalText() ([]byte, error) { return strconv.AppendUint(nil, uint64(s), 10), nil }
-func (s *sysid) UnmarshalText(b []byte) error {
+func (s decimal) MarshalText() ([]byte, error) { return strconv.AppendUint(nil, uint64(s), 10), nil }
+
+func (s *decimal) UnmarshalText(b []byte) error {
 	v, err := strconv.ParseUint(string(b), 10, 64)
-	*s = sysid(v)
+	*s = decimal(v)
 	return err
 }
 
@@ -105,5 +112,6 @@ func parsePosition(r pipeline.Resume) (*position, error) {
 			Fix:  "The position was written by another version or by hand; run the version that wrote it, or start the source over.",
 		}
 	}
+	p.XID, p.NextXID = 0, 0 // nobody keeps them up
 	return &p, nil
 }

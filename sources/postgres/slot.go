@@ -264,7 +264,7 @@ func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*t
 
 // system is what IDENTIFY_SYSTEM says.
 type system struct {
-	id       sysid
+	id       decimal
 	timeline int32
 	flushed  lsn
 }
@@ -278,7 +278,7 @@ func identify(ctx context.Context, r *replication) (*system, error) {
 	if err != nil {
 		return nil, ErrProtocol.New("system identifier %q: %w", i.SystemID, err)
 	}
-	return &system{id: sysid(id), timeline: i.Timeline, flushed: lsn(i.XLogPos)}, nil
+	return &system{id: decimal(id), timeline: i.Timeline, flushed: lsn(i.XLogPos)}, nil
 }
 
 // checkPosition makes sure that everything after p is still to come from this

@@ -28,6 +28,10 @@ type Source struct {
 	// form is nil to choose by the types of the columns, else whether to
 	// stream in binary: set by a run for the next one. Runs do not overlap.
 	form *bool
+	// proof is what was delivered in binary of a transaction that can only be
+	// read on in text: it came again as it was, told by its hash, in the run
+	// before. The octets differ in text, and their number of changes does not.
+	proof *txPart
 
 	batchChanges  int           // in one batch, at most
 	identityEvery time.Duration // how often the identities of what is published are looked at
@@ -150,17 +154,19 @@ func (se *session) follow(ctx context.Context, rels []*pgoutput.Relation, histor
 	if p, err = se.begin(ctx, p, confirmed); err != nil {
 		return err
 	}
-	if p.Tx != nil && p.Tx.Binary != se.binary {
+	proven := p.Tx != nil && se.proof != nil && *p.Tx == *se.proof && !se.binary
+	if p.Tx != nil && p.Tx.Binary != se.binary && !proven {
 		se.form = &p.Tx.Binary
 		return pgoutput.ErrText.New("a transaction was delivered in part with binary = %v", p.Tx.Binary)
 	}
 	p.Timeline = se.sys.timeline
 	se.comp.Is(obs.Running, "")
 	st := newStream(se, *p)
+	st.proven = proven
 	err = st.run(ctx)
 	if problem.Has(err, pgoutput.ErrText) {
 		text := false
-		se.form = &text
+		se.form, se.proof = &text, st.repeated
 	}
 	return err
 }

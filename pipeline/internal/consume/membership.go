@@ -17,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/tallywire/tallywire/internal/clock"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
@@ -104,7 +105,7 @@ func (m *Membership) judge(err error) error {
 	if !problem.Has(err, pipeline.ErrFenced) {
 		return err
 	}
-	if errors.Is(err, kerr.FencedInstanceID) && time.Since(m.nameless) < sessionTimeout+farewell {
+	if errors.Is(err, kerr.FencedInstanceID) && clock.Since(m.nameless) < sessionTimeout+farewell {
 		return kafka.ErrUnavailable.New("a late join of this process took its own place in group %s: %s", m.group, err)
 	}
 	m.held = false
@@ -128,6 +129,25 @@ func (m *Membership) Leave(ctx context.Context) {
 // Fenced is the problem of a member whose place another process took.
 func Fenced(err error, format string, args ...any) error {
 	return pipeline.ErrFenced.New("another process with the same instance joined the group: %w: "+format, append([]any{err}, args...)...)
+}
+
+// ProducerError judges an error of a transactional producer whose transaction
+// began then. A producer of the same id that came after us means that we are
+// replaced (kafka.Replaced); of anything else but a refusal nobody knows what
+// became of the transaction.
+func ProducerError(err error, began time.Time, timeout time.Duration, format string, args ...any) error {
+	werr := kafka.Wrap(err, format, args...)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return werr
+	case errors.Is(err, kerr.FencedInstanceID):
+		return Fenced(err, format, args...)
+	case kafka.Replaced(err, began, timeout):
+		return pipeline.ErrFenced.New("%w", werr)
+	case problem.Has(werr, kafka.ErrRefused):
+		return werr
+	}
+	return pipeline.ErrTxnUnknown.New("%w", werr)
 }
 
 // SessionError is what the group's management found, if it found anything: it

@@ -120,6 +120,7 @@ type Row struct {
 	// Unsent: the note is not in the change, as Postgres leaves out a large
 	// value that did not change.
 	Unsent bool
+	Before string // update: the note before, if that is told
 }
 
 func AppendRow(b *change.Batch, t *change.Table, r Row, lsn, ordinal int) {
@@ -143,6 +144,9 @@ func AppendRow(b *change.Batch, t *change.Table, r Row, lsn, ordinal int) {
 			old = r.ID
 		}
 		was, is = image(old), image(r.ID)
+		if r.Before != "" {
+			was[1] = b.SpanString(change.String, r.Before)
+		}
 	default:
 		is = image(r.ID)
 	}
@@ -158,6 +162,30 @@ func (b *Bed) Await(what string, ch <-chan struct{}) {
 	case <-ch:
 	case <-time.After(testkit.Patience):
 		b.T.Fatalf("waited for %s in vain", what)
+	}
+}
+
+// AwaitRecord reads a topic from its start, as a read-committed consumer, until
+// a record is the one.
+func (b *Bed) AwaitRecord(what, topic string, is func(*kgo.Record) bool) {
+	b.T.Helper()
+	cl, err := b.Direct.Client(kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	defer cl.Close()
+	ctx, cancel := context.WithTimeout(b.T.Context(), testkit.Patience)
+	defer cancel()
+	for {
+		fs := cl.PollFetches(ctx)
+		if ctx.Err() != nil {
+			b.T.Fatalf("waited for %s in vain", what)
+		}
+		for it := fs.RecordIter(); !it.Done(); {
+			if is(it.Next()) {
+				return
+			}
+		}
 	}
 }
 
