@@ -5,8 +5,10 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/internal/embedded"
@@ -44,6 +46,45 @@ func TestEnsureTopicHoldsThePartitionCount(t *testing.T) {
 
 // If this failed, an outage would halt a pipeline, or a lack of rights be
 // tried again for ever.
+// If this failed, a source would not start while a transform waits for its
+// topics, or not see a transaction that its predecessor left open in a new one.
+func TestTopicsOfAreThoseOfNow(t *testing.T) {
+	fake, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fake.Close()
+	open := func() *Cluster {
+		t.Helper()
+		c, err := New(Config{Brokers: fake.ListenAddrs()}, obs.New(slog.New(slog.DiscardHandler)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Close)
+		return c
+	}
+	c, other := open(), open()
+	want := func(names ...string) {
+		t.Helper()
+		if got, err := c.TopicsOf(t.Context(), "psa."); err != nil || !slices.Equal(got, names) {
+			t.Errorf("there are %q, %v, want %q", got, err, names)
+		}
+	}
+	if _, err := c.Admin().ListEndOffsets(t.Context(), "psa.b", "psa.never"); err != nil {
+		t.Fatal(err)
+	}
+	want()
+	for _, name := range []string{"psa.b", "psa.a", "other.c"} {
+		if _, err := other.EnsureTopic(t.Context(), TopicSpec{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+		if name == "psa.b" {
+			want("psa.b")
+		}
+	}
+	want("psa.a", "psa.b")
+}
+
 func TestWrapTellsOutageFromRefusal(t *testing.T) {
 	dead, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tallywire/tallywire/internal/problem"
 )
@@ -278,14 +279,24 @@ func unanswered(err error) bool {
 		errors.Is(err, kerr.ClusterAuthorizationFailed) || errors.Is(err, kerr.TopicAuthorizationFailed)
 }
 
-// TopicsOf lists the topics whose names begin so, in order.
+// TopicsOf lists the topics that are there now and whose names begin so, in order.
 func (c *Cluster) TopicsOf(ctx context.Context, prefix string) ([]string, error) {
-	all, err := c.admin.ListTopics(ctx)
+	// Asked directly: what kgo heard a moment ago lacks those that are new, and
+	// has those that somebody asked for in vain.
+	req := kmsg.NewPtrMetadataRequest()
+	req.Topics = nil // all
+	resp, err := req.RequestWith(ctx, c.shared)
 	if err != nil {
 		return nil, Wrap(err, "listing topics")
 	}
-	names := all.Names()
-	return slices.DeleteFunc(names, func(n string) bool { return !strings.HasPrefix(n, prefix) }), nil
+	var names []string
+	for _, t := range resp.Topics {
+		if t.Topic != nil && strings.HasPrefix(*t.Topic, prefix) && !errors.Is(kerr.ErrorForCode(t.ErrorCode), kerr.UnknownTopicOrPartition) {
+			names = append(names, *t.Topic)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // Holders names the producers whose transactions are open in a topic, for a

@@ -3,7 +3,6 @@ package postgres
 import (
 	"context"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -138,7 +137,7 @@ func newEnv(t *testing.T) *pipeline.Env {
 		t.Fatal(err)
 	}
 	t.Cleanup(fake.Close)
-	o := obs.New(slog.New(slog.NewTextHandler(io.Discard, nil)))
+	o := obs.New(slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})))
 	cluster, err := kafka.New(kafka.Config{Brokers: fake.ListenAddrs()}, o)
 	if err != nil {
 		t.Fatal(err)
