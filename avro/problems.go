@@ -11,38 +11,38 @@ import "github.com/tallywire/tallywire/internal/problem"
 var (
 	ErrDecimalOverflow = problem.Define("TW-AVRO-DECIMAL-OVERFLOW", problem.Reject,
 		"A number has more digits than its schema allows.",
-		"Widen precision or scale in the contract (avro/contracts) or of the source's column, or correct the number, then retry the parked record.")
+		"Correct the number at its source: the corrected row takes the place of the parked one. If such numbers are right, the contract is too narrow; it is part of the program (docs/extending.md).")
 	ErrNoForm = problem.Define("TW-AVRO-NO-FORM", problem.Reject,
-		"A value that the field of a contract cannot hold: NaN or infinity in a number, infinity in a date or time, an array with several dimensions.",
-		"Correct the value at the source: the corrected row takes the place of the parked one. Or map the column to a text.")
+		"A value that the field of a contract cannot hold: NaN or infinity in a number, infinity in a date or time.",
+		"Correct the value at its source: the corrected row takes the place of the parked one.")
 	ErrNull = problem.Define("TW-AVRO-NULL", problem.Reject,
 		"A null in a field that its schema says is never null.",
-		"Fill the value at the source, or make the field nullable in the contract, then retry the parked record.")
+		"Fill the value at its source: the filled row takes the place of the parked one.")
 	ErrKind = problem.Define("TW-AVRO-TYPE", problem.Reject,
 		"A value of another type than its field.",
-		"Correct the mapping that fills the field; docs/types.md lists what fits.")
+		"Have the sender send what docs/types.md lists for the field's type: the row's next record takes the place of the parked one.")
 	ErrUnchanged = problem.Define("TW-AVRO-UNCHANGED", problem.Reject,
 		"A value that the source did not resend, where the record must be complete.",
-		"Set REPLICA IDENTITY FULL on the source's table, so that every update carries all columns.")
+		"Set REPLICA IDENTITY FULL on the source's table, so that every update carries all columns, then touch the row (any update): it takes the place of the parked one.")
 	ErrGarbage = problem.Define("TW-AVRO-GARBAGE", problem.Reject,
 		"The octets are no Avro record in Confluent's wire format, or do not follow their schema.",
 		"Find out who writes to the topic; discard the parked record once that is known.")
 	ErrUnknownSchema = problem.Define("TW-AVRO-UNKNOWN-SCHEMA", problem.Reject,
 		"The registry does not know the schema id that a record names.",
-		"Check that writer and reader use the same registry; register the schema, then retry the parked record.")
+		"Check that writer and reader use the same registry. If that has lost the schema, register it there under the same id (mode IMPORT), then `tallywire parked retry`; else have the record written again, or discard it.")
 	ErrUnreadableSchema = problem.Define("TW-AVRO-SCHEMA", problem.Reject,
 		"The schema that a record was written with is invalid, or has a type that tallywire does not read.",
-		"Write the topic with a schema that follows docs/types.md, then retry the parked record.")
+		"Have the record written again with a schema that follows docs/types.md: it takes the place of the parked one. One without a key has to be discarded.")
 	ErrTable = problem.Define("TW-AVRO-TABLE", problem.Halt,
 		"A table that no Avro schema can describe, or that does not fit the contract of its topic.",
-		"Rename the column or correct the contract or the mapping as the message says.")
+		"Rename the column or correct the mapping as the message says, then start again.")
 	ErrRegistryUnavailable = problem.Define("TW-REGISTRY-UNAVAILABLE", problem.Retry,
 		"The schema registry cannot be reached or does not answer properly.",
 		"Check registry.url and that the registry runs; work goes on by itself when it answers.")
 	ErrRegistryDenied = problem.Define("TW-REGISTRY-DENIED", problem.Halt,
 		"The schema registry refuses the request.",
-		"Give the user in registry.url the right to read and register schemas.")
+		"Give the user in registry.url the right to read and register schemas, then start again.")
 	ErrIncompatible = problem.Define("TW-REGISTRY-INCOMPATIBLE", problem.Halt,
 		"A new schema is not compatible with those that its subject has.",
-		"Undo the change of the table or contract, or set another compatibility level for the subject if every reader can take it.")
+		"If every reader can take the new schema, set the subject's compatibility to NONE (PUT /config/SUBJECT), and start again. Undoing the change of the table helps only as long as nothing was written since.")
 )

@@ -2,6 +2,7 @@ package avro_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math"
 	"math/big"
 	"net/http"
@@ -123,6 +124,11 @@ func TestWhatCanonicalRecordsRefuse(t *testing.T) {
 		c.New[tab.Column(x.field)] = x.v
 		_, err := e.AppendValue(nil, b, c)
 		want(t, err, x.code, "field "+x.field)
+		// Remedy: TW-AVRO-NULL
+		c.New = fillCosted(b, tab, 1)
+		if _, err := e.AppendValue(nil, b, c); err != nil {
+			t.Errorf("with a good %s: %v", x.field, err)
+		}
 	}
 	row := fillCosted(b, tab, 1)
 	row[0] = change.NullValue()
@@ -329,6 +335,14 @@ func TestGarbageIsRejected(t *testing.T) {
 	if err := d.Append(t.Context(), b, at, ok.key, nil, avro.Headers{}, 0); err != nil || b.Len() != 0 {
 		t.Fatalf("a raw tombstone: %v, %d changes", err, b.Len())
 	}
+	id, err := reg.Register(t.Context(), "unreadable", `{"type":"record","name":"x","fields":[{"name":"m","type":{"type":"map","values":"string"}}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refuse(ok.key, append(binary.BigEndian.AppendUint32([]byte{0}, uint32(id)), ok.value[5:]...), nil, nil, avro.ErrUnreadableSchema)
+	if err := d.Append(t.Context(), b, at, ok.key, ok.value, avro.Headers{}, 0); err != nil || b.Len() != 1 { // Remedy: TW-AVRO-SCHEMA
+		t.Fatalf("written again: %v, %d changes", err, b.Len())
+	}
 }
 
 // If this failed, an outage of the registry would park records, or a refusal be
@@ -366,6 +380,10 @@ func TestRegistryErrorsAreClassified(t *testing.T) {
 		if strings.Contains(err.Error(), "secret") {
 			t.Fatalf("the error shows the password: %v", err)
 		}
+	}
+	status, body = 200, `{"id":1}` // Remedy: TW-REGISTRY-DENIED
+	if id, err := reg.Register(t.Context(), "s", `"string"`); err != nil || id != 1 {
+		t.Fatalf("with the right: id %d, %v", id, err)
 	}
 	s.Close()
 	_, err = reg.SchemaByID(t.Context(), 1)

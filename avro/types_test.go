@@ -204,4 +204,7 @@ func TestNames(t *testing.T) {
 	}
 	_, _, err := avro.EnvelopeSchemas(tab("a b", "a_b"))
 	want(t, err, avro.ErrTable, `"a b"`, `"a_b"`)
+	if _, _, err := avro.EnvelopeSchemas(tab("a b", "a_c")); err != nil { // Remedy: TW-AVRO-TABLE
+		t.Error(err)
+	}
 }

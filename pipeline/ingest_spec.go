@@ -52,8 +52,7 @@ type IngestLimits struct {
 	// in octets; a larger one is parked. 0: what the topic takes.
 	MaxRecordBytes int
 	// TopicsBytes is what a position may repeat of the names of its raw topics,
-	// in octets, about; more lie beside it, which a version before this one
-	// does not read. Default 512 KiB: more than fitted well.
+	// in octets, about; more lie beside it. Default 16 KiB.
 	TopicsBytes int
 	// Retention of raw topics; 0: for ever.
 	Retention time.Duration
@@ -66,7 +65,7 @@ const maxWorkers = 16
 
 func (l IngestLimits) WithDefaults() IngestLimits {
 	if l.TopicsBytes <= 0 {
-		l.TopicsBytes = 512 << 10
+		l.TopicsBytes = 16 << 10
 	}
 	if l.MaxBytes <= 0 {
 		l.MaxBytes = 32 << 20

@@ -17,10 +17,10 @@ var (
 		"Nothing to do: the work goes on from the offsets that Kafka has committed.")
 	ErrTopicRecreated = problem.Define("TW-TOPIC-RECREATED", problem.Halt,
 		"A topic was deleted and created again: committed offsets mean other records now.",
-		"Decide where to go on and say so with kafka-consumer-groups --reset-offsets (--to-earliest reads all of the new topic).")
+		"Decide where to go on and say so with kafka-consumer-groups --reset-offsets (--to-earliest reads all of the new topic) or `tallywire replay`, then start again.")
 	ErrCoPartition = problem.Define("TW-CO-PARTITION", problem.Halt,
 		"Topics that are read together do not lie together: another number of partitions, or a partition that was given to another process.",
-		"Give the topics the same number of partitions, and run the same configuration in every process of the group.")
+		"Give the topics the same number of partitions before they are read for the first time, and run the same configuration in every process of the group; then start again.")
 )
 
 // Classify is where retry, reject or halt is decided (M6): an Error's own class;

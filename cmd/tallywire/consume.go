@@ -59,7 +59,7 @@ base64; the exit code is then 1.`,
 
 var errTopic = problem.Define("TW-TOPIC-UNKNOWN", problem.Halt,
 	"There is no such topic or partition.",
-	"List the topics with: kcat -b BROKER -L. A topic is made when the first record goes into it.")
+	"List the topics with: kcat -b BROKER -L. A topic is made when the component that writes it starts.")
 
 func (a *app) consume(ctx context.Context, topic string, f consumeFlags) error {
 	start, err := f.start()

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/testkit"
@@ -50,6 +52,7 @@ transforms:
   costed: {type: join}
 sinks:
   warehouse: {type: warehouse, dsn: "` + dsn + `"}
+control: {dsn: "postgres://x@127.0.0.1:1/x"}
 `
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -81,6 +84,7 @@ sinks:
 	said("transforms.canonical", "TW-KAFKA-NO-TOPIC", "psa.public.customr", "Did you mean psa.public.customer?")
 	said("transforms.canonical", "TW-MAP-COLUMN", `no column "employe_id"`, "Did you mean employee_id?")
 	said("transforms.canonical", "TW-MAP-COLUMN", "column valid_to", "is text")
+	said("control", "TW-DOCTOR-UNREACHABLE")
 	// Nothing maps them.
 	said("transforms.costed", "TW-KAFKA-NO-TOPIC", "ps.time_entry")
 	said("transforms.costed.right", "TW-KAFKA-NO-TOPIC", "ps.project")
@@ -96,7 +100,8 @@ sinks:
 
 	// What is read of the table that is mapped when all names are right: the
 	// key is not in the table's own, so a delete does not tell it.
-	text = strings.NewReplacer("employe_id}", "employee_id}", "customr", "customer").Replace(text)
+	// Remedy: TW-MAP-COLUMN, TW-KAFKA-NO-TOPIC, TW-DOCTOR-UNREACHABLE
+	text = strings.NewReplacer("employe_id}", "employee_id}", "customr", "customer", "postgres://x@127.0.0.1:1/x", testkit.NewDatabase(t)).Replace(text)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -109,4 +114,39 @@ sinks:
 		t.Fatal(err)
 	}
 	said("transforms.canonical", "TW-MAP-UNCHANGED", "comes without employee_id", "REPLICA IDENTITY FULL")
+	for _, f := range fs {
+		if f.OK || f.Problem == nil {
+			continue
+		}
+		if f.Part == "control" || strings.Contains(f.Problem.What, "customr") || strings.Contains(f.Problem.What, "employe_id") || strings.Contains(f.Problem.What, "valid_to") {
+			t.Errorf("of what was mended it is still said: %s %s", f.Part, f.Problem.What)
+		}
+	}
+}
+
+// Lost if this fails: a misspelt topic reads as one that is empty.
+func TestConsumeNamesATopicThatIsNotThere(t *testing.T) {
+	broker, err := embedded.StartMiniKafka(t.Context(), t.TempDir(), "127.0.0.1:0", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer broker.Close()
+	file := filepath.Join(t.TempDir(), "tallywire.yml")
+	if err := os.WriteFile(file, []byte(`kafka: {brokers: ["`+broker.Addr()+`"]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := tw("consume", "psa.public.note", "-c", file); code != exitFailed || !strings.Contains(errs, "TW-TOPIC-UNKNOWN") {
+		t.Errorf("exit code %d: %s%s", code, out, errs)
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(broker.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	if _, err := kadm.NewClient(cl).CreateTopic(t.Context(), 1, 1, nil, "psa.public.note"); err != nil { // Remedy: TW-TOPIC-UNKNOWN
+		t.Fatal(err)
+	}
+	if code, out, errs := tw("consume", "psa.public.note", "-c", file); code != exitOK {
+		t.Errorf("exit code %d: %s%s", code, out, errs)
+	}
 }

@@ -53,6 +53,8 @@ func TestExitCodes(t *testing.T) {
 		}
 		return f
 	}
+	t.Setenv("TW_TEST_DSN", "host=h")
+	secret := file("dsn", "host=h")
 	const nowhere = "kafka: {brokers: ['127.0.0.1:1']}\nregistry: {url: 'http://127.0.0.1:1'}\ncontrol: {dsn: 'postgres://x@127.0.0.1:1/x'}\nhttp: {listen: '127.0.0.1:1'}\nstate_dir: " + "/nowhere\n"
 	down := file("down.yml", nowhere)
 	for _, c := range []struct {
@@ -72,6 +74,17 @@ func TestExitCodes(t *testing.T) {
 		{"unknown key of a sink", "check -c " + file("sink.yml", "sinks: {w: {type: warehouse, dsn: 'host=h', topcs: []}}"), exitFailed, `unknown key "topcs" in sinks.w; did you mean "topics"?`},
 		{"unknown type", "check -c " + file("type.yml", "sources: {psa: {type: postgre}}"), exitFailed, `did you mean "postgres"?`},
 		{"missing secret", "check -c " + file("sec.yml", "sources: {psa: {type: postgres, dsn: 'env:TW_TEST_NOT_SET_AT_ALL'}}"), exitFailed, "TW-CONFIG-SECRET"},
+		// What each is when it is mended.
+		{"the file is there", "check -c " + file("good.yml", "sources: {psa: {type: postgres, dsn: 'host=h', tables: [public.*]}}"), exitOK, ""},         // Remedy: TW-CONFIG-FILE, TW-CONFIG-KEY, TW-CONFIG-VALUE
+		{"the secret is set", "check -c " + file("env.yml", "sources: {psa: {type: postgres, dsn: 'env:TW_TEST_DSN', tables: [public.*]}}"), exitOK, ""}, // Remedy: TW-CONFIG-SECRET
+		{"the secret is in a file", "check -c " + file("file.yml", "sources: {psa: {type: postgres, dsn: 'file:"+secret+"', tables: [public.*]}}"), exitOK, ""},
+		{"no YAML", "check -c " + file("yaml.yml", "sources: {psa: {type: postgres, dsn: 'host=h', tables: [public.*]}"), exitFailed, "TW-CONFIG-SYNTAX"},
+		{"type", "check -c " + file("list.yml", "sources: {psa: {type: postgres, dsn: 'host=h', tables: public.*}}"), exitFailed, "TW-CONFIG-TYPE"},
+		{"brackets and a list", "check -c " + dir + "/good.yml", exitOK, ""}, // Remedy: TW-CONFIG-SYNTAX, TW-CONFIG-TYPE
+		{"contract of a join", "check -c " + file("join.yml", "transforms: {costed: {type: join, left: ps.time_entri}}"), exitFailed, "TW-JOIN-CONFIG"},
+		{"a good join", "check -c " + file("joined.yml", "transforms: {costed: {type: join}}"), exitOK, ""}, // Remedy: TW-JOIN-CONFIG
+		{"field of a mapping", "check -c " + file("map.yml", "transforms: {canonical: {type: map, topics: [{from: psa.public.customer, to: ps.custommer}]}}"), exitFailed, "TW-MAP-CONFIG"},
+		{"a good mapping", "check -c " + file("mapped.yml", "transforms: {canonical: {type: map, topics: [{from: psa.public.customer, to: ps.customer, fields: {customer_id: id}}]}}"), exitOK, ""}, // Remedy: TW-MAP-CONFIG
 		{"nothing runs", "status -c " + down, exitFailed, "TW-NOT-RUNNING"},
 		{"from", "consume x --from yesterday -c " + down, exitUsage, "--from is beginning, end or an offset"},
 		{"parked", "parked retry erp -c " + down, exitUsage, "name a --key"},

@@ -384,6 +384,18 @@ func (s *trial) rawHas(topic string, n int) {
 	})
 }
 
+// inWarehouse waits until a query of the warehouse counts one.
+func (s *trial) inWarehouse(q string) {
+	s.t.Helper()
+	s.until(patience, q, func(ctx context.Context) (bool, string) {
+		var n int
+		if err := s.warehouse.QueryRow(ctx, q).Scan(&n); err != nil {
+			s.t.Fatal(err)
+		}
+		return n == 1, fmt.Sprint(n)
+	})
+}
+
 func (s *trial) other(q string) {
 	s.t.Helper()
 	if err := s.psa.Exec(s.t.Context(), "other", q); err != nil {
@@ -412,6 +424,10 @@ func TestBadInput(t *testing.T) {
 	})
 	s.scene("the rest flows", func() {
 		s.is("psa", obs.Running)
+		// Remedy: TW-NOT-RUNNING
+		if out, stderr, _ := command(s.t.Context(), "status", "-c", s.config); !strings.Contains(out, "canonical") || strings.Contains(stderr, "TW-NOT-RUNNING") {
+			s.t.Errorf("status: %s%s", out, stderr)
+		}
 		s.flows()
 		// A pattern that also matches a table without a key leaves it out, and says so.
 		if log, err := os.ReadFile(filepath.Join(s.dir, "tallywire.log")); err != nil ||
@@ -424,7 +440,7 @@ func TestBadInput(t *testing.T) {
 		if err := holder.Close(s.t.Context()); err != nil {
 			s.t.Fatal(err)
 		}
-		s.is("busy", obs.Running)
+		s.is("busy", obs.Running) // Remedy: TW-PG-SLOT-IN-USE
 		s.rawHas("busy.public.note", 1)
 	})
 
@@ -445,6 +461,7 @@ func TestBadInput(t *testing.T) {
 		s.isParked("canonical", "psa.public.customer", "*", "TW-AVRO-GARBAGE")
 		s.isParked("canonical", "psa.public.customer", "*", "TW-AVRO-UNKNOWN-SCHEMA", "99")
 		s.flows()
+		// Remedy: TW-AVRO-GARBAGE, TW-AVRO-UNKNOWN-SCHEMA
 		s.do("parked", "discard", "canonical", "--topic", "psa.public.customer", "--all")
 		s.nothingParked()
 		s.flows()
@@ -454,8 +471,28 @@ func TestBadInput(t *testing.T) {
 		s.sql(s.psaPool, `insert into invoice select 900001, 'INV-900001', customer_id, legal_entity, kind, 'draft', invoice_date, currency, 1234567890123456.78, now() from invoice order by id limit 1`)
 		s.isParked("canonical", "psa.public.invoice", "900001", "TW-AVRO-DECIMAL-OVERFLOW", "total")
 		s.flows()
-		s.sql(s.psaPool, "update invoice set total = 12.5 where id = 900001")
+		s.sql(s.psaPool, "update invoice set total = 12.5 where id = 900001") // Remedy: TW-AVRO-DECIMAL-OVERFLOW
 		s.nothingParked()
+		s.inWarehouse("select count(*) from ps.invoice where invoice_id = '900001' and total = 12.5")
+	})
+
+	s.scene("a null that no contract takes", func() {
+		s.sql(s.psaPool, "alter table customer alter name drop not null")
+		s.sql(s.psaPool, "update customer set name = null where id = (select max(id) from customer)")
+		r := s.isParked("canonical", "psa.public.customer", "*", "TW-MAP-NULL", "name")
+		s.flows()
+		s.sql(s.psaPool, fmt.Sprintf("update customer set name = 'Filled' where id = %s", r.Key)) // Remedy: TW-MAP-NULL
+		s.nothingParked()
+		s.inWarehouse(fmt.Sprintf("select count(*) from ps.customer where customer_id = '%s' and name = 'Filled'", r.Key))
+	})
+
+	s.scene("a date that no contract takes", func() {
+		s.sql(s.psaPool, "update invoice set invoice_date = 'infinity' where id = 900001")
+		s.isParked("canonical", "psa.public.invoice", "900001", "TW-AVRO-NO-FORM", "invoice_date")
+		s.flows()
+		s.sql(s.psaPool, "update invoice set invoice_date = '2026-06-30' where id = 900001") // Remedy: TW-AVRO-NO-FORM
+		s.nothingParked()
+		s.inWarehouse("select count(*) from ps.invoice where invoice_id = '900001' and invoice_date = '2026-06-30'")
 	})
 
 	s.scene("a record over the broker's limit", func() {
@@ -496,8 +533,24 @@ func TestBadInput(t *testing.T) {
 		s.do("parked", "retry", "psa", "--topic", "psa.public.time_entry", "--key", "9000001")
 		s.nothingParked()
 		s.flows()
+		// Remedy: TW-RECORD-TOO-LARGE
 		s.sql(s.psaPool, "update time_entry set note = 'short again' where id = 9000001")
 		s.nothingParked()
+	})
+
+	s.scene("a large value that is not sent again", func() {
+		s.sql(s.psaPool, `update time_entry set note = (select string_agg(md5(random()::text), '') from generate_series(1, 700)) where id = 9000001`)
+		s.flows()
+		s.sql(s.psaPool, "alter table time_entry replica identity default")
+		s.sql(s.psaPool, "update time_entry set hours = hours + 1 where id = 9000001")
+		s.isParked("canonical", "psa.public.time_entry", "9000001", "TW-MAP-UNCHANGED", "note")
+		s.flows()
+		// Remedy: TW-MAP-UNCHANGED, TW-AVRO-UNCHANGED
+		s.sql(s.psaPool, "alter table time_entry replica identity full")
+		s.sql(s.psaPool, "update time_entry set hours = hours + 1 where id = 9000001")
+		s.nothingParked()
+		s.flows()
+		s.sql(s.psaPool, "update time_entry set note = 'short' where id = 9000001")
 	})
 
 	s.scene("a column widened while it flows", func() {
@@ -568,7 +621,7 @@ from project p join time_entry t on t.project_id = p.id order by t.id limit 1`,
 			return false, fmt.Sprintf("%+v %v", rows, err)
 		})
 		s.flows()
-		s.erp.SetFaults(erp.Faults{})
+		s.erp.SetFaults(erp.Faults{}) // Remedy: TW-REST-REJECTED, TW-REST-WAITS
 		s.do("parked", "retry", "erp", "--topic", "ps.customer", "--key", "900001")
 		s.nothingParked() // what waited went with it
 	})
@@ -583,7 +636,7 @@ from project p join time_entry t on t.project_id = p.id order by t.id limit 1`,
 		s.is("busy", obs.Retrying, "TW-REGISTRY-UNAVAILABLE", addr)
 		s.flows()
 		s.doctor("TW-REGISTRY-UNAVAILABLE", addr)
-		s.serveSchemas(addr)
+		s.serveSchemas(addr) // Remedy: TW-REGISTRY-UNAVAILABLE
 		s.is("busy", obs.Running)
 		s.rawHas("busy.public.note", 2)
 	})
@@ -592,6 +645,57 @@ from project p join time_entry t on t.project_id = p.id order by t.id limit 1`,
 		s.other("alter table note alter body type int using 7")
 		s.other("insert into note values (3, 3, 'new shape')")
 		s.is("busy", obs.Halted, "TW-REGISTRY-INCOMPATIBLE", "busy.public.note-value")
+		s.flows()
+		// Remedy: TW-REGISTRY-INCOMPATIBLE
+		req, err := http.NewRequestWithContext(s.t.Context(), http.MethodPut, "http://"+s.serving.Addr+"/config/busy.public.note-value", strings.NewReader(`{"compatibility": "NONE"}`))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if err := res.Body.Close(); err != nil || res.StatusCode != http.StatusOK {
+			s.t.Fatal(res.Status, err)
+		}
+		s.stop()
+		s.start()
+		s.is("busy", obs.Running)
+		s.rawHas("busy.public.note", 3)
+		s.flows()
+	})
+
+	// docs/recovery.md, step by step.
+	s.scene("a source that is started over", func() {
+		s.stop()
+		drop := func() {
+			s.other("select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = 'busy' and not active")
+		}
+		s.until(patience, "the slot to be dropped", func(ctx context.Context) (bool, string) {
+			drop()
+			var n int
+			err := s.psaPool.QueryRow(ctx, "select count(*) from pg_replication_slots where slot_name = 'busy'").Scan(&n)
+			return err == nil && n == 0, fmt.Sprint(n, err)
+		})
+		s.other("delete from note where id = 1")
+		s.start()
+		s.is("busy", obs.Halted, "TW-PG-SLOT-MISSING")
+		s.stop()
+		drop()
+		topics, err := s.cluster.TopicsOf(s.t.Context(), "busy.")
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		topics = append(topics, "_tallywire.positions.busy", "_tallywire.parked.busy")
+		if _, err := s.cluster.Admin().DeleteTopics(s.t.Context(), topics...); err != nil {
+			s.t.Fatal(err)
+		}
+		s.start()
+		s.is("busy", obs.Running)
+		s.until(patience, "the rows that are there", func(ctx context.Context) (bool, string) {
+			seen, err := history.ReadTopics(ctx, s.cluster, s.registry.SchemaByID, "busy.public.note")
+			return err == nil && seen.Has("public.note", "2") && seen.Has("public.note", "3") && !seen.Has("public.note", "1"), fmt.Sprint(seen, err)
+		})
 		s.flows()
 	})
 

@@ -376,8 +376,15 @@ func TestChaosReset(t *testing.T) {
 	}
 	was := posted()
 
+	replay := []string{"replay", "warehouse", "--to", "beginning", "--yes", "-c", s.config}
+	if out, stderr, code := command(ctx, replay...); code == 0 || !strings.Contains(stderr, "TW-REPLAY-ACTIVE") {
+		t.Errorf("replay of a group that runs: exit code %d: %s%s", code, out, stderr)
+	}
 	s.stop()
-	reset("tallywire.warehouse")
+	// Remedy: TW-REPLAY-ACTIVE, TW-REPLAY-GROUP
+	if out, stderr, code := command(ctx, replay...); code != 0 || !strings.Contains(out, "is set back") {
+		t.Errorf("replay: exit code %d: %s%s", code, out, stderr)
+	}
 	reset("tallywire.erp")
 	s.start()
 	s.replayed(ctx)

@@ -70,10 +70,15 @@ func migrate(ctx context.Context, cfg *pgx.ConnConfig) error {
 	if err := db.PingContext(ctx); err != nil {
 		return wrap(err, "connecting to the control database")
 	}
-	if _, err := db.ExecContext(ctx, "create schema if not exists "+Schema); err != nil {
-		// Two at once: one of them sees the other's name in the catalogue.
-		if _, again := db.ExecContext(ctx, "create schema if not exists "+Schema); again != nil {
-			return ErrMigrate.New("creating schema %s: %w", Schema, again)
+	// Not by IF NOT EXISTS, which takes the right to make one all the same. Two at
+	// once: one of them sees the other's.
+	is := func() (is bool) {
+		err := db.QueryRowContext(ctx, "select exists (select from pg_namespace where nspname = $1)", Schema).Scan(&is)
+		return err == nil && is
+	}
+	if !is() {
+		if _, err := db.ExecContext(ctx, "create schema "+Schema); err != nil && !is() {
+			return ErrMigrate.New("creating schema %s: %w", Schema, err)
 		}
 	}
 	dir, err := fs.Sub(migrations, "migrations")

@@ -165,12 +165,17 @@ func (s *ParkedStore) Foreign(ctx context.Context, stage string, limit int) ([]P
 where stage = $1 and kind = 'sink' and at_record is distinct from record_offset order by topic, record_offset limit $2`, stage, limit)
 }
 
-// Adopted notes that what Foreign gave is in the parked topic now, at offset or
-// further on.
-func (s *ParkedStore) Adopted(ctx context.Context, stage string, p *Parked, topic [16]byte, offset int64) error {
-	_, err := s.pool.Exec(ctx, `update tallywire.parked set at_topic = $5, at_offset = $6, at_record = record_offset
-where stage = $1 and topic = $2 and record_key = $3 and record_offset = $4`, stage, p.Topic, p.RecordKey, p.Offset, topic, offset)
-	return wrap(err, "noting what of %s is in its parked topic", stage)
+// Adopted notes that what Foreign gave is in the parked topic now, as ref, at
+// offset or further on.
+func (s *ParkedStore) Adopted(ctx context.Context, stage string, p *Parked, ref Ref, topic [16]byte, offset int64) error {
+	b := &pgx.Batch{}
+	b.Queue(`update tallywire.parked set record_key = $7, at_topic = $5, at_offset = $6, at_record = record_offset
+where stage = $1 and topic = $2 and record_key = $3 and record_offset = $4
+  and ($3 = $7 or not exists (select from tallywire.parked k where k.stage = $1 and k.topic = $2 and k.record_key = $7))`,
+		stage, p.Topic, p.RecordKey, p.Offset, topic, offset, ref.RecordKey)
+	b.Queue(`delete from tallywire.parked where stage = $1 and topic = $2 and record_key = $3 and record_offset = $4 and $3 <> $5::bytea`,
+		stage, p.Topic, p.RecordKey, p.Offset, ref.RecordKey) // another process shows it already
+	return s.exec(ctx, b, "noting what of %s is in its parked topic", stage)
 }
 
 const columnsOfParked = `stage, kind, topic, record_key, key, topic_id, "partition", record_offset, record_keyless,

@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -124,13 +125,38 @@ values ('erp', 'sink', 'ps.project', '5', '5', $1, 2, 30, '\x05', 1, 'TW-X', 'r'
 	if err != nil || len(rows) != 1 || rows[0].Offset != 30 || string(rows[0].Value) != "\x05" {
 		t.Fatal(rows, err)
 	}
-	must(s.Adopted(ctx, "erp", &rows[0], topic, 15))
+	must(s.Adopted(ctx, "erp", &rows[0], control.Ref{Topic: "ps.project", RecordKey: []byte("5")}, topic, 15))
 	if rows, err := s.Foreign(ctx, "erp", 10); err != nil || len(rows) != 0 {
 		t.Fatal(rows, err)
 	}
 	apply(gone(16, "5"))
 	if got := shown(control.Filter{}); strings.Contains(got, "5@") {
 		t.Fatalf("shown: %s", got)
+	}
+	// In the topic it may have another key: its row gets that, or goes when
+	// somebody shows it already.
+	for _, is := range []bool{false, true} {
+		_, err = pool.Exec(ctx, `insert into tallywire.parked (stage, kind, topic, record_key, key, topic_id, "partition", record_offset, record_value, record_millis, code, reason, remedy)
+values ('erp', 'sink', 'ps.project', '\x000000000106', '6', $1, 2, 30, '\x05', 1, 'TW-X', 'r', 'm')`, [16]byte{1})
+		must(err)
+		in := control.Ref{Topic: "ps.project", RecordKey: []byte("\x1f\x06")}
+		if is {
+			p := parked("6", 31, "")
+			p.RecordKey = in.RecordKey
+			apply(put(17, p))
+		}
+		rows, err := s.Foreign(ctx, "erp", 10)
+		if err != nil || len(rows) != 1 {
+			t.Fatal(rows, err)
+		}
+		must(s.Adopted(ctx, "erp", &rows[0], in, topic, 18))
+		if got, want := shown(control.Filter{Key: "6"}), map[bool]string{false: "6@30", true: "6@31"}[is]; got != want {
+			t.Fatalf("shown: %s, want %s", got, want)
+		}
+		must(s.Apply(ctx, "erp", []control.Event{{Ref: in, Topic: topic, Offset: 19}}))
+		if got := shown(control.Filter{Key: "6"}); got != "" {
+			t.Fatalf("shown: %s", got)
+		}
 	}
 	// A topic made anew begins at offset 0.
 	must(s.Apply(ctx, "erp", []control.Event{{Ref: control.Ref{Topic: "ps.project", RecordKey: []byte("3")}, Topic: other, Offset: 0}}))
@@ -142,6 +168,17 @@ values ('erp', 'sink', 'ps.project', '5', '5', $1, 2, 30, '\x05', 1, 'TW-X', 'r'
 	if err := s.Apply(ctx, "erp", []control.Event{put(20, parked("1", 1, ""))}); problem.Of(err) == nil || problem.Of(err).Class != problem.Retry {
 		t.Fatalf("a server that is gone: %v, want a problem of class retry", err)
 	}
+	// Remedy: TW-CONTROL-UNAVAILABLE
+	must(pg.Start(ctx))
+	for { // connections of before may have to fail first
+		err := s.Apply(ctx, "erp", []control.Event{put(20, parked("1", 1, ""))})
+		if err == nil {
+			return
+		}
+		if problem.Of(err) == nil || problem.Of(err).Class != problem.Retry {
+			t.Fatal(err)
+		}
+	}
 }
 
 // A wrong DSN must not print its password.
@@ -152,6 +189,47 @@ func TestDSNIsNotPrinted(t *testing.T) {
 	}
 	if s := err.Error(); containsSecret(s) {
 		t.Fatalf("the password is in %q", s)
+	}
+	pool, err := control.Open(t.Context(), testkit.NewDatabase(t)) // Remedy: TW-CONTROL-DSN
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool.Close()
+}
+
+// Lost if this fails: a login that may not make a schema is refused without a
+// way out, or for ever, since the schema is there.
+func TestLoginThatMayNotCreate(t *testing.T) {
+	dsn := testkit.NewDatabase(t)
+	admin, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close(t.Context())
+	name := "modest_" + admin.Config().Database
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := admin.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("create role " + name + " login")
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.User(name)
+	if _, err := control.Open(t.Context(), u.String()); !problem.Has(err, control.ErrMigrate) {
+		t.Fatalf("got %v, want TW-CONTROL-MIGRATE", err)
+	}
+	exec("grant create on database " + admin.Config().Database + " to " + name) // Remedy: TW-CONTROL-MIGRATE
+	for range 2 {
+		pool, err := control.Open(t.Context(), u.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		pool.Close()
+		exec("revoke create on database " + admin.Config().Database + " from " + name) // it has its schema
 	}
 }
 

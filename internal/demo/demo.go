@@ -44,10 +44,10 @@ type Options struct {
 var (
 	ErrDemo = problem.Define("TW-DEMO", problem.Halt,
 		"The demo could not go on.",
-		"The log named above tells more; `tallywire demo --reset` starts over.")
+		"tallywire.log in the state directory (./.tallywire, or --state-dir) tells more; `tallywire demo --reset` starts over.")
 	ErrDrain = problem.Define("TW-DEMO-DRAIN", problem.Halt,
 		"The flow did not drain in time.",
-		"See `tallywire status` and the log for the component that lags; a slower machine needs a longer --drain or a lower --rate.")
+		"The message and the log name the component that lags; a slower machine needs a longer --drain or a lower --rate.")
 )
 
 // DefaultOptions are those of `make demo`.

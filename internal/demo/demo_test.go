@@ -70,6 +70,12 @@ func TestLeftPostgresIsNoTakenPort(t *testing.T) {
 	if err := ports.check(dir); !problem.Has(err, ErrPort) {
 		t.Errorf("a stranger on the PSA's port: %v", err)
 	}
+	// Remedy: TW-DEMO-PORT
+	moved := ports
+	moved.PSA = freePorts(t, 1)[0]
+	if err := moved.check(dir); err != nil {
+		t.Errorf("on another port: %v", err)
+	}
 	if err := os.MkdirAll(filepath.Join(dir, "psa", "data"), 0o700); err != nil {
 		t.Fatal(err)
 	}

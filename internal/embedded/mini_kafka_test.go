@@ -155,6 +155,18 @@ func TestEmbeddedRefusesATakenPortAndDirectory(t *testing.T) {
 	if err := e.Close(); err != nil {
 		t.Fatal(err)
 	}
+	// Remedy: TW-PORT-TAKEN, TW-KAFKA-DIR-IN-USE
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e, c = miniKafka(t, dir, ln.Addr().String())
+	if n := end(t, c, "a"); n != 1 {
+		t.Fatalf("the broker has %d records after its restart, want 1", n)
+	}
+	c.Close()
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func produceTo(t *testing.T, c *kafka.Cluster) {

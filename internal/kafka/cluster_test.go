@@ -39,6 +39,16 @@ func TestEnsureTopicHoldsThePartitionCount(t *testing.T) {
 	if _, err := c.EnsureTopic(t.Context(), TopicSpec{Name: "p", Partitions: 4, Compact: true}); !problem.Has(err, ErrPartitions) {
 		t.Fatalf("another count: %v, want TW-KAFKA-PARTITIONS", err)
 	}
+	// Remedy: TW-KAFKA-PARTITIONS
+	if _, err := c.EnsureTopic(t.Context(), TopicSpec{Name: "p", Partitions: 3, Compact: true}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Admin().DeleteTopic(t.Context(), "p"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.EnsureTopic(t.Context(), TopicSpec{Name: "p", Partitions: 4, Compact: true}); err != nil {
+		t.Fatal(err)
+	}
 	if n, err := c.MaxRecordBytes(t.Context(), "p"); err != nil || n < 1<<20 {
 		t.Fatalf("max.message.bytes %d, %v", n, err)
 	}
@@ -104,6 +114,22 @@ func TestWrapTellsOutageFromRefusal(t *testing.T) {
 	cancel()
 	if _, err := c.ID(ctx); !errors.Is(err, context.Canceled) || problem.Of(err) != nil {
 		t.Fatalf("cancelled: %v", err)
+	}
+	if _, err := New(Config{}, obs.New(slog.New(slog.DiscardHandler))); !problem.Has(err, ErrConfig) {
+		t.Fatalf("no broker is named: %v, want TW-KAFKA-CONFIG", err)
+	}
+	fake, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fake.Close()
+	mended, err := New(Config{Brokers: fake.ListenAddrs()}, obs.New(slog.New(slog.DiscardHandler))) // Remedy: TW-KAFKA-CONFIG, TW-KAFKA-UNAVAILABLE
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mended.Close()
+	if _, err := mended.ID(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 }
 

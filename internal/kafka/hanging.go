@@ -22,13 +22,13 @@ import (
 var ErrHanging = problem.Define("TW-KAFKA-HANGING", problem.Halt,
 	"Kafka left a transaction of ours open in some partitions although it has decided on it: its readers wait for ever.",
 	"Give tallywire's login ClusterAction on the cluster and start again: it ends the transaction as it was decided. "+
-		"kafka-transactions.sh can end it too, but only by aborting: what had been committed is then missing, and the source has to be loaded anew.")
+		"kafka-transactions.sh can end it too, but only by aborting: what had been committed is then missing, and the source has to be started over (docs/recovery.md).")
 
 // ErrUndecided says that a transaction of ours hangs of which Kafka does not
 // know any more what was decided.
 var ErrUndecided = problem.Define("TW-KAFKA-UNDECIDED", problem.Halt,
 	"Kafka left a transaction of ours open in some partitions and has forgotten whether it was committed: its readers wait for ever.",
-	"kafka-transactions.sh find-hanging names it, and abort ends it. It may have been committed elsewhere: then load the source anew, "+
+	"kafka-transactions.sh find-hanging names it, and abort ends it; then start again. It may have been committed elsewhere: then start the source over (docs/recovery.md), "+
 		"or reset the group's offsets to before it.")
 
 // Hanging is an open transaction in one partition that its coordinator knows

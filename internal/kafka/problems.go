@@ -22,16 +22,16 @@ var (
 		"Nothing is lost: work goes on when Kafka is back. If it is up, check kafka.brokers and its advertised.listeners.")
 	ErrRefused = problem.Define("TW-KAFKA-REFUSED", problem.Halt,
 		"Kafka refuses the request for good: no right, or a version without what we need.",
-		"Give tallywire's user Create, Describe, Read and Write on its topics and groups, and Write on transactional ids with the prefix tallywire; Kafka 2.8 or newer.")
+		"Give tallywire's user Create, Describe, DescribeConfigs, Read, Write and Delete on its topics, Describe on the topic __consumer_offsets, Read and Describe on its groups, Describe and Write on transactional ids with the prefix tallywire, and ClusterAction on the cluster; Kafka 2.8 or newer. Then start again.")
 	ErrPartitions = problem.Define("TW-KAFKA-PARTITIONS", problem.Halt,
 		"A topic has another number of partitions than it was filled with.",
-		"A key would move to another partition and lose its order. Fill a new topic side by side, or delete this one if its records are not needed.")
+		"A key would move to another partition and lose its order. Set `partitions` back to what the topic has; or delete the topic if its records are not needed, or come again (docs/recovery.md), then start again.")
 	ErrNoTopic = problem.Define("TW-KAFKA-NO-TOPIC", problem.Retry,
 		"A topic that is read does not exist yet.",
 		"Start the component that writes it, or check the name.")
 	ErrOffsetRange = problem.Define("TW-OFFSET-OUT-OF-RANGE", problem.Halt,
 		"Records that were to be read next are no longer in Kafka.",
-		"If the missing range may be skipped, set the group's offset with kafka-consumer-groups --reset-offsets; otherwise load the source again. Raise the topic's retention.")
+		"If the missing range may be skipped, set the group's offset, with kafka-consumer-groups --reset-offsets or `tallywire replay`, and start again; otherwise start the source over (docs/recovery.md). Raise the topic's retention.")
 )
 
 // refused reports whether trying again cannot help.

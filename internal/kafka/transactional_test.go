@@ -149,6 +149,22 @@ func TestTransactional(t *testing.T) {
 		if err := c.TakeOver(ctx, id); !problem.Has(err, ErrUndecided) || !strings.Contains(err.Error(), quiet) {
 			t.Fatalf("of a forgotten decision it says %v", err)
 		}
+		if commit {
+			continue
+		}
+		// Remedy: TW-KAFKA-UNDECIDED
+		open, err := direct.openIn(ctx, []string{quiet})
+		if err != nil || len(open) != 1 {
+			t.Fatalf("open are %v, %v", open, err)
+		}
+		if out, err := k.Tool(ctx, "org.apache.kafka.tools.TransactionsCommand", "--bootstrap-server", k.Addr(),
+			"abort", "--topic", quiet, "--partition", "0", "--start-offset", fmt.Sprint(open[0].CurrentTxnStartOffset)); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if err := c.TakeOver(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		want("who takes over", 0)
 	}
 }
 

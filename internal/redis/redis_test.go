@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	goredis "github.com/redis/go-redis/v9"
 	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/internal/embedded"
@@ -22,6 +23,44 @@ func TestOpenRefusesEviction(t *testing.T) {
 	if !problem.Has(err, redis.ErrEvicts) {
 		t.Fatalf("Open: %v, want TW-REDIS-EVICTION", err)
 	}
+	configSet(t, srv.Addr, "maxmemory-policy", "noeviction") // Remedy: TW-REDIS-EVICTION
+	opens(t, srv.Addr)
+}
+
+// A mistake in the address, or in the password, must not be waited out.
+func TestOpenAddress(t *testing.T) {
+	srv := testkit.NewRedis(t)
+	if _, err := redis.Open(t.Context(), "redis://[::1"); !problem.Has(err, redis.ErrAddr) {
+		t.Fatalf("Open: %v, want TW-REDIS-ADDR", err)
+	}
+	opens(t, "redis://"+srv.Addr+"/0") // Remedy: TW-REDIS-ADDR
+	configSet(t, srv.Addr, "requirepass", "open sesame")
+	if _, err := redis.Open(t.Context(), srv.Addr); !problem.Has(err, redis.ErrAuth) {
+		t.Fatalf("Open: %v, want TW-REDIS-AUTH", err)
+	}
+	opens(t, "redis://:open%20sesame@"+srv.Addr) // Remedy: TW-REDIS-AUTH
+}
+
+func opens(t *testing.T, addr string) {
+	t.Helper()
+	c, err := redis.Open(t.Context(), addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func configSet(t *testing.T, addr, name, value string) {
+	t.Helper()
+	c := goredis.NewClient(&goredis.Options{Addr: addr})
+	if err := c.ConfigSet(t.Context(), name, value).Err(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // A server that is down is waited for, not given up.
@@ -34,6 +73,7 @@ func TestOpenDownIsRetry(t *testing.T) {
 	if !problem.Has(err, redis.ErrDown) {
 		t.Fatalf("Open: %v, want TW-REDIS-DOWN", err)
 	}
+	// Remedy: TW-REDIS-DOWN
 	if err := srv.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

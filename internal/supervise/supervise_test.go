@@ -127,6 +127,15 @@ func TestOneHaltsAlone(t *testing.T) {
 	if err := second.lock(ctx, cfg); !problem.Has(err, ErrInstance) {
 		t.Errorf("the instance's lock is given twice: %v", err)
 	}
+	// Remedy: TW-INSTANCE-RUNNING
+	other := *cfg
+	other.Instance, other.StateDir = "other", t.TempDir()
+	if err := second.lock(ctx, &other); err != nil {
+		t.Errorf("another instance: %v", err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
 	pl, err := Build(p.Env, cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +150,17 @@ func TestOneHaltsAlone(t *testing.T) {
 		if err := web.Stop(); err != nil {
 			t.Error(err)
 		}
+		again, err := Serve(t.Context(), "another", web.Addr, mux) // Remedy: TW-LISTEN
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := again.Stop(); err != nil {
+			t.Error(err)
+		}
 	}()
+	if _, err := Serve(ctx, "another", web.Addr, mux); !problem.Has(err, ErrPort) {
+		t.Errorf("an address that is taken: %v, want TW-LISTEN", err)
+	}
 	run, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- pl.Run(run, p.Env) }()

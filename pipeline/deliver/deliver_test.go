@@ -18,6 +18,7 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/internal/consume"
 	"github.com/tallywire/tallywire/pipeline/internal/enginetest"
 	"github.com/tallywire/tallywire/pipeline/parked"
 )
@@ -108,19 +109,6 @@ func TestDeliverCrashAfterTheWrite(t *testing.T) {
 
 // H1. A reset by Kafka's own tool commits no metadata: it is honoured, once.
 func TestDeliverResetIsHonoured(t *testing.T) {
-	reset := func(t *testing.T, b *enginetest.TopicBed) {
-		offsets := kadm.Offsets{}
-		for p := range int32(3) {
-			offsets.AddOffset(b.In.Topic, p, 0, -1)
-		}
-		rs, err := b.Direct.Admin().CommitOffsets(t.Context(), pipeline.GroupOf(b.Source), offsets)
-		if err == nil {
-			err = rs.Error()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 	enginetest.OnBoth(t, func(t *testing.T, bd *enginetest.Bed) {
 		b := enginetest.NewTopicBed(bd)
 		k := enginetest.NewKeeping()
@@ -166,6 +154,55 @@ func TestDeliverResetIsHonoured(t *testing.T) {
 				t.Fatalf("record %s was applied %d times, want 2", at, n)
 			}
 		}
+	})
+}
+
+// reset does what Kafka's own tool does.
+func reset(t *testing.T, b *enginetest.TopicBed) {
+	t.Helper()
+	offsets := kadm.Offsets{}
+	for p := range int32(3) {
+		offsets.AddOffset(b.In.Topic, p, 0, -1)
+	}
+	rs, err := b.Direct.Admin().CommitOffsets(t.Context(), pipeline.GroupOf(b.Source), offsets)
+	if err == nil {
+		err = rs.Error()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Offsets were committed of a topic that is another now. If this failed, its
+// first records would be skipped as read.
+func TestDeliverTopicMadeAnew(t *testing.T) {
+	enginetest.OnBoth(t, func(t *testing.T, bd *enginetest.Bed) {
+		b := enginetest.NewTopicBed(bd)
+		b.Many(60)
+		b.HasRead(map[int32]int64{0: 5, 1: 5, 2: 5}, func(is *change.Topic) string {
+			was := *is
+			was.ID[0]++
+			return consume.TokenOf(&was)
+		})
+		m := enginetest.NewMemory()
+		_, ended := delivering(b, b.Env, b.DeliverSpec(m))
+		select {
+		case err := <-ended:
+			if !problem.Has(err, pipeline.ErrTopicRecreated) {
+				t.Fatalf("ended with %v, want TW-TOPIC-RECREATED", err)
+			}
+		case <-time.After(testkit.Patience):
+			t.Fatal("it goes on")
+		}
+		// Remedy: TW-TOPIC-RECREATED
+		if b.Fake != nil {
+			reset(t, b)
+		} else {
+			resetByTool(t, b)
+		}
+		delivering(b, b.Env, b.DeliverSpec(m))
+		b.Drained()
+		b.Newest(m)
 	})
 }
 
@@ -400,7 +437,7 @@ func TestDeliverRebalances(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.Many(500)
-		b.Drained()
+		b.Drained() // Remedy: TW-SINK-OWNER
 		b.Newest(k.Memory)
 		k.Mu.Lock()
 		defer k.Mu.Unlock()

@@ -106,7 +106,7 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 				continue // it is here, or a newer one is
 			}
 			a.octets += len(c.About.Value)
-			a.parking.DropShown(&c.About)
+			a.parking.Drop(key, c.About.Partition) // it is shown
 			a.adopted = append(a.adopted, c.About)
 		case !is:
 			s.comp.Log.Info("a command is about a record that is not parked any more", "command", c.Name, "topic", c.About.Topic, "offset", c.About.Offset)

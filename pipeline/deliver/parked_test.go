@@ -247,29 +247,50 @@ func TestDeliverHearsCommandsLater(t *testing.T) {
 
 // What waits lies in a partition of another process than what it waits for.
 func TestDeliverReleasesAcrossMembers(t *testing.T) {
-	t.Run("who waits is known", func(t *testing.T) { releasesAcrossMembers(t, false) })
+	t.Run("who waits is known", func(t *testing.T) { releasesAcrossMembers(t, false, false) })
 	// One member has judged a child, and not parked it yet, when the other
 	// delivers its parent: nobody there knows that it waits.
-	t.Run("who waits is parked too late", func(t *testing.T) { releasesAcrossMembers(t, true) })
+	t.Run("who waits is parked too late", func(t *testing.T) { releasesAcrossMembers(t, true, false) })
+	// And the far side is away when it is looked at again.
+	t.Run("who waits is parked too late and fails once", func(t *testing.T) { releasesAcrossMembers(t, true, true) })
 }
 
 // between is a sink that does something between the first judgement that a
-// record waits and its parking.
+// record waits and its parking. With fails it is away when such a record comes
+// for the second time.
 type between struct {
 	*enginetest.Memory
-	once sync.Once
-	do   func()
+	once  sync.Once
+	do    func()
+	fails bool
+	came  map[string]int // by coordinate; of those that wait
 }
 
 func (s *between) Write(ctx context.Context, b *change.Batch) ([]pipeline.Failure, error) {
+	at := func(i int) string {
+		c := &b.Changes[i]
+		return fmt.Sprint(c.Table.Topic, "/", c.Coord.Partition, "/", c.Coord.Offset)
+	}
+	again := false
+	for i := range b.Changes {
+		if s.came[at(i)] == 1 {
+			s.came[at(i)], again = 2, true
+		}
+	}
+	if s.fails && again {
+		return nil, enginetest.ErrSinkDown.New("it is away")
+	}
 	fs, err := s.Memory.Write(ctx, b)
+	for _, f := range fs {
+		s.came[at(f.Index)]++
+	}
 	if slices.ContainsFunc(fs, func(f pipeline.Failure) bool { return f.WaitsFor != "" }) {
 		s.once.Do(s.do)
 	}
 	return fs, err
 }
 
-func releasesAcrossMembers(t *testing.T, late bool) {
+func releasesAcrossMembers(t *testing.T, late, fails bool) {
 	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
 	b.Control()
 	parent := *b.In
@@ -298,7 +319,7 @@ func releasesAcrossMembers(t *testing.T, late bool) {
 	for _, env := range members {
 		spec := spec
 		if late && env.Instance == "b" {
-			spec.Sink = &between{Memory: m, do: func() {
+			spec.Sink = &between{Memory: m, fails: fails, came: map[string]int{}, do: func() {
 				putParents()
 				b.Eventually("the other member to deliver its parents", func() (bool, string) {
 					mine := map[int32]bool{}

@@ -280,7 +280,7 @@ func checkOnce(b *enginetest.Bed, txs [][]enginetest.Row) {
 	}
 }
 
-func (f *feed) check(t *testing.T) {
+func (f *feed) check(t testing.TB) {
 	t.Helper()
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"maps"
@@ -76,7 +77,7 @@ func TestIngestReplyOfEndLost(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.Await("the loss", lost)
-		checkOnce(b, txs)
+		checkOnce(b, txs) // Remedy: TW-TRANSACTION-UNKNOWN
 		f.check(t)
 	})
 }
@@ -258,6 +259,12 @@ func TestPositionBehindAnOpenTransaction(t *testing.T) {
 		if p, err := readPosition(ctx, cl, b.Direct, pos); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("read %+v, %v while a transaction is open before the position", p, err)
 		}
+		defer func(was time.Duration) { heldFor = was }(heldFor)
+		heldFor = time.Second
+		if p, err := readPosition(t.Context(), cl, b.Direct, pos); !problem.Has(err, ErrPositionHeld) {
+			t.Errorf("read %+v, %v, want TW-POSITION-HELD", p, err)
+		}
+		// Remedy: TW-POSITION-HELD
 		if err := foreign.EndTransaction(t.Context(), kgo.TryAbort); err != nil {
 			t.Fatal(err)
 		}
@@ -358,7 +365,7 @@ func TestIngestParksAnOversizeRecord(t *testing.T) {
 				t.Error("it is not kept whole")
 			}
 		}
-		// A smaller version of the row releases it.
+		// A smaller version of the row releases it. Remedy: TW-RECORD-TOO-LARGE
 		f.txs = append(txs, []enginetest.Row{{Op: change.Update, ID: 2, Val: "two"}})
 		f.all = make(chan struct{})
 		stop, _ = running(b, f, limits)
@@ -453,6 +460,135 @@ func TestIngestHaltsWhenATopicIsNotTheOne(t *testing.T) {
 	err = runIngest(b, t.Context(), f, pipeline.IngestLimits{})
 	if !problem.Has(err, ErrPositionTopics) {
 		t.Errorf("other partitions: %v, want TW-POSITION-TOPICS", err)
+	}
+	startedOver(b) // Remedy: TW-POSITION-TOPICS
+}
+
+// startedOver does what docs/recovery.md says, and wants all of a new feed, the
+// slot made anew, to be there once.
+func startedOver(b *enginetest.Bed) {
+	b.T.Helper()
+	topics, err := b.Direct.TopicsOf(b.T.Context(), b.Source+".")
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	topics = append(topics, pipeline.PositionsTopicOf(b.Source), parked.TopicOf(b.Source))
+	for _, name := range topics {
+		if _, err := b.Direct.Admin().DeleteTopic(b.T.Context(), name); err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
+			b.T.Fatal(err)
+		}
+	}
+	txs := inserts(3, 5)
+	f := newFeed(b.Table(), txs)
+	f.prepares = true
+	stop, _ := running(b, f, pipeline.IngestLimits{})
+	b.Await("all changes of a source that was started over", f.all)
+	if err := stop(); err != nil {
+		b.T.Fatal(err)
+	}
+	checkOnce(b, txs)
+	f.check(b.T)
+}
+
+// If this failed, a position that is not ours would be taken for ours, or be the
+// end of the source.
+func TestIngestHaltsOnAForeignPosition(t *testing.T) {
+	b := enginetest.NewBed(t, "")
+	f := newFeed(b.Table(), inserts(2, 5))
+	f.prepares = true
+	stop, _ := running(b, f, pipeline.IngestLimits{})
+	b.Await("all changes", f.all)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	ours := lastPositionRecord(b)
+	write := func(value []byte) {
+		t.Helper()
+		r := &kgo.Record{Topic: pipeline.PositionsTopicOf(b.Source), Key: []byte(b.Source), Value: value}
+		if err := b.Direct.Shared().ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := position{Source: b.Source, Cluster: "another"}
+	other.setResume(pipeline.Resume(`{"lsn":2}`))
+	write(other.encode())
+	if err := runIngest(b, t.Context(), f, pipeline.IngestLimits{}); !problem.Has(err, ErrPositionCluster) {
+		t.Errorf("of another cluster: %v, want TW-POSITION-CLUSTER", err)
+	}
+	// Remedy: TW-POSITION-CLUSTER
+	under := *b
+	under.Source += "-anew"
+	startedOver(&under)
+	write([]byte(`{"v":99}`))
+	if err := runIngest(b, t.Context(), f, pipeline.IngestLimits{}); !problem.Has(err, ErrPositionForm) {
+		t.Errorf("of another form: %v, want TW-POSITION-FORM", err)
+	}
+	write(ours) // as if that version had run
+	stop, _ = running(b, f, pipeline.IngestLimits{})
+	f.more(b, inserts(1, 5)...)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	checkOnce(b, f.txs)
+	write([]byte("garbage"))
+	if err := runIngest(b, t.Context(), f, pipeline.IngestLimits{}); !problem.Has(err, ErrPositionForm) {
+		t.Errorf("garbage: %v, want TW-POSITION-FORM", err)
+	}
+	startedOver(b) // Remedy: TW-POSITION-FORM
+}
+
+// lastPositionRecord is the value of the last record of the positions topic.
+func lastPositionRecord(b *enginetest.Bed) (value []byte) {
+	b.T.Helper()
+	topic, err := b.Direct.Topic(b.T.Context(), pipeline.PositionsTopicOf(b.Source))
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	ends, err := b.Direct.Admin().ListEndOffsets(b.T.Context(), topic.Name)
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	end, _ := ends.Lookup(topic.Name, 0)
+	if err := kafka.Scan(b.T.Context(), b.Direct.Shared(), topic, 0, 0, end.Offset, func(r *kgo.Record) error {
+		if !r.Attrs.IsControl() && r.Value != nil {
+			value = bytes.Clone(r.Value)
+		}
+		return nil
+	}); err != nil {
+		b.T.Fatal(err)
+	}
+	return value
+}
+
+// If this failed, a source that marks no position would hold a transaction open
+// for as long, and all readers with it; or not go on when it does.
+func TestIngestWithoutABoundary(t *testing.T) {
+	b := enginetest.NewBed(t, "")
+	runs := 0
+	src := scripted(func(ctx context.Context, out pipeline.SourceOutlet) error {
+		if _, err := out.Resume(ctx); err != nil {
+			return err
+		}
+		runs++
+		if err := out.Send(ctx, oneRow(b.Table(), 1, 1, "one", runs > 1)); err != nil || runs == 1 {
+			<-ctx.Done() // Remedy: TW-NO-BOUNDARY
+			return err
+		}
+		select {
+		case <-out.Durable():
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	failed := line(b, "trying again")
+	stop, ended := running(b, src, pipeline.IngestLimits{TxnTimeout: 3 * time.Second})
+	b.Await("its end without a boundary", failed)
+	b.Await("its end with one", ended)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if got := rowsOf(b); len(got) != 1 || runs != 2 {
+		t.Errorf("%d records after %d runs", len(got), runs)
 	}
 }
 

@@ -72,11 +72,7 @@ func (s *session) mayRelease() bool {
 // touch writes p, behind its parts, or a release when it is nil, to the parked
 // topic, in the open transaction.
 func (s *session) touch(key []byte, p *control.Parked, parts []*kgo.Record) {
-	of := p
-	if p == nil {
-		of = s.parkedNow(key)
-	}
-	r := &kgo.Record{Topic: s.parked.Topic.Name, Key: s.parked.KeyOf(of.Topic, of.RecordKey)}
+	r := &kgo.Record{Topic: s.parked.Topic.Name, Key: s.parked.KeyOf(key)}
 	if p != nil {
 		r.Value = parked.Append(nil, p, 0)
 	}
@@ -115,12 +111,12 @@ func (s *session) hold(p *control.Parked, r *kgo.Record) {
 		p.Held = was.Held
 	}
 	s.note(p)
-	s.touch(key, p, s.holding(p, r))
+	s.touch(key, p, s.holding(key, p, r))
 }
 
 // holding makes p keep a record, and gives its parts.
-func (s *session) holding(p *control.Parked, r *kgo.Record) []*kgo.Record {
-	return parked.Hold(s.parked.Topic.Name, s.parked.KeyOf(p.Topic, p.RecordKey), p, r, header(r, kafka.HeaderUnchanged), s.partSize)
+func (s *session) holding(key []byte, p *control.Parked, r *kgo.Record) []*kgo.Record {
+	return parked.Hold(s.parked.Topic.Name, s.parked.KeyOf(key), p, r, header(r, kafka.HeaderUnchanged), s.partSize)
 }
 
 func (s *session) note(p *control.Parked) {
@@ -168,7 +164,7 @@ func (s *session) pass(r *kgo.Record) bool {
 	case len(p.Held) > 0:
 		behind := *p
 		behind.LastAt = time.Now().UTC().Truncate(time.Microsecond)
-		s.touch(key, &behind, s.holding(&behind, r))
+		s.touch(key, &behind, s.holding(key, &behind, r))
 		return false
 	}
 	return true
@@ -187,13 +183,18 @@ func (s *session) movedTo(r *kgo.Record) {
 	s.hold(p, r)
 }
 
-// keyOf is the key of a record for people.
+// keyOf is the key of a record for people. A registry that does not answer is
+// asked once in a transaction (A5).
 func (s *session) keyOf(r *kgo.Record) string {
-	ctx, cancel := context.WithTimeout(s.ctx, listenWithin)
+	if s.txn.unreadable {
+		return parked.ReadableKey(r.Key)
+	}
+	ctx, cancel := context.WithTimeout(s.ctx, min(listenWithin, s.in.limits.TxnTimeout/6))
 	defer cancel()
 	b := change.Get()
 	defer b.Release()
 	if err := records.Decode(ctx, s.in.env.Registry, b, r); err != nil || b.Len() == 0 {
+		s.txn.unreadable = true
 		return parked.ReadableKey(r.Key)
 	}
 	return parked.KeyText(b, &b.Changes[0])
@@ -202,7 +203,7 @@ func (s *session) keyOf(r *kgo.Record) string {
 // release takes a key out of the parked topic.
 func (s *session) release(key []byte) {
 	p := s.parkedNow(key)
-	s.touch(key, nil, parked.Unhold(s.parked.Topic.Name, s.parked.KeyOf(p.Topic, p.RecordKey), p))
+	s.touch(key, nil, parked.Unhold(s.parked.Topic.Name, s.parked.KeyOf(key), p))
 }
 
 // releaseAll takes all keys of a topic out, whose table was emptied.
@@ -301,8 +302,12 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 	if s.txn != nil {
 		at = s.txn.boundary
 	}
-	if at == nil {
-		return nil // a transaction ends with a position, and there is none yet
+	if at == nil { // a transaction ends with a position
+		if !s.told {
+			s.told = true
+			s.in.comp.Log.Info("commands about parked records wait for the first position of the source")
+		}
+		return nil
 	}
 	places := map[*kgo.Record]change.Pos{}
 	beside, can := s.in.spec.Source.(pipeline.Besider)

@@ -3,10 +3,13 @@ package ingest
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -14,6 +17,8 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/enginetest"
 	"github.com/tallywire/tallywire/pipeline/parked"
@@ -246,8 +251,68 @@ func TestIngestEndsOfParkedRows(t *testing.T) {
 				if fmt.Sprint(counts) != fmt.Sprint(want) {
 					t.Errorf("records %v, want %v", counts, want)
 				}
+				if c.name != "moved, not told" {
+					return
+				}
+				// Remedy: TW-PARKED-MOVED. The other half is "told afterwards".
+				stop, _ = running(b, f, pipeline.IngestLimits{MaxRecordBytes: 1000})
+				for _, p := range heads(all) {
+					command(b, p.whole, parked.CommandRetry)
+				}
+				if err := stop(); err != nil {
+					t.Fatal(err)
+				}
+				if got := rowsOf(b); len(parkedOf(b)) != 0 || len(got) == 0 || got[len(got)-1].id != 5 || !got[len(got)-1].unsent {
+					t.Errorf("after a retry %d are parked, and the last record is of %+v", len(parkedOf(b)), got[len(got)-1:])
+				}
 			})
 		}
+	}
+}
+
+// If this failed, a row that an older version parked without its record would
+// stay for ever.
+func TestIngestWhatIsGoneCannotBeRetried(t *testing.T) {
+	b := enginetest.NewBed(t, "")
+	f := newFeed(b.Table(), [][]enginetest.Row{{{Op: change.Create, ID: 1, Val: strings.Repeat("large ", 2000)}, {Op: change.Create, ID: 2, Val: strings.Repeat("large ", 2000)}}})
+	limits := pipeline.IngestLimits{MaxRecordBytes: 4000}
+	stop, _ := running(b, f, limits)
+	b.Await("all changes", f.all)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	for key, p := range parkedOf(b) { // what it keeps of the row goes
+		r := &kgo.Record{Topic: parked.TopicOf(b.Source), Key: []byte(key)}
+		if p.whole != nil {
+			p.whole.Held = nil
+			r.Value = parked.Append(nil, p.whole, 0)
+		}
+		if err := b.Direct.Shared().ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop, _ = running(b, f, limits)
+	for _, p := range heads(parkedOf(b)) {
+		command(b, p.whole, parked.CommandRetry)
+	}
+	shown := heads(parkedOf(b))
+	for _, p := range shown {
+		if p.Code != parked.ErrGone.ID {
+			t.Errorf("%s is parked for %s, want TW-PARKED-GONE", p.Key, p.Code)
+		}
+	}
+	// Remedy: TW-PARKED-GONE
+	f.more(b, []enginetest.Row{{Op: change.Update, ID: 1, Val: "small"}})
+	for _, p := range shown {
+		if p.Key == "2" {
+			command(b, p.whole, parked.CommandDiscard)
+		}
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if left, got := parkedOf(b), rowsOf(b); len(left) != 0 || len(got) != 1 || got[0].note != "small" {
+		t.Errorf("%d are parked, the records are %+v", len(left), got)
 	}
 }
 
@@ -282,14 +347,138 @@ func TestIngestDiscards(t *testing.T) {
 	}
 }
 
-// If this failed, a parked row whose key gets another schema would be lost, or
-// stay for ever; as would one that a later version parked, without the id.
-func TestIngestKnowsParkedKeysOfOtherSchemas(t *testing.T) {
-	for _, c := range []struct{ end, key string }{
-		{"a retry", "\x00\x00\x00\x00\x4d"}, {"a retry", "\x1f"}, {"a later version", "\x00\x00\x00\x00\x4d"}, {"a later version", "\x1f"},
+// A process that was taken for dead obeys a command, and its successor has done
+// that, and sent what is newer. If this failed, what is older would come behind
+// it. (A11, G4)
+func TestIngestZombieObeysNothing(t *testing.T) {
+	enginetest.OnBoth(t, func(t *testing.T, b *enginetest.Bed) {
+		smallTopics(t, b, "50000")
+		big := strings.Repeat("large ", 20_000)
+		f := newFeed(b.Table(), [][]enginetest.Row{{{Op: change.Create, ID: 1, Val: big}}})
+		zombie := make(chan error, 1)
+		go func() {
+			zombie <- Run(t.Context(), b.Env, pipeline.IngestSpec{Name: b.Source, Source: f})
+		}()
+		b.Await("all changes", f.all)
+		var is control.Parked
+		for _, p := range heads(parkedOf(b)) {
+			is = *p.whole
+		}
+		enginetest.SetTopic(t, b.Direct, b.Topic(), "max.message.bytes", "500000")
+		hold := b.Proxy.Hold(newRequestOf(b, produce).match)
+		sent, err := parked.Send(t.Context(), b.Direct, []control.Parked{is}, parked.CommandRetry)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.Await("it to obey", hold.Held())
+		next := newFeed(b.Table(), slices.Clone(f.txs))
+		stop, _ := running(b.Beside(), next, pipeline.IngestLimits{})
+		b.AwaitRecord("its successor to have obeyed", sent[0].Topic, func(r *kgo.Record) bool {
+			return r.Offset > sent[0].Offset && r.Value == nil && string(r.Key) == string(sent[0].Key)
+		})
+		next.more(b, []enginetest.Row{{Op: change.Update, ID: 1, Val: "newer"}})
+		hold.Release()
+		select {
+		case err := <-zombie:
+			if !problem.Has(err, pipeline.ErrFenced) {
+				t.Errorf("it ended with %v, want TW-FENCED", err)
+			}
+		case <-time.After(testkit.Patience):
+			t.Fatal("waited for its end in vain")
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if got := ofID(rowsOf(b), 1); len(got) != 2 || got[0].note != big || got[1].note != "newer" {
+			t.Errorf("of the row came %d records", len(got))
+		}
+		if left := parkedOf(b); len(left) != 0 {
+			t.Errorf("%d records are left in the parked topic", len(left))
+		}
+	})
+}
+
+// If this failed, a command to a source that starts over would fail its
+// transactions, which end with a position, until it has one.
+func TestIngestCommandsWaitForAPosition(t *testing.T) {
+	b := enginetest.NewBed(t, "")
+	waits := line(b, "wait for the first position")
+	limits := pipeline.IngestLimits{MaxRecordBytes: 4000}
+	f := newFeed(b.Table(), [][]enginetest.Row{{{Op: change.Create, ID: 1, Val: strings.Repeat("large ", 2000)}}})
+	stop, _ := running(b, f, limits)
+	b.Await("all changes", f.all)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Direct.Admin().DeleteTopic(t.Context(), pipeline.PositionsTopicOf(b.Source)); err != nil {
+		t.Fatal(err)
+	}
+	var sent []*kgo.Record
+	for _, p := range heads(parkedOf(b)) {
+		var err error
+		if sent, err = parked.Send(t.Context(), b.Direct, []control.Parked{*p.whole}, parked.CommandDiscard); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := newFeed(b.Table(), nil)
+	stop, _ = running(b, again, limits)
+	b.Await("the command to wait", waits)
+	again.more(b, []enginetest.Row{{Op: change.Create, ID: 2, Val: "two"}})
+	b.AwaitRecord("the end of the command", sent[0].Topic, func(r *kgo.Record) bool {
+		return r.Offset > sent[0].Offset && r.Value == nil && string(r.Key) == string(sent[0].Key)
+	})
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if left := parkedOf(b); len(left) != 0 || again.runs != 1 {
+		t.Errorf("%d records are left in the parked topic after %d runs", len(left), again.runs)
+	}
+	if got := rowsOf(b); len(got) != 1 || got[0].note != "two" {
+		t.Errorf("the rows are %+v", got)
+	}
+}
+
+// line gives a channel that is closed when a line with certain words is logged.
+func line(b *enginetest.Bed, words string) <-chan struct{} {
+	is := make(chan struct{})
+	b.Env.Obs.Log = slog.New(awaited{b.Env.Obs.Log.Handler(), words, sync.OnceFunc(func() { close(is) })})
+	return is
+}
+
+type awaited struct {
+	slog.Handler
+	words string
+	is    func()
+}
+
+func (a awaited) Enabled(context.Context, slog.Level) bool { return true }
+
+func (a awaited) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return awaited{a.Handler.WithAttrs(attrs), a.words, a.is}
+}
+
+func (a awaited) Handle(ctx context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, a.words) {
+		a.is()
+	}
+	if !a.Handler.Enabled(ctx, r.Level) {
+		return nil
+	}
+	return a.Handler.Handle(ctx, r)
+}
+
+// If this failed, what an older version parked, whose keys hold the schema's id,
+// would be lost or stay for ever; as would a row whose key gets another schema.
+func TestIngestKnowsParkedKeysOfOlderVersions(t *testing.T) {
+	for _, c := range []struct{ end, ids string }{
+		{"a retry", "\x4d"},
+		{"a later version", "\x4d"},
+		// It parked the row twice, with two of its schemas.
+		{"a retry", "\x4d\x4e"},
+		{"a later version", "\x4d\x4e"},
 	} {
 		end := c.end
-		t.Run(fmt.Sprintf("%s of %q", end, c.key), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s of %d", end, len(c.ids)), func(t *testing.T) {
 			b := enginetest.NewBed(t, "")
 			smallTopics(t, b, "50000")
 			big := strings.Repeat("large ", 20_000)
@@ -299,16 +488,18 @@ func TestIngestKnowsParkedKeysOfOtherSchemas(t *testing.T) {
 			if err := stop(); err != nil {
 				t.Fatal(err)
 			}
-			topic, now := parked.TopicOf(b.Source), b.Topic()+"\x1f\x00\x00\x00\x00\x01"
+			topic, now := parked.TopicOf(b.Source), b.Topic()+"\x1f\x1f"
 			all := parkedOf(b)
 			var ends, other []*kgo.Record
-			for _, key := range slices.Sorted(maps.Keys(all)) { // the parts in their order, then what they are of
-				if !strings.Contains(key, now) {
-					t.Fatalf("a parked key %q", key)
+			for _, id := range []byte(c.ids) {
+				for _, key := range slices.Sorted(maps.Keys(all)) { // the parts in their order, then what they are of
+					if !strings.Contains(key, now) {
+						t.Fatalf("a parked key %q", key)
+					}
+					ends = append(ends, &kgo.Record{Topic: topic, Key: []byte(key)})
+					as := strings.Replace(key, now, b.Topic()+"\x1f\x00\x00\x00\x00"+string(rune(id)), 1)
+					other = append(other, &kgo.Record{Topic: topic, Key: []byte(as), Value: all[key].raw})
 				}
-				ends = append(ends, &kgo.Record{Topic: topic, Key: []byte(key)})
-				as := strings.Replace(key, now, b.Topic()+"\x1f"+c.key, 1)
-				other = append(other, &kgo.Record{Topic: topic, Key: []byte(as), Value: all[key].raw})
 			}
 			if err := b.Direct.Shared().ProduceSync(t.Context(), append(ends, other...)...).FirstErr(); err != nil {
 				t.Fatal(err)

@@ -26,16 +26,16 @@ import (
 var (
 	ErrPositionForm = problem.Define("TW-POSITION-FORM", problem.Halt,
 		"The last position of a source cannot be read.",
-		"Somebody else wrote to the positions topic, or a newer version did: run that version, or load the source again.")
+		"Somebody else wrote to the positions topic, or a newer version did: run that version, or start the source over (docs/recovery.md).")
 	ErrPositionHeld = problem.Define("TW-POSITION-HELD", problem.Retry,
 		"A transaction that is not ours is open on a positions topic, so the last position is not known yet.",
-		"It ends by itself within its timeout, 15 minutes by the broker's default; nobody but this source should write to the topic. If it stays, Kafka has lost its end: kafka-transactions.sh find-hanging names it, and abort ends it; load the source anew then, since what is aborted may have been acknowledged.")
+		"It ends by itself within its timeout, 15 minutes by the broker's default; nobody but this source should write to the topic. If it stays, Kafka has lost its end: kafka-transactions.sh find-hanging names it, and abort ends it; start the source over then (docs/recovery.md), since what is aborted may have been acknowledged.")
 	ErrPositionCluster = problem.Define("TW-POSITION-CLUSTER", problem.Halt,
 		"The position of a source was written on another Kafka cluster.",
-		"Records between that cluster's end and here may be missing. Name the old cluster again, or load the source anew under another name.")
+		"Records between that cluster's end and here may be missing. Name the old cluster again, or start the source over (docs/recovery.md) or under another name.")
 	ErrPositionTopics = problem.Define("TW-POSITION-TOPICS", problem.Halt,
 		"A raw topic is not the one that the source's position speaks of: it was deleted, or made again, or has another number of partitions.",
-		"What it held is gone, and the source will not send it again by itself. Load the source anew: remove its positions topic, its raw topics and its slot.")
+		"What it held is gone, and the source will not send it again by itself. Start the source over (docs/recovery.md).")
 )
 
 // positionForm is the newest form that is read. Forms before the first that says
@@ -119,11 +119,14 @@ func readPosition(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, t
 	}
 }
 
+// heldFor is how long a transaction that is not ours is waited for.
+var heldFor = 10 * time.Second
+
 // settledEnd waits until no transaction is open on the topic and gives its end.
 func settledEnd(ctx context.Context, cluster *kafka.Cluster, t *change.Topic) (int64, error) {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(heldFor)
 	for {
 		high, err := cluster.Admin().ListEndOffsets(ctx, t.Name)
 		if err == nil {

@@ -124,7 +124,7 @@ func TestIngestTakesARecordLargerThanItsBatches(t *testing.T) {
 			if first == big {
 				run("a topic that had one, in another process", 1)
 			} else {
-				run("the first of a topic", 2)
+				run("the first of a topic", 2) // Remedy: TW-BATCH-TOO-SMALL
 				more()
 				run("the second of it", 1)
 			}

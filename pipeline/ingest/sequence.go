@@ -42,6 +42,8 @@ type txn struct {
 	touched  map[string]parkedChange // parked keys, as this transaction leaves them
 	obeyed   []*parked.Command       // that it does
 
+	unreadable bool // a key could not be read for people
+
 	// Exactly-once: the first job with records, when it was produced, and
 	// how long Kafka took to confirm it, in ns. At-least-once: how long after
 	// began the last job was confirmed.

@@ -65,6 +65,7 @@ type session struct {
 
 	// The sequencer's own.
 	heard      time.Time // when it last listened for commands
+	told       bool      // that they wait
 	listenTick *time.Ticker
 	partSize   int
 	moved      string // the parked key that the last record took the row of away

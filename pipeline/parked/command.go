@@ -57,7 +57,8 @@ func commandKey(command string, parkedKey []byte) []byte {
 	return append(k, parkedKey...)
 }
 
-// keyIs tells whether a key is that of a command about what c is about.
+// keyIs tells whether a key is that of a command about what c is about; an older
+// version's has the schema's id.
 func (c *Command) keyIs(key []byte) bool {
 	name, about, is := bytes.Cut(key[1:], []byte{separator})
 	return is && string(name) == c.Name && identity(about) == string(c.Key())
@@ -166,7 +167,7 @@ func commandRecord(topic string, partitions int32, p *control.Parked, command st
 	}
 	return &kgo.Record{
 		Topic: topic, Partition: p.Partition % partitions, Timestamp: time.Now(),
-		Key:     commandKey(command, keyIn(p.Topic, p.RecordKey)),
+		Key:     commandKey(command, AppendKey(nil, p.Topic, p.RecordKey)),
 		Value:   Append(nil, &about, limit),
 		Headers: []kgo.RecordHeader{{Key: headerCommand, Value: []byte(command)}},
 	}

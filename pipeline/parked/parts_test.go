@@ -63,9 +63,9 @@ func TestRecordsInParts(t *testing.T) {
 		id := fmt.Sprint(rnd.IntN(5))
 		recordKey := append([]byte{0, 0, 0, 0, byte(rnd.IntN(3))}, id...) // the key's schema has another id now and then
 		key := string(AppendKey(nil, "psa.public.item", recordKey))
-		m, in := models[key], b.set.KeyOf("psa.public.item", recordKey)
-		if m == nil && rnd.IntN(2) == 0 { // as a later version may park
-			in = []byte(key)
+		m, in := models[key], b.set.KeyOf([]byte(key))
+		if m == nil && rnd.IntN(2) == 0 { // as an older version parks
+			in = append([]byte("psa.public.item\x1f"), recordKey...)
 		}
 		switch n := rnd.IntN(10); {
 		case n == 0 && m != nil:

@@ -192,8 +192,9 @@ func (p *projector) read(ctx context.Context, part int32, end int64) error {
 		e := control.Event{Ref: control.Ref{Topic: topic, RecordKey: recordKey}, Topic: p.topic.ID, Offset: r.Offset}
 		if r.Value != nil {
 			parked, err := Parse(p.name, r.Value)
-			if err != nil {
-				return err
+			if err != nil { // its stage halts for it
+				p.comp.Log.Warn("a parked record is not listed", "partition", part, "offset", r.Offset, "err", err)
+				return nil
 			}
 			parked.Kind, parked.Value = p.kind, bytes.Clone(parked.Value)
 			e.Parked = &parked
@@ -240,7 +241,8 @@ func (p *projector) adopt(ctx context.Context) error {
 			return err
 		}
 		for i := range rows {
-			if err := p.store.Adopted(ctx, p.name, &rows[i], p.topic.ID, sent[i].Offset); err != nil {
+			topic, in := splitKey(string(AppendKey(nil, rows[i].Topic, rows[i].RecordKey)))
+			if err := p.store.Adopted(ctx, p.name, &rows[i], control.Ref{Topic: topic, RecordKey: in}, p.topic.ID, sent[i].Offset); err != nil {
 				return err
 			}
 		}

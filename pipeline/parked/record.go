@@ -25,7 +25,7 @@ import (
 // ErrForm says that a record of a parked topic is not one of ours.
 var ErrForm = problem.Define("TW-PARKED-FORM", problem.Halt,
 	"A record of a parked topic cannot be read.",
-	"Somebody else wrote to the topic, or a newer version did. Delete the record with a tombstone for its key, or run that version.")
+	"Somebody else wrote to the topic, or a newer version did. Run that version, or write a tombstone for the key that the message names; then start again.")
 
 const (
 	separator = 0x1F
@@ -124,10 +124,10 @@ func Original(p *control.Parked) *kgo.Record {
 // and the schema's id, 4 octets.
 const schemaID = 5
 
-// AppendKey appends what a record that is parked is known by: its topic, and its
+// AppendKey appends the key of the parked topic for a record: its topic, and its
 // key without the id of the key's schema. The same row has another id when the
-// schema evolved, or the registry was filled anew. What follows the topic in it
-// may be given for the record's key, and stays as it is.
+// schema evolved, or the registry was filled anew. What follows the topic in such
+// a key may be given for the record's key, and stays as it is.
 func AppendKey(dst []byte, topic string, recordKey []byte) []byte {
 	dst = append(dst, topic...)
 	dst = append(dst, separator)
@@ -138,16 +138,8 @@ func AppendKey(dst []byte, topic string, recordKey []byte) []byte {
 	return append(dst, recordKey...)
 }
 
-// keyIn is the key of a new record of the parked topic. It has the schema's id:
-// versions before this one know no other, and one that is there for a row, with
-// whichever id, is kept (Set.KeyOf).
-func keyIn(topic string, recordKey []byte) []byte {
-	k := append([]byte(topic), separator)
-	return append(k, recordKey...)
-}
-
-// identity is what AppendKey gives of a record whose key in the parked topic is
-// given: with the schema's id or, as a later version may write it, without.
+// identity is the key as AppendKey gives it of one in the parked topic: those
+// that older versions wrote have the schema's id.
 func identity(key []byte) string {
 	topic, recordKey := splitKey(string(key))
 	return string(AppendKey(nil, topic, recordKey))

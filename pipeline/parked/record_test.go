@@ -65,6 +65,6 @@ func TestKeysWithoutSchemaIDs(t *testing.T) {
 		seen[of(k)] = k
 	}
 	if got := identity([]byte("ps.project\x1f\x00\x00\x00\x00\x07\x02\x0a")); got != one {
-		t.Errorf("of its key in the topic it is %q", got)
+		t.Errorf("what an older version wrote is %q", got)
 	}
 }

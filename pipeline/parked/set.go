@@ -6,6 +6,7 @@ package parked
 import (
 	"bytes"
 	"context"
+	"errors"
 	"iter"
 	"maps"
 	"slices"
@@ -107,13 +108,13 @@ func (s *Set) Get(key []byte) (Ref, bool) {
 	return r, is
 }
 
-// KeyOf is the key in the parked topic of a record, of a topic, that is parked
-// or will be: the one that it has there, whatever the id of its schema is now.
-func (s *Set) KeyOf(topic string, recordKey []byte) []byte {
-	if r, is := s.refs[string(AppendKey(nil, topic, recordKey))]; is {
+// KeyOf is the key in the topic of what is parked, or will be, under a key of
+// AppendKey: that, or the one that an older version gave it.
+func (s *Set) KeyOf(key []byte) []byte {
+	if r, is := s.refs[string(key)]; is {
 		return []byte(r.in)
 	}
-	return keyIn(topic, recordKey)
+	return key
 }
 
 // Leftovers are the ends of what else is parked of a record, and replaced: they
@@ -190,7 +191,9 @@ func (s *Set) Follow(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster
 }
 
 func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int64) error {
+	bad := map[string]error{} // what cannot be read, and nothing of its key comes after it
 	err := kafka.Scan(ctx, cl, s.Topic, part, from, to, func(r *kgo.Record) error {
+		delete(bad, string(r.Key))
 		switch {
 		case r.Attrs.IsControl() || len(r.Key) == 0:
 			return nil
@@ -224,7 +227,8 @@ func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int
 		}
 		p, err := parse(s.name, r.Value, false)
 		if err != nil {
-			return err
+			bad[string(r.Key)] = ErrForm.New("offset %d of partition %d of topic %q, whose key is %q: %s", r.Offset, part, s.Topic.Name, ReadableKey(r.Key), ReasonText(err))
+			return nil
 		}
 		ref := s.refOf(&p, r)
 		if old, is := s.refs[key]; is {
@@ -233,6 +237,9 @@ func (s *Set) read(ctx context.Context, cl *kgo.Client, part int32, from, to int
 		s.put(key, ref)
 		return nil
 	})
+	for _, key := range slices.Sorted(maps.Keys(bad)) {
+		err = errors.Join(err, bad[key])
+	}
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
 )
 
 type bed struct {
@@ -238,8 +239,13 @@ func TestSetEndsWhatIsParkedTwice(t *testing.T) {
 		b := newBed(t)
 		older, newer := of("k", 10, "older"), of("k", 20, "newer")
 		older.RecordKey, newer.RecordKey = []byte("\x00\x00\x00\x00\x01k"), []byte("\x00\x00\x00\x00\x02k")
-		b.commit(false, func(tx *Txn) { tx.Park(older) })
-		b.commit(false, func(tx *Txn) { tx.Park(newer) })
+		raw := func(p *control.Parked) []byte { return append([]byte(p.Topic+"\x1f"), p.RecordKey...) }
+		for _, p := range []*control.Parked{older, newer} { // as an older version parks
+			r := &kgo.Record{Topic: b.set.Topic.Name, Partition: 1, Key: raw(p), Value: Append(nil, p, 0)}
+			if err := b.cl.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
 		b.load()
 		b.want("\x1fk@20 x1")
 		b.commit(true, func(tx *Txn) {
@@ -268,7 +274,7 @@ func TestSetEndsWhatIsParkedTwice(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if want := map[bool]int{true: 2, false: 0}[again]; len(live) != want || live[string(keyIn(older.Topic, older.RecordKey))] {
+		if want := map[bool]int{true: 2, false: 0}[again]; len(live) != want || live[string(raw(older))] {
 			t.Errorf("parked again %v: in the topic are %v, want %d", again, live, want)
 		}
 		b.load()
@@ -276,4 +282,32 @@ func TestSetEndsWhatIsParkedTwice(t *testing.T) {
 			t.Errorf("after all %q is parked", b.has())
 		}
 	}
+}
+
+// Somebody else wrote to the topic. If this failed, nobody could tell which
+// record it is, and a tombstone for its key would not help before the cleaner
+// has been there.
+func TestRecordThatIsNotOurs(t *testing.T) {
+	b := newBed(t)
+	b.commit(true, func(tx *Txn) { tx.Park(of("k", 10, "older")) })
+	write := func(value []byte) {
+		t.Helper()
+		if err := b.cl.ProduceSync(t.Context(), &kgo.Record{Topic: b.set.Topic.Name, Partition: 1, Key: []byte("who"), Value: value}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write([]byte("what"))
+	load := func() error {
+		return b.set.Load(t.Context(), b.cl, b.cluster, []int32{0, 1}, func(string, int32) bool { return true })
+	}
+	for _, err := range []error{b.set.Follow(t.Context(), b.cl, b.cluster), load()} {
+		if !problem.Has(err, ErrForm) || !strings.Contains(err.Error(), "partition 1") || !strings.Contains(err.Error(), `"who"`) {
+			t.Fatalf("got %v, want TW-PARKED-FORM with the record", err)
+		}
+	}
+	write(nil) // Remedy: TW-PARKED-FORM
+	if err := load(); err != nil {
+		t.Fatal(err)
+	}
+	b.want("k@10 x1")
 }

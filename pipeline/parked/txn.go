@@ -29,7 +29,6 @@ type Txn struct {
 
 type outcome struct {
 	parked *control.Parked // nil: released
-	about  *control.Parked // what the key is of; nil: of what is parked
 	part   int32           // of the input
 	rec    *kgo.Record
 }
@@ -59,7 +58,7 @@ func (t *Txn) Park(p *control.Parked) {
 			p.Attempts, p.FirstAt = old.Attempts+1, old.FirstAt
 		}
 	}
-	t.note(key, &outcome{parked: p, about: p, part: p.Partition})
+	t.note(key, &outcome{parked: p, part: p.Partition})
 }
 
 // Release takes out what is parked of a key, because the record at offset of
@@ -74,21 +73,13 @@ func (t *Txn) Release(topicID [16]byte, key []byte, partition int32, offset int6
 	}
 }
 
-// Drop takes out what is parked of a key; partition is that of the input. What is
-// parked later stays.
+// Drop takes out what is parked of a key, or may be shown as parked; partition
+// is that of the input. What is parked later stays.
 func (t *Txn) Drop(key string, partition int32) { t.note(key, &outcome{part: partition}) }
 
-// DropShown is Drop of p, which need not be parked: the control database shows it.
-func (t *Txn) DropShown(p *control.Parked) {
-	t.note(string(AppendKey(nil, p.Topic, p.RecordKey)), &outcome{about: p, part: p.Partition})
-}
-
 func (t *Txn) note(key string, o *outcome) {
-	was, is := t.outs[key]
-	if !is {
+	if _, is := t.outs[key]; !is {
 		t.order = append(t.order, key)
-	} else if o.about == nil {
-		o.about = was.about
 	}
 	t.outs[key] = o
 }
@@ -127,12 +118,7 @@ func (t *Txn) Records(limit int) []*kgo.Record {
 	}
 	for _, key := range t.order {
 		o := t.outs[key]
-		part := t.set.PartitionOf(o.part)
-		of, recordKey := splitKey(key)
-		if o.about != nil {
-			recordKey = o.about.RecordKey
-		}
-		in := t.set.KeyOf(of, recordKey)
+		part, in := t.set.PartitionOf(o.part), t.set.KeyOf([]byte(key))
 		if old, is := t.set.refs[key]; is && t.set.PartitionOf(old.Partition) != part { // its topic was made anew
 			add(&kgo.Record{Topic: topic, Partition: t.set.PartitionOf(old.Partition), Key: in, Timestamp: now})
 		}
@@ -144,7 +130,7 @@ func (t *Txn) Records(limit int) []*kgo.Record {
 	}
 	for key := range t.asked {
 		ref, is := t.set.refs[key]
-		topicOf, recordKey := splitKey(ref.in)
+		topicOf, recordKey := splitKey(key)
 		p := control.Parked{Topic: topicOf, TopicID: ref.TopicID, Partition: ref.Partition, Offset: ref.Offset, RecordKey: recordKey}
 		if o := t.outs[key]; o != nil {
 			if o.parked == nil {

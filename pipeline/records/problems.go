@@ -13,7 +13,7 @@ var (
 		"Raise max.message.bytes of the topic (and of the brokers), then `tallywire parked retry`; or make the row smaller at its source.")
 	ErrNoRecord = problem.Define("TW-NO-RECORD", problem.Reject,
 		"A change that its topic has no record for, such as a truncate of a canonical entity.",
-		"Delete the rows one by one at the source, or load it again.")
+		"Delete the rows one by one at the source, then discard this case.")
 	ErrBatchTooSmall = problem.Define("TW-BATCH-TOO-SMALL", problem.Retry,
 		"A record is larger than the batches that a source began to write with; it goes on with batches as large as the topic takes.",
 		"Nothing to do.")

@@ -147,6 +147,37 @@ func TestProduceTruncateReachesEveryPartition(t *testing.T) {
 	}
 }
 
+// If this failed, a truncate of an entity would be written as if its readers
+// knew what to do, or stop its source.
+func TestProduceRefusesWhatHasNoRecord(t *testing.T) {
+	b := enginetest.NewBed(t, "")
+	outs := outputs(b, 0)
+	contracts, err := avro.Contracts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := contracts["ps.project"].Table
+	batch := change.Get()
+	defer batch.Release()
+	batch.Append(table, change.Truncate)
+	c := batch.Append(table, change.Delete) // Remedy: TW-NO-RECORD
+	c.Old = batch.Row(len(table.Columns))
+	for i := range c.Old {
+		c.Old[i] = change.UnchangedValue()
+	}
+	c.Old[table.Key[0]] = batch.SpanString(change.String, "17")
+	if err := outs.EnsureAll(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	rs := new(records.Buffer)
+	if err := outs.Encode(rs, batch, 0, batch.Len()); err != nil {
+		t.Fatal(err)
+	}
+	if len(rs.Refused) != 1 || !problem.Has(rs.Refused[0].Err, records.ErrNoRecord) || len(rs.Records) != 1 || rs.Records[0].Value != nil {
+		t.Errorf("refused %+v, records %+v", rs.Refused, rs.Records)
+	}
+}
+
 // If this failed, one bad record would take its neighbours with it, or a row that
 // changed its key would stay under the former one until somebody mends it.
 func TestProduceRefusesWhatIsTooLarge(t *testing.T) {

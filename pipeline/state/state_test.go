@@ -151,7 +151,7 @@ func TestFlushIsNoticedAndRebuilt(t *testing.T) {
 		_, err = get(ctx, rdb, r, "17")
 		mustBe(t, err, state.ErrUnknown)
 		must(t, put(ctx, s, stateTopic, 1, "18", "b", true))
-		must(t, s.Replayed(ctx, stateTopic, 0, 2))
+		must(t, s.Replayed(ctx, stateTopic, 0, 2)) // Remedy: TW-STATE-LOST
 		mustCheck(t, s, stateTopic, 2, true)
 		if v, err := get(ctx, rdb, r, "18"); v != "b" || err != nil {
 			t.Fatalf("after the rebuild: %q, %v", v, err)
@@ -313,10 +313,45 @@ func TestFullRedis(t *testing.T) {
 			break
 		}
 	}
-	must(t, rdb.ConfigSet(ctx, "maxmemory", "0").Err())
+	must(t, rdb.ConfigSet(ctx, "maxmemory", "0").Err()) // Remedy: TW-REDIS-FULL
 	mustCheck(t, s, stateTopic, offset, true)
 	if n := rdb.HLen(ctx, s.RowsKey(stateTopic, 0)).Val(); n != offset {
 		t.Fatalf("%d rows for a mark of %d", n, offset)
 	}
 	must(t, put(ctx, s, stateTopic, offset, "next", "v", false))
+}
+
+// Somebody lets Redis drop keys while we run. If this failed, state with holes
+// would give wrong results without a sign.
+func TestEvictedState(t *testing.T) {
+	ctx := t.Context()
+	srv := testkit.NewRedis(t)
+	rdb, err := redis.Open(ctx, srv.Addr)
+	must(t, err)
+	t.Cleanup(func() { must(t, rdb.Close()) })
+	s := newStore(rdb)
+	mustCheck(t, s, stateTopic, 0, true)
+	must(t, put(ctx, s, stateTopic, 0, "a", "v", false))
+	must(t, rdb.ConfigSet(ctx, "maxmemory-policy", "allkeys-lru").Err())
+	must(t, rdb.ConfigSet(ctx, "maxmemory", "3mb").Err())
+	for i := 0; ; i++ {
+		_ = rdb.Set(ctx, "other"+strconv.Itoa(i), strings.Repeat("x", 64<<10), 0).Err() // what it says does not matter
+		if _, _, err := s.Check(ctx, stateTopic, 0, 1); problem.Has(err, redis.ErrEvicted) {
+			break
+		}
+		if i == 10_000 {
+			t.Fatal("nothing is dropped")
+		}
+	}
+	// Remedy: TW-REDIS-EVICTED
+	must(t, rdb.ConfigSet(ctx, "maxmemory-policy", "noeviction").Err())
+	must(t, rdb.ConfigSet(ctx, "maxmemory", "0").Err())
+	must(t, srv.FlushAll(ctx))
+	again, err := redis.Open(ctx, srv.Addr)
+	must(t, err)
+	defer func() { must(t, again.Close()) }()
+	s = newStore(again)
+	mustCheck(t, s, stateTopic, 1, false)
+	must(t, put(ctx, s, stateTopic, 0, "a", "v", true))
+	mustCheck(t, s, stateTopic, 1, true)
 }

@@ -53,9 +53,8 @@ func (tx *txn) runCommands(ctx context.Context) error {
 			}
 			octets += ref.Size
 			tx.parking.Done(c)
-			pl := tx.assignment.Find(c.About.Topic, c.About.Partition)
 			switch {
-			case !is || pl == nil || pl.Topic.ID != c.About.TopicID:
+			case !is:
 				tx.comp.Log.Info("a command is about a record that is not parked any more", "command", c.Name, "topic", c.About.Topic, "offset", c.About.Offset)
 			case c.Name == parked.CommandDiscard:
 				tx.parking.Drop(key, ref.Partition)
@@ -70,10 +69,7 @@ func (tx *txn) runCommands(ctx context.Context) error {
 	}
 	for i := range gone {
 		p := &gone[i]
-		lost := parked.ErrGone.New("record %d of partition %d of topic %q: %s", p.Offset, p.Partition, p.Topic, p.Reason)
-		tx.comp.Log.Warn("a parked record cannot be tried again", "topic", p.Topic, "offset", p.Offset, "err", lost)
-		p.Code, p.Reason, p.Remedy, p.LastAt = lost.ID, lost.Text, lost.WhatToDo(), time.Now().UTC()
-		tx.parking.Park(p)
+		tx.unable(p, parked.ErrGone.New("record %d of partition %d of topic %q: %s", p.Offset, p.Partition, p.Topic, p.Reason))
 	}
 	slices.SortFunc(whole, func(a, b control.Parked) int {
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Offset, b.Offset))
@@ -86,9 +82,26 @@ func (tx *txn) runCommands(ctx context.Context) error {
 	return nil
 }
 
+// unable parks p again because it cannot even be tried.
+func (tx *txn) unable(p *control.Parked, err *problem.Error) {
+	tx.comp.Log.Warn("a parked record cannot be tried again", "topic", p.Topic, "offset", p.Offset, "err", err)
+	p.Code, p.Reason, p.Remedy, p.LastAt = err.ID, err.Text, err.WhatToDo(), time.Now().UTC()
+	tx.parking.Park(p)
+}
+
 // retry sends a parked record through the chain again.
 func (tx *txn) retry(ctx context.Context, p *control.Parked) error {
 	pl, orig := tx.assignment.Find(p.Topic, p.Partition), parked.Original(p)
+	switch {
+	case pl == nil:
+		tx.unable(p, parked.ErrGone.New("topic %q is not read any more", p.Topic).
+			WithRemedy("Have it read again by %s, or drop the record with `tallywire parked discard`.", tx.spec.Name))
+		return nil
+	case pl.Topic.ID != p.TopicID: // it cannot be compared with records of the new topic
+		tx.unable(p, pipeline.ErrTopicRecreated.New("topic %q was made anew after this record was parked", p.Topic).
+			WithRemedy("Change the row at its source again; the new record replaces this one."))
+		return nil
+	}
 	tx.retried = append(tx.retried, &retried{orig, pl})
 	b := change.Get()
 	if err := consume.Decode(ctx, tx.decoder, b, pl, orig); err != nil {

@@ -419,6 +419,22 @@ func TestTransformOffsetOutOfRangeHalts(t *testing.T) {
 		case <-time.After(testkit.Patience):
 			t.Fatal("the gap was skipped")
 		}
+		// Remedy: TW-OFFSET-OUT-OF-RANGE
+		rs, err := b.Direct.Admin().CommitOffsets(t.Context(), pipeline.GroupOf(b.Source), ends.Offsets())
+		if err == nil {
+			err = rs.Error()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		transforming(b, b.Env, b.TransformSpec(&enginetest.Copier{Topic: b.Output()}))
+		b.Many(100)
+		b.Drained()
+		var skipped []uint64
+		for n := uint64(301); n <= 600; n++ {
+			skipped = append(skipped, n)
+		}
+		b.Once(skipped...)
 	})
 }
 
@@ -439,6 +455,17 @@ func TestTransformOtherPartitionCountHalts(t *testing.T) {
 	case <-time.After(testkit.Patience):
 		t.Fatal("topics of 3 and 5 partitions were read together")
 	}
+	// Remedy: TW-CO-PARTITION
+	if _, err := b.Direct.Admin().DeleteTopic(t.Context(), b.Source+".five"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Direct.EnsureTopic(t.Context(), kafka.TopicSpec{Name: b.Source + ".five", Partitions: 3}); err != nil {
+		t.Fatal(err)
+	}
+	transforming(b, b.Env, spec)
+	b.Many(20)
+	b.Drained()
+	b.Once()
 }
 
 // A stage that must wait sends nothing and is asked again; a broken one halts
@@ -450,7 +477,7 @@ func TestTransformStageErrors(t *testing.T) {
 	st := &enginetest.Failing{Copier: &enginetest.Copier{Topic: b.Output()}, Err: func() error {
 		if waits > 0 {
 			waits--
-			return state.ErrUnknown.New("not yet")
+			return state.ErrUnknown.New("not yet") // Remedy: TW-STATE-UNKNOWN
 		}
 		return nil
 	}}
@@ -474,6 +501,57 @@ func TestTransformStageErrors(t *testing.T) {
 	if v := b.View(b.Env, "transform"); v.State != obs.Halted || !strings.Contains(v.Reason, "nobody foresaw") {
 		t.Errorf("state %s: %s", v.State, v.Reason)
 	}
+	// Remedy: TW-INTERNAL
+	transforming(b, b.Env, b.TransformSpec(&enginetest.Copier{Topic: b.Output()}))
+	b.Drained()
+	b.Once()
+}
+
+// What is parked of a topic that nobody reads any more. If this failed, a retry
+// or a discard of it would say that it was done, and it would stay.
+func TestTransformParkedOfATopicThatIsNotRead(t *testing.T) {
+	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
+	store := b.Control()
+	st := &enginetest.Copier{Topic: b.Output(), Refuse: func(n string) bool { return n == "bad" }}
+	b.Put(enginetest.Row{Op: change.Update, ID: 1, Val: "bad"}, enginetest.Row{Op: change.Update, ID: 2, Val: "bad"})
+	stop, _ := transforming(b, b.Env, b.TransformSpec(st))
+	b.Drained()
+	b.Eventually("both to be listed", func() (bool, string) {
+		ps, err := store.List(t.Context(), control.Filter{})
+		return len(ps) == 2, fmt.Sprint(ps, err)
+	})
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Direct.EnsureTopic(t.Context(), kafka.TopicSpec{Name: b.Source + ".other", Partitions: 3}); err != nil {
+		t.Fatal(err)
+	}
+	spec := b.TransformSpec(st)
+	spec.Topics = []string{b.Source + ".other"}
+	stop, _ = transforming(b, b.Env, spec)
+	out, err := parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "1"}, testkit.Patience)
+	if err != nil || out != (parked.Outcome{Asked: 1, Parked: 1}) {
+		t.Errorf("a retry: %+v, %v", out, err)
+	}
+	b.Eventually("the reason to be listed", func() (bool, string) {
+		ps, err := store.List(t.Context(), control.Filter{Key: "1"})
+		return len(ps) == 1 && ps[0].Code == parked.ErrGone.ID && strings.Contains(ps[0].Remedy, "read again"), fmt.Sprint(ps, err)
+	})
+	out, err = parked.Discard(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "2"}, testkit.Patience)
+	if now := b.ParkedNow(); err != nil || out != (parked.Outcome{Asked: 1, Taken: 1}) || len(now) != 1 {
+		t.Errorf("a discard: %+v, %v; parked are %v", out, err, now)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	// Read again, it is tried.
+	st.Refuse = nil
+	transforming(b, b.Env, b.TransformSpec(st))
+	out, err = parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "1"}, testkit.Patience)
+	if err != nil || out != (parked.Outcome{Asked: 1, Taken: 1}) {
+		t.Errorf("a retry: %+v, %v", out, err)
+	}
+	b.Once(2)
 }
 
 // A stage meets a bug. If this failed, the process would end with all its
@@ -501,6 +579,7 @@ func TestTransformOutlivesAPanic(t *testing.T) {
 		if v := b.View(b.Env, "transform"); v.State != obs.Failed {
 			t.Errorf("state %s: %s", v.State, v.Reason)
 		}
+		// Remedy: TW-PANIC
 		transforming(b, b.Env, b.TransformSpec(&enginetest.Copier{Topic: b.Output()}))
 		b.Drained()
 		b.Once()

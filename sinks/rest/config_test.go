@@ -2,12 +2,16 @@ package rest
 
 import (
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
 	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/pipeline"
 )
@@ -22,7 +26,7 @@ func goodConfig() Config {
 // TestConfigSaysWhatIsWrong: each mistake is named, before anything is sent.
 func TestConfigSaysWhatIsWrong(t *testing.T) {
 	good := goodConfig()
-	if err := good.Validate(); err != nil {
+	if err := good.Validate(); err != nil { // Remedy: TW-REST-CONFIG
 		t.Fatal(err)
 	}
 	if strings.Contains(fmt.Sprintf("%+v %#v", good, good), "hunter2") {
@@ -67,6 +71,13 @@ func TestNoControlDatabase(t *testing.T) {
 	})
 	if !isCode(err, control.ErrMissing) {
 		t.Fatalf("got %v", err)
+	}
+	// Remedy: TW-CONTROL-MISSING
+	if _, err := maker(&pipeline.Env{Control: new(pgxpool.Pool), Obs: obs.New(slog.New(slog.DiscardHandler))}, "erp", func(into any) error {
+		*into.(*Config) = goodConfig()
+		return nil
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -101,6 +101,9 @@ func TestApprovedTimeIsFinal(t *testing.T) {
 	}
 	r.once(3)
 	r.ok(r.place(entry(1, 2, 2, "hours", "25"))) // set back
+	// Remedy: TW-REST-TIME-FINAL
+	r.ok(r.place(entry(4, 1, 1, "hours", "9900"), entry(2, 3, 3, "hours", "50"), entry(3, 1, 1, "hours", "75")))
+	r.once(4)
 }
 
 // TestResetOfTheGroupPostsNothing: every record comes again from offset 0.
@@ -182,6 +185,32 @@ func TestTwoKeysWithOneNumberAreNotMerged(t *testing.T) {
 	if len(fs) != 1 || !isCode(fs[0].Err, ErrConflict) {
 		t.Fatalf("failures %v", fs)
 	}
+	r.ok(r.place(customer(2), customer(3))) // Remedy: TW-REST-CONFLICT
+	r.ok(r.place(customer(1)))              // it may be the one that was refused
+	if n := len(r.erp.Records()["customers"]); n != 3 {
+		t.Errorf("%d customers, want 3: %+v", n, r.erp.Records()["customers"])
+	}
+}
+
+// A record that the far side has no more. If this failed, it would be made anew
+// behind the back of whoever took it out, or never again.
+func TestRecordThatIsGone(t *testing.T) {
+	r := newRig(t, erp.Options{}, nil)
+	r.ok(r.place(customer(1)))
+	if _, err := r.pool.Exec(t.Context(), "update tallywire.delivered set external_id = gen_random_uuid()::text"); err != nil {
+		t.Fatal(err)
+	}
+	fs := r.write(r.place(customer(1, "name", "Newer")))
+	if len(fs) != 1 || !isCode(fs[0].Err, ErrGone) {
+		t.Fatalf("failures %v", fs)
+	}
+	if _, err := r.pool.Exec(t.Context(), "delete from tallywire.delivered"); err != nil { // Remedy: TW-REST-GONE
+		t.Fatal(err)
+	}
+	r.ok(r.place(customer(1, "name", "Newer")))
+	if cs := r.erp.Records()["customers"]; len(cs) != 1 || cs[0].Fields["displayName"] != "Newer" {
+		t.Errorf("the customers are %+v", cs)
+	}
 }
 
 // TestUnknownTopicAndMissingFieldAreRejected alone.
@@ -192,6 +221,10 @@ func TestMissingFieldIsRejectedAlone(t *testing.T) {
 		t.Fatalf("failures %v", fs)
 	}
 	if n := len(r.erp.Records()["customers"]); n != 1 {
+		t.Fatalf("%d customers", n)
+	}
+	r.ok(r.place(customer(1))) // Remedy: TW-REST-RECORD
+	if n := len(r.erp.Records()["customers"]); n != 2 {
 		t.Fatalf("%d customers", n)
 	}
 }

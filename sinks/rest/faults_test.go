@@ -121,7 +121,7 @@ func TestKilledBetweenIntentAndResult(t *testing.T) {
 		t.Fatalf("%d intents left behind, want 5", n)
 	}
 	r.erp.SetFaults(erp.Faults{})
-	r.restart("two")
+	r.restart("two") // Remedy: TW-REST-CONTROL, TW-REST-OUTCOME-UNKNOWN
 	r.ok(ps)
 	r.once(5)
 	if n := r.intents(); n != 0 {
@@ -198,6 +198,7 @@ func TestThrottling(t *testing.T) {
 	if fs, err := r.try(r.place(firm(12)[:12]...)); err != nil || len(fs) > 0 {
 		t.Fatalf("a short throttle: %v, %v", fs, err)
 	}
+	// Remedy: TW-REST-THROTTLED
 	if d := time.Since(began); d < time.Second {
 		t.Errorf("went on after %v, asked for 1s", d)
 	}
@@ -237,7 +238,7 @@ func TestOutage(t *testing.T) {
 	if _, err := r.try(ps); !isCode(err, ErrOutage) {
 		t.Fatalf("down gave %v", err)
 	}
-	r.ok(ps)
+	r.ok(ps) // Remedy: TW-REST-UNAVAILABLE
 	r.once(12)
 }
 
@@ -301,6 +302,12 @@ func TestWrongSetupHalts(t *testing.T) {
 			if strings.Contains(fmt.Sprintf("%v %+v %#v", err, err, r.sink), "hunter2") {
 				t.Error("the secret is in it")
 			}
+			// Remedy: TW-REST-CREDENTIALS, TW-REST-PROTOCOL
+			good := DefaultConfig()
+			r.cfg.ClientSecret, r.cfg.Company, r.cfg.CustomPages = secret.Of("s3"), r.erp.Company(), good.CustomPages
+			r.restart("two")
+			r.ok(r.place(firm(1)...))
+			r.once(1)
 		})
 	}
 }

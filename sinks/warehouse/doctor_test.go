@@ -43,6 +43,11 @@ func TestDoctor(t *testing.T) {
 	if codes, remedies := bad(clerk.Doctor(t.Context())); codes != "" {
 		t.Errorf("after its remedies: %s\n%s", codes, remedies)
 	}
+	exec(t, conn, "DROP TABLE ps.customer, ps.project") // they were no tables of ours
+	if err := clerk.Prepare(t.Context()); err != nil {  // Remedy: TW-WAREHOUSE-DENIED
+		t.Errorf("after its remedies: %v", err)
+	}
+	want(t, conn, "SELECT count(*)::text FROM ps.customer", "0")
 	codes, _ = bad(open(t, "postgres://postgres@127.0.0.1:1/x?connect_timeout=2").Doctor(t.Context()))
 	if codes != "TW-WAREHOUSE-UNAVAILABLE" {
 		t.Errorf("a warehouse that is down: %s", codes)

@@ -20,7 +20,7 @@ var (
 		"Nothing is lost: delivery goes on from the offsets that are stored in the warehouse as soon as it answers. Check that it runs and has disk space.")
 	ErrDenied = problem.Define("TW-WAREHOUSE-DENIED", problem.Halt,
 		"The warehouse refuses the login, or the login lacks a right.",
-		"Give the login of the sink's dsn CREATE on the database and CREATEROLE, or create schemas ps and _tallywire owned by it and the roles tallywire_reader and tallywire_cost yourself.")
+		"Give the login of the sink's dsn CREATE on the database and CREATEROLE, or create schemas ps and _tallywire owned by it and the roles tallywire_reader and tallywire_cost yourself; then start again.")
 	ErrDSN = problem.Define("TW-WAREHOUSE-DSN", problem.Halt,
 		"The sink's dsn cannot be read.",
 		"Write it as postgres://user@host:port/database; keep the password in env:NAME or file:PATH.")
@@ -29,7 +29,7 @@ var (
 		"List only topics that have a contract in avro/contracts.")
 	ErrTable = problem.Define("TW-WAREHOUSE-TABLE", problem.Halt,
 		"A table, column or view of the warehouse is not as its contract says.",
-		"Undo the change made to it by hand, or drop the table, delete its rows in _tallywire.offsets, and restart to have it made and filled again.")
+		"Undo the change made to it by hand, or drop the table (CASCADE: views on it are made again), delete its rows in _tallywire.offsets, and restart to have it made and filled again.")
 	ErrField = problem.Define("TW-WAREHOUSE-FIELD", problem.Halt,
 		"Records have a field that this version's contract does not know.",
 		"Upgrade this process to the version whose contract has the field; delivery goes on where it stopped.")

@@ -121,8 +121,7 @@ func (e *entity) stageSQL() string {
 	return b.String()
 }
 
-const offsetsSQL = `CREATE SCHEMA IF NOT EXISTS _tallywire;
-CREATE TABLE IF NOT EXISTS _tallywire.offsets (
+const offsetsSQL = `CREATE TABLE IF NOT EXISTS _tallywire.offsets (
     sink        text        NOT NULL,
     topic       text        NOT NULL,
     partition   int         NOT NULL,
@@ -174,6 +173,11 @@ func (s *Sink) migrate(ctx context.Context, conn *pgx.Conn) error {
 	if _, err := tx.Exec(ctx, "SELECT pg_advisory_xact_lock(hashtextextended('tallywire.warehouse', 0))"); err != nil {
 		return classify("waiting for another process that prepares the warehouse", err)
 	}
+	for _, name := range s.schemas() {
+		if err := createSchema(ctx, tx, name); err != nil {
+			return classify("making schema "+name, err)
+		}
+	}
 	if _, err := tx.Exec(ctx, offsetsSQL+rolesSQL); err != nil {
 		return classify("making _tallywire.offsets and the roles of the warehouse", err)
 	}
@@ -190,6 +194,17 @@ func (s *Sink) migrate(ctx context.Context, conn *pgx.Conn) error {
 		}
 	}
 	return classify("preparing the warehouse's tables", tx.Commit(ctx))
+}
+
+// createSchema makes a schema unless it is there: IF NOT EXISTS takes the right to
+// make one all the same.
+func createSchema(ctx context.Context, tx pgx.Tx, name string) error {
+	var is bool
+	if err := tx.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)", name).Scan(&is); err != nil || is {
+		return err
+	}
+	_, err := tx.Exec(ctx, "CREATE SCHEMA "+quote(name))
+	return err
 }
 
 func (s *Sink) hasMargin() bool {
@@ -243,7 +258,7 @@ func (s *Sink) createTable(ctx context.Context, tx pgx.Tx, e *entity) error {
 			WithRemedy("Run this in the warehouse, then restart: DELETE FROM _tallywire.offsets WHERE sink = %s AND topic = %s;", literal(s.name), literal(e.topic))
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "CREATE SCHEMA IF NOT EXISTS %s;\nCREATE TABLE %s (\n", quote(e.schema), e.table())
+	fmt.Fprintf(&b, "CREATE TABLE %s (\n", e.table())
 	for _, c := range e.columns {
 		null := " NOT NULL"
 		if c.nullable {

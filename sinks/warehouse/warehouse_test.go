@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -314,7 +316,17 @@ func TestBadRowsAreNamed(t *testing.T) {
 			if failures := write(t, s, "a", f.batch(row(1, m{"currency": "\x00"}), row(1, nil))); len(failures) != 0 {
 				t.Errorf("a superseded change failed: %v", failures[0].Err)
 			}
-			want(t, conn, "SELECT rate FROM ps.cost_rate WHERE cost_rate_id = '1'", "1.0000")
+			want(t, conn, "SELECT rate FROM ps.cost_rate WHERE cost_rate_id = '1'", "1.0000") // Remedy: TW-WAREHOUSE-VALUE
+
+			// Remedy: TW-WAREHOUSE-ROW, one way and the other.
+			if failures := write(t, s, "a", f.batch(row(3, nil))); len(failures) != 0 {
+				t.Errorf("the corrected row: %v", failures[0].Err)
+			}
+			exec(t, conn, "ALTER TABLE ps.cost_rate DROP CONSTRAINT cost_rate_currency_check")
+			if failures := write(t, s, "a", f.batch(row(4, m{"currency": "XXX"}))); len(failures) != 0 {
+				t.Errorf("without the constraint: %v", failures[0].Err)
+			}
+			want(t, conn, "SELECT cost_rate_id, currency FROM ps.cost_rate WHERE cost_rate_id IN ('3', '4') ORDER BY 1", "3|EUR\n4|XXX")
 		})
 	}
 }
@@ -344,9 +356,11 @@ func TestTopicCreatedAgain(t *testing.T) {
 	}
 	_, sql, _ := strings.Cut(problem.Of(err).WhatToDo(), "restart: ")
 	exec(t, conn, sql)
-	if n := claim(t, s, "c", third); n != -1 {
+	if n := claim(t, s, "c", third); n != -1 { // Remedy: TW-WAREHOUSE-TOPIC-RECREATED
 		t.Errorf("offset %d after the remedy", n)
 	}
+	write(t, s, "c", third.batch(m{"project_id": "3", "name": "z"}))
+	want(t, conn, "SELECT project_id FROM ps.project", "3")
 }
 
 // Would be lost: rows, silently, when a filled table was dropped by hand.
@@ -367,10 +381,45 @@ func TestDroppedTableIsNoticed(t *testing.T) {
 		t.Fatalf("starting without the table: %v", err)
 	}
 	_, sql, _ := strings.Cut(problem.Of(err).WhatToDo(), "restart: ")
-	exec(t, conn, sql)
-	if err := open(t, dsn, "ps.project").Prepare(t.Context()); err != nil {
-		t.Error(err)
+	exec(t, conn, sql) // Remedy: TW-WAREHOUSE-TABLE-LOST
+	s, f = open(t, dsn, "ps.project"), newFeed("ps.project", 1)
+	if n := claim(t, s, "b", f); n != -1 {
+		t.Errorf("it goes on at offset %d", n)
 	}
+	write(t, s, "b", f.batch(m{"project_id": "1", "name": "x"}, m{"project_id": "2", "name": "y"}))
+	want(t, conn, "SELECT project_id FROM ps.project ORDER BY 1", "1\n2")
+}
+
+// Would be lost: fields that a newer process writes, cut off in silence.
+func TestFieldOfANewerContract(t *testing.T) {
+	dsn, conn := fresh(t)
+	older := maps.Clone(must(avro.Contracts()))
+	c := *older["ps.customer"]
+	table := *c.Table
+	table.Columns = slices.DeleteFunc(slices.Clone(table.Columns), func(col change.Column) bool { return col.Name == "email" })
+	c.Table = table.Index()
+	older["ps.customer"] = &c
+	s, err := New(Config{DSN: secret.DSNOf(dsn), Topics: []string{"ps.customer"}}, Options{Name: "warehouse", Contracts: older})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close() //nolint:errcheck // of a test's first sink
+	f := newFeed("ps.customer", 1)
+	claim(t, s, "a", f)
+	row := m{"customer_id": "1", "number": "C-1", "name": "x", "email": "a@b.example"}
+	b := f.batch(row)
+	defer b.Release()
+	if _, err := s.WriteWithOffsets(t.Context(), "a", b); !problem.Has(err, ErrField) || !strings.Contains(err.Error(), "email") {
+		t.Fatalf("a field that is not in the contract: %v", err)
+	}
+	want(t, conn, "SELECT count(*)::text FROM ps.customer", "0")
+	newer := open(t, dsn, "ps.customer") // Remedy: TW-WAREHOUSE-FIELD
+	f.next = 0
+	if n := claim(t, newer, "b", f); n > 0 {
+		t.Errorf("it goes on at offset %d", n)
+	}
+	write(t, newer, "b", f.batch(row))
+	want(t, conn, "SELECT email FROM ps.customer", "a@b.example")
 }
 
 // Would be lost: delivery, for ever, after one broken session.
@@ -384,6 +433,7 @@ func TestBrokenSessionIsMadeAgain(t *testing.T) {
 	if _, err := s.WriteWithOffsets(t.Context(), "a", b); pipeline.Classify(err) != problem.Retry {
 		t.Fatalf("a lost session: %v", err)
 	}
+	// Remedy: TW-WAREHOUSE-UNAVAILABLE
 	if _, err := s.WriteWithOffsets(t.Context(), "a", b); err != nil {
 		t.Fatal(err)
 	}
@@ -451,6 +501,16 @@ func TestContractGrows(t *testing.T) {
 	if err := open(t, dsn).Prepare(t.Context()); !problem.Has(err, ErrTable) || !strings.Contains(err.Error(), `"total"`) {
 		t.Errorf("a changed type: %v", err)
 	}
+	// Remedy: TW-WAREHOUSE-TABLE
+	exec(t, conn, "ALTER TABLE ps.invoice ALTER COLUMN total TYPE numeric(14,2)")
+	if err := open(t, dsn).Prepare(t.Context()); err != nil {
+		t.Error(err)
+	}
+	exec(t, conn, "DROP TABLE ps.invoice CASCADE; DELETE FROM _tallywire.offsets WHERE topic = 'ps.invoice'")
+	if err := open(t, dsn).Prepare(t.Context()); err != nil {
+		t.Error(err)
+	}
+	want(t, conn, "SELECT count(*)::text FROM ps.margin_by_project_month", "0")
 }
 
 // Would be lost: a start of several processes at once, or one with no more
@@ -481,9 +541,23 @@ func TestStartTogetherAndWithFewRights(t *testing.T) {
 	if err := open(t, modest).Prepare(t.Context()); err != nil {
 		t.Errorf("a login with CREATE on %s: %v", dsn2, err)
 	}
+	// Or no such right, and schemas that are its own.
+	dsn3, conn3 := fresh(t)
+	exec(t, conn3, "CREATE SCHEMA ps AUTHORIZATION modest_"+name+"; CREATE SCHEMA _tallywire AUTHORIZATION modest_"+name)
+	modest = server.DSNAs("modest_"+name, conn3.Config().Database)
+	for range 2 {
+		if err := open(t, modest).Prepare(t.Context()); err != nil {
+			t.Errorf("a login whose schemas are there on %s: %v", dsn3, err)
+		}
+	}
 	if _, err := New(Config{DSN: secret.DSNOf("postgres://x:hunter2@[::1")}, Options{Name: "w"}); !problem.Has(err, ErrDSN) || strings.Contains(fmt.Sprintf("%+v", err), "hunter2") {
 		t.Errorf("a broken dsn: %v", err)
 	}
+	open(t, dsn) // Remedy: TW-WAREHOUSE-DSN
+	if _, err := New(Config{DSN: secret.DSNOf(dsn), Topics: []string{"ps.nope"}}, Options{Name: "w"}); !problem.Has(err, ErrTopic) {
+		t.Errorf("a topic without a contract: %v", err)
+	}
+	open(t, dsn, "ps.project") // Remedy: TW-WAREHOUSE-TOPIC
 	if err := open(t, "postgres://postgres@127.0.0.1:1/x?connect_timeout=2").Prepare(t.Context()); pipeline.Classify(err) != problem.Retry {
 		t.Errorf("a warehouse that is down: %v", err)
 	}

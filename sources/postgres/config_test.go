@@ -47,7 +47,7 @@ func TestDeliveryIsOneOfTwo(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.Delivery = delivery
-		err := c.Validate()
+		err := c.Validate() // Remedy: TW-PG-CONFIG
 		if ok != (err == nil) || !ok && !strings.Contains(err.Error(), "delivery: ") {
 			t.Errorf("delivery %q: %v", delivery, err)
 		}

@@ -342,6 +342,10 @@ func start(t *testing.T, s *Source, o *outlet) *running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{t: t, cancel: cancel, err: make(chan error, 1)}
+	select { // a session has a channel of its own: nothing is left in it
+	case <-o.durable:
+	default:
+	}
 	go func() {
 		err := s.Run(ctx, o)
 		o.end(err)

@@ -29,11 +29,9 @@ type position struct {
 	Attempt  uint64  `json:"attempt,omitempty"` // of the load, from 1
 	Tx       *txPart `json:"tx,omitempty"`      // when it lies inside a transaction
 
-	// XID is the last transaction that was delivered, NextXID the next one that
-	// the server would have given out then, both in 64 bits. They are read and
-	// not written yet, so that a version that writes them can be left again.
-	XID     decimal `json:"xid,omitempty"`
-	NextXID decimal `json:"next_xid,omitempty"`
+	// XID is the last transaction that was delivered whole, in 64 bits; 0: none
+	// was, or an older version delivered it.
+	XID decimal `json:"xid,omitempty"`
 }
 
 const loading = "loading"
@@ -112,6 +110,5 @@ func parsePosition(r pipeline.Resume) (*position, error) {
 			Fix:  "The position was written by another version or by hand; run the version that wrote it, or start the source over.",
 		}
 	}
-	p.XID, p.NextXID = 0, 0 // nobody keeps them up
 	return &p, nil
 }

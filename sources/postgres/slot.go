@@ -108,16 +108,25 @@ type server struct {
 	role          string
 	mayReplicate  bool
 	senderTimeout time.Duration // 0: none
+	nextXID       decimal       // that it would give out, about
 }
 
 func readServer(ctx context.Context, q *pgx.Conn) (*server, error) {
 	var s server
 	var ms int64
+	var xid string
 	err := q.QueryRow(ctx, `
 SELECT current_setting('wal_level'), current_user::text, (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
-       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout')`).Scan(&s.walLevel, &s.role, &s.mayReplicate, &ms)
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'), pg_snapshot_xmax(pg_current_snapshot())::text`).
+		Scan(&s.walLevel, &s.role, &s.mayReplicate, &ms, &xid)
+	if err != nil {
+		return nil, classify("reading the server's settings", err)
+	}
 	s.senderTimeout = time.Duration(ms) * time.Millisecond
-	return &s, classify("reading the server's settings", err)
+	if err := s.nextXID.UnmarshalText([]byte(xid)); err != nil {
+		return nil, ErrProtocol.New("transaction id %q: %w", xid, err)
+	}
+	return &s, nil
 }
 
 func (s *server) check() error {
@@ -245,6 +254,12 @@ func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*t
 	if pub != nil && (len(lacks) == 0 || !fresh) {
 		return pub, nil
 	}
+	if pub == nil && !fresh {
+		// What was committed without it is decoded as of then: an error up to
+		// version 17, and nothing at all in 18.
+		return nil, ErrPublication.New("publication %q does not exist, and slot %q does: changes that were committed without it cannot be captured", c.Publication, c.Slot).
+			WithRemedy("Start the source over (docs/recovery.md); or set publication back to the one that it had.")
+	}
 	name := pgx.Identifier{c.Publication}.Sanitize()
 	sql := "CREATE PUBLICATION " + name + " FOR TABLE " + strings.Join(lacks, ", ") +
 		" WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
@@ -289,7 +304,7 @@ func checkPosition(p *position, sys *system, slot string, confirmed lsn, history
 		return ErrOtherSystem.New("the last position is of cluster %d, the server is cluster %d", p.System, sys.id)
 	case p.Slot != slot:
 		return ErrGap.New("the last position is of slot %q, configured is slot %q: changes after %s may be missing from it", p.Slot, slot, p.LSN).
-			WithRemedy("Set slot back to %q, or start the source over.", p.Slot)
+			WithRemedy("Set slot back to %q, or start the source over (docs/recovery.md).", p.Slot)
 	case p.Timeline > sys.timeline:
 		return ErrTimeline.New("the last position is on timeline %d, the server is on %d", p.Timeline, sys.timeline)
 	case p.Timeline < sys.timeline:
@@ -327,7 +342,36 @@ func (se *session) checkWritten(ctx context.Context, p *position) error {
 	if at > end {
 		return ErrAhead.New("the last position is %s, the server has written up to %s: changes that were captured from %s to %s are not in it", at, end, end, at)
 	}
+	if p.XID == 0 {
+		return nil
+	}
+	// In progress is one that is in the log and waits for a standby (C1); nothing
+	// is one that the server does not know any more.
+	var became *string
+	err = se.q.QueryRow(ctx, "SELECT pg_xact_status($1::text::xid8)", strconv.FormatUint(uint64(p.XID), 10)).Scan(&became)
+	var pg *pgconn.PgError
+	switch {
+	case errors.As(err, &pg) && pg.Code == "22023": // invalid_parameter_value: it is in the future
+		return ErrAhead.New("the server has not given out the id %d of the last transaction that was captured: what was captured since, up to %s, is not in it", p.XID, at)
+	case err != nil:
+		return classify("asking what became of the last transaction", err)
+	case deref(became) == "aborted":
+		return ErrAhead.New("the last transaction that was captured, %d, up to %s, is aborted on the server: it has given the id to another", p.XID, at)
+	}
 	return nil
+}
+
+// fullXID is a transaction id of 32 bits in 64: the one that is nearest to near.
+func fullXID(xid uint32, near decimal) decimal {
+	const epoch = 1 << 32
+	full := uint64(near)&^(epoch-1) | uint64(xid)
+	switch d := int64(full - uint64(near)); {
+	case d > epoch/2 && full >= epoch:
+		full -= epoch
+	case d < -epoch/2:
+		full += epoch
+	}
+	return decimal(full)
 }
 
 // switchPoint reads a timeline history file: lines of timeline, LSN at which it

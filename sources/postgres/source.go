@@ -57,6 +57,9 @@ type session struct {
 	tables []*tableInfo
 	pub    map[string]*publishedTable
 	binary bool
+	// nextXID is the transaction id that the server would give out, about: those
+	// of the stream have no epoch.
+	nextXID decimal
 
 	created  bool // this run made the slot
 	base     lsn  // its consistent point, when created
@@ -86,7 +89,7 @@ func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
 		return err
 	}
 	defer r.close()
-	se := &session{Source: s, out: out, q: q}
+	se := &session{Source: s, out: out, q: q, nextXID: srv.nextXID}
 	if se.sys, err = identify(ctx, r); err != nil {
 		return err
 	}
@@ -278,7 +281,8 @@ func (se *session) chooseTables(ctx context.Context, fresh bool) error {
 		se.comp.Log.Warn("tables that match are not in the publication and are not captured", "publication", se.cfg.Publication, "tables", lacks)
 	}
 	if len(se.tables) == 0 {
-		return ErrPublication.New("publication %q holds none of the tables that match %s", se.cfg.Publication, strings.Join(se.cfg.Tables, ", "))
+		return ErrPublication.New("publication %q holds none of the tables that match %s", se.cfg.Publication, strings.Join(se.cfg.Tables, ", ")).
+			WithRemedy("ALTER PUBLICATION %s ADD TABLE %s (and start the source over, docs/recovery.md, for the rows that are there already); or correct `tables`.", pgx.Identifier{se.cfg.Publication}.Sanitize(), tables[0].sql())
 	}
 	return nil
 }

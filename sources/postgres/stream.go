@@ -31,6 +31,7 @@ type stream struct {
 	size int // octets of the rows in b
 
 	inTx bool
+	xid  uint32  // of the transaction
 	skip bool    // the transaction was delivered before
 	part *txPart // what was delivered of the transaction that comes first
 	left uint64  // of it, still to be passed over
@@ -152,7 +153,8 @@ func (st *stream) begin(m []byte) error {
 	final := lsn(binary.BigEndian.Uint64(m[1:]))
 	st.inTx = true
 	pos := change.Pos{System: uint64(st.sys.id), Timeline: uint32(st.sys.timeline), LSN: uint64(final), Kind: change.PosCommit}
-	st.fr.Begin(st.b, pos, binary.BigEndian.Uint32(m[17:]), int64(binary.BigEndian.Uint64(m[9:]))+pgoutput.EpochUS)
+	st.xid = binary.BigEndian.Uint32(m[17:])
+	st.fr.Begin(st.b, pos, st.xid, int64(binary.BigEndian.Uint64(m[9:]))+pgoutput.EpochUS)
 	// A transaction is told by where its commit record begins (invariant 2).
 	if st.skip = final < st.at.LSN; st.skip {
 		return nil
@@ -182,6 +184,8 @@ func (st *stream) commit(ctx context.Context, m []byte) error {
 		return ErrSplit.New("of the transaction at %s %d changes were delivered, now it ends after %d", st.part.Final, st.part.Delivered, st.part.Delivered-st.left)
 	}
 	st.part, st.repeated = nil, nil
+	st.at.XID = fullXID(st.xid, st.nextXID)
+	st.nextXID = max(st.nextXID, st.at.XID+1)
 	st.at.LSN = max(st.at.LSN, lsn(binary.BigEndian.Uint64(m[10:])))
 	st.ladder.received.Store(uint64(st.at.LSN))
 	return nil

@@ -14,6 +14,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/dedupe"
@@ -79,8 +80,9 @@ func (tp *topic) back(_ context.Context, t *change.Topic, _ int32, before int64)
 }
 
 type outlet struct {
-	got  []string
-	fail error
+	got      []string
+	rejected []error
+	fail     error
 }
 
 func (o *outlet) Send(_ context.Context, b *change.Batch) error {
@@ -93,7 +95,7 @@ func (o *outlet) Send(_ context.Context, b *change.Batch) error {
 	}
 	return nil
 }
-func (o *outlet) Reject(*change.Change, error) {}
+func (o *outlet) Reject(_ *change.Change, err error) { o.rejected = append(o.rejected, err) }
 
 func apply(t *testing.T, s pipeline.Stage, tp *topic, from, to int64, want string) {
 	t.Helper()
@@ -236,6 +238,31 @@ func TestIdentity(t *testing.T) {
 	}
 	check(t, s, tp, 4, true)
 	apply(t, s, tp, 4, 5, "")
+}
+
+// A mistake in what names a change, or a sender that leaves it out. If this
+// failed, repetitions would pass, or the whole topic stop for one record.
+func TestIdentityThatIsNotThere(t *testing.T) {
+	rdb := redisClient(t)
+	tp := newTopic(1, rec{"a", change.Pos{}, 'c'}, rec{"b", change.Pos{}, 'c'})
+	s := dedupe.ByIdentity(&pipeline.Env{Redis: rdb, Obs: obs.New(slog.New(slog.DiscardHandler))}, "canonical", []string{"hook.event"}, []string{"idd"}, time.Hour)
+	check(t, s, tp, 0, true)
+	var o outlet
+	if err := s.Apply(t.Context(), tp.batch(0, 2), &o); !problem.Has(err, dedupe.ErrIdentity) || !strings.Contains(problem.Of(err).WhatToDo(), "id") {
+		t.Fatalf("got %v, want TW-DEDUPE-IDENTITY", err)
+	}
+	s = identity(t, rdb) // Remedy: TW-DEDUPE-IDENTITY
+	check(t, s, tp, 0, true)
+	b := tp.batch(0, 2)
+	b.Changes[0].New[0] = change.NullValue()
+	if err := s.Apply(t.Context(), b, &o); err != nil {
+		t.Fatal(err)
+	}
+	if len(o.rejected) != 1 || !problem.Has(o.rejected[0], dedupe.ErrNoIdentity) || strings.Join(o.got, " ") != "b@1" {
+		t.Fatalf("rejected %v, passed %q", o.rejected, o.got)
+	}
+	tp.recs = append(tp.recs, rec{"a", change.Pos{}, 'c'}) // Remedy: TW-DEDUPE-NO-IDENTITY
+	apply(t, s, tp, 2, 3, "a@2")
 }
 
 // A topic that was deleted and created again has the same identities at other

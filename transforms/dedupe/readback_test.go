@@ -11,6 +11,7 @@ import (
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/dedupe"
@@ -64,7 +65,26 @@ func TestReadBack(t *testing.T) {
 	send(kgo.TryCommit, at(10, 1), at(10, 2)) // 0, 1, marker 2
 	send(kgo.TryAbort, at(99, 1))             // 3, marker 4
 	send(kgo.TryCommit, at(20, 1), at(20, 2)) // 5, 6, marker 7
-	back := dedupe.ReadBack(&pipeline.Env{Kafka: c, Obs: o})
+	proxy, err := testkit.NewKafkaProxy(e.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := proxy.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	far, err := kafka.New(kafka.Config{Brokers: []string{proxy.Addr()}, Opts: []kgo.Opt{kgo.Dialer(proxy.Dial), kgo.RequestRetries(1)}}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	back := dedupe.ReadBack(&pipeline.Env{Kafka: far, Obs: o})
+	proxy.Cut()
+	if last, err := back(ctx, topic, 0, 3); !problem.Has(err, dedupe.ErrReadBack) {
+		t.Errorf("without Kafka: %v, %v, want TW-DEDUPE-READBACK", last, err)
+	}
+	proxy.Mend() // Remedy: TW-DEDUPE-READBACK
 	for before, want := range map[int64]change.Pos{0: {}, 1: at(10, 1), 2: at(10, 2), 3: at(10, 2), 5: at(10, 2), 6: at(20, 1), 7: at(20, 2)} {
 		last, err := back(ctx, topic, 0, before)
 		if err != nil || last.Pos != want {

@@ -54,4 +54,11 @@ func TestDoctor(t *testing.T) {
 	if len(said) != 2 || !strings.Contains(text, "field rate of a record of ps.cost_rate is") || !strings.Contains(text, "no field currency") {
 		t.Errorf("the doctor says:\n%s", text)
 	}
+	// Remedy: TW-JOIN-COLUMN
+	tables["ps.cost_rate"] = all["ps.cost_rate"].Table
+	for _, f := range right.Doctor(t.Context()) {
+		if f.Err != nil {
+			t.Errorf("by their contracts again: %v", f.Err)
+		}
+	}
 }

@@ -455,6 +455,14 @@ func TestOverflowIsRejected(t *testing.T) {
 		if !problem.Has(err, join.ErrOverflow) || strings.Contains(err.Error(), "98765") {
 			t.Fatalf("got %v", err)
 		}
+		// Remedy: TW-JOIN-OVERFLOW
+		w.rate("12", 8, 0, -1, 600000, "EUR")
+		for !w.right.done() {
+			w.right.tolerate(w.right.work(t.Context(), 1000, false))
+		}
+		if cost := w.field(t, settled(t, w), "1", "cost"); cost != "592592592.600000" {
+			t.Errorf("the cost is %s", cost)
+		}
 		return
 	}
 	t.Fatal("nothing was rejected")

@@ -22,13 +22,13 @@ var (
 		"Correct the join; `tallywire check` says so without running.")
 	ErrGroup = problem.Define("TW-JOIN-GROUP", problem.Reject,
 		"The key of a row does not begin with its group, so its deletion could not be told to those that depend on it.",
-		"Map the key as \"{group}/{id}\".")
+		"Map the key as \"{group}/{id}\" and run `tallywire replay` for the mapping; then discard this case.")
 	ErrOverflow = problem.Define("TW-JOIN-OVERFLOW", problem.Reject,
 		"A product does not fit the field of the contract, in digits or in exactness.",
-		"Correct the factors at the source, or widen the field in its contract.")
+		"Correct the factors at their source, then `tallywire parked retry`.")
 	ErrColumns = problem.Define("TW-JOIN-COLUMN", problem.Halt,
 		"A record lacks a field that the join needs.",
-		"Write the topic with the current contract, or correct the join.")
+		"Correct the join, or have the topic written with the current contract and skip what is older (kafka-consumer-groups --reset-offsets), then start again.")
 	ErrRightBehind = problem.Define("TW-JOIN-RIGHT-BEHIND", problem.Retry,
 		"The references are still being read; rows wait for that before they are looked at for the first time.",
 		"Nothing to do; see `tallywire status` for how far the group <name>.right is.")

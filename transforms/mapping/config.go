@@ -30,16 +30,16 @@ var (
 		"Add the topic to the mapping.")
 	ErrUnchanged = problem.Define("TW-MAP-UNCHANGED", problem.Reject,
 		"The source did not send a value that the canonical record needs.",
-		"Run ALTER TABLE … REPLICA IDENTITY FULL on that table, then touch the row (any update).")
+		"Run ALTER TABLE … REPLICA IDENTITY FULL on that table, then touch the row (any update): it takes the place of the parked one. A row that was deleted, or has another key now, cannot be touched: delete at the far side what was made of it, and discard this case.")
 	ErrNull = problem.Define("TW-MAP-NULL", problem.Reject,
 		"A field that is never null in its contract got a null.",
-		"Fill the column at the source, or make the field nullable in its contract.")
+		"Fill the column at its source: the filled row takes the place of the parked one.")
 	ErrTruncate = problem.Define("TW-MAP-TRUNCATE", problem.Reject,
 		"A table was truncated at the source; canonical topics know deletes of keys only, so its canonical records remain.",
-		"Load the table again, or delete the canonical keys; then discard this case.")
+		"Rows that come again under their keys replace theirs. Delete at the far side what was made of the others, then discard this case (one for each partition).")
 	ErrMessage = problem.Define("TW-MAP-MESSAGE", problem.Reject,
 		"A logical message stands where rows are expected.",
-		"Send logical messages to a topic of their own.")
+		"Find out who writes messages to that topic, then discard this case.")
 )
 
 // Config is a transform of type map.

@@ -157,6 +157,12 @@ func TestRejects(t *testing.T) {
 			if len(o.got) != 1 || !strings.HasPrefix(o.got[0], "ps.cost_rate c 1/99") {
 				t.Errorf("the record after it: %q", o.got)
 			}
+			if c.code.ID != mapping.ErrTruncate.ID {
+				return
+			}
+			// Remedy: TW-MAP-TRUNCATE
+			again := apply(t, func(b *change.Batch) { b.Append(rates, change.Read).New = rate(b, 99, 1) })
+			want(t, again.got, strings.Replace(o.got[0], " c ", " r ", 1)) // it stands in place of the former one
 		})
 	}
 }
@@ -215,6 +221,29 @@ func TestMissingColumnHalts(t *testing.T) {
 	if e == nil || e.ID != "TW-MAP-COLUMN" || e.Class != problem.Halt || e.Where != "transforms.canonical.topics[0].fields.resource_id" ||
 		!strings.Contains(e.WhatToDo(), "employee_id?") {
 		t.Fatalf("got %s", problem.Format(err))
+	}
+}
+
+// A record of a topic that is not mapped would be dropped without a word.
+func TestUnmappedTopicHalts(t *testing.T) {
+	other := *rates
+	other.Topic = "psa.public.other"
+	give := func(cfg mapping.Config) error {
+		s, err := mapping.New("canonical", cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := change.Get()
+		b.Append(other.Index(), change.Create).New = rate(b, 55, 12)
+		return s.Apply(t.Context(), b, &outlet{})
+	}
+	if err := give(config()); !problem.Has(err, mapping.ErrUnmapped) {
+		t.Fatalf("got %v, want TW-MAP-TABLE", err)
+	}
+	cfg := config() // Remedy: TW-MAP-TABLE
+	cfg.Topics[0].From = other.Topic
+	if err := give(cfg); err != nil {
+		t.Error(err)
 	}
 }
 

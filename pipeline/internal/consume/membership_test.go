@@ -152,7 +152,7 @@ func TestMemberWithTheSameInstanceFences(t *testing.T) {
 			t.Fatal("both go on")
 		}
 		b.Many(100)
-		b.Eventually("the newer process to go on", func() (bool, string) {
+		b.Eventually("the newer process to go on", func() (bool, string) { // Remedy: TW-FENCED
 			n := through()
 			return n == b.N, fmt.Sprint(n)
 		})

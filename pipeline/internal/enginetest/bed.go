@@ -51,11 +51,23 @@ var beds atomic.Int64
 // with -count a test comes back to a broker that holds what it left.
 func NewBed(t testing.TB, addr string) *Bed {
 	t.Helper()
+	return newBed(t, addr, nil, nil, nil)
+}
+
+// NewBedOf makes a bed on a kfake of its own kind; Env has ours and Direct has
+// direct as the options of their clients.
+func NewBedOf(t testing.TB, fake []kfake.Opt, ours, direct kgo.Opt) *Bed {
+	t.Helper()
+	return newBed(t, "", fake, []kgo.Opt{ours}, []kgo.Opt{direct})
+}
+
+func newBed(t testing.TB, addr string, fake []kfake.Opt, ours, direct []kgo.Opt) *Bed {
+	t.Helper()
 	name := strings.ToLower(strings.NewReplacer("/", "-", "Test", "", "Benchmark", "").Replace(t.Name()))
 	b := &Bed{T: t, Source: fmt.Sprintf("s%s-%d", name, beds.Add(1)), Registry: newRegistryServer(t)}
 	if addr == "" {
 		var err error
-		if b.Fake, err = kfake.NewCluster(kfake.NumBrokers(1)); err != nil {
+		if b.Fake, err = kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1)}, fake...)...); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(b.Fake.Close)
@@ -73,14 +85,14 @@ func NewBed(t testing.TB, addr string) *Bed {
 	b.Proxy = proxy
 	log := slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	o := obs.New(log)
-	through, err := kafka.New(kafka.Config{Brokers: []string{proxy.Addr()}, Opts: []kgo.Opt{
+	through, err := kafka.New(kafka.Config{Brokers: []string{proxy.Addr()}, Opts: append([]kgo.Opt{
 		kgo.Dialer(proxy.Dial), kgo.RequestRetries(2), kgo.RetryBackoffFn(func(int) time.Duration { return 20 * time.Millisecond }),
-	}}, o)
+	}, ours...)}, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(through.Close)
-	if b.Direct, err = kafka.New(kafka.Config{Brokers: []string{addr}}, o); err != nil {
+	if b.Direct, err = kafka.New(kafka.Config{Brokers: []string{addr}, Opts: direct}, o); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Direct.Close)

@@ -42,7 +42,7 @@ func TestRunRetriesWithPauses(t *testing.T) {
 			switch len(at) {
 			case 3:
 				return errDown.New("throttled").WithDelay(42 * time.Second)
-			case 8:
+			case 8: // Remedy: TW-OUTAGE
 				return nil
 			}
 			return errDown.New("down")
