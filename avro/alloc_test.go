@@ -136,7 +136,7 @@ func TestDecodeDoesNotAllocate(t *testing.T) {
 }
 
 func costed(t testing.TB) *avro.Contract {
-	all, err := avro.Contracts()
+	all, err := avro.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,16 +3,13 @@
 package avro
 
 import (
-	"embed"
+	"errors"
 	"fmt"
-	"path"
-	"sync"
+	"regexp"
+	"slices"
 
 	"github.com/tallywire/tallywire/change"
 )
-
-//go:embed contracts/*.avsc
-var contractFiles embed.FS
 
 // Sensitivity says who may see a field: Public, Internal, Confidential or
 // Restricted. A Restricted one never leaves the topics whose contract names
@@ -32,7 +29,13 @@ type Field struct {
 	Doc         string
 	Owner       string
 	Sensitivity Sensitivity
+	Values      []string // all that the text may be, of a closed list; nil: it is open
+	Currency    string   // of an amount: the field that holds its currency; "": none of this record
+	References  string   // the topic whose key the field holds; "": none
 }
+
+// fieldName is what Avro allows (specification, "Names").
+var fieldName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // Contract is what a canonical topic holds.
 type Contract struct {
@@ -41,6 +44,7 @@ type Contract struct {
 	Doc    string
 	Owner  string
 	Schema string // the Avro schema, as it is registered for the topic's values
+	File   string // where it was read; "": it is of the pack, as it is
 	Table  *change.Table
 	Fields []Field
 }
@@ -53,37 +57,7 @@ func (c *Contract) Field(name string) (Field, bool) {
 	return Field{}, false
 }
 
-var contracts = sync.OnceValues(readContracts)
-
-// Contracts gives the contracts by topic. They are immutable and shared: do not
-// change the map or what it holds.
-func Contracts() (map[string]*Contract, error) { return contracts() }
-
-func readContracts() (map[string]*Contract, error) {
-	files, err := contractFiles.ReadDir("contracts")
-	if err != nil {
-		return nil, fmt.Errorf("listing the contracts: %w", err)
-	}
-	out := map[string]*Contract{}
-	for _, f := range files {
-		name := path.Join("contracts", f.Name())
-		text, err := contractFiles.ReadFile(name)
-		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", name, err)
-		}
-		c, err := parseContract(string(text))
-		if err != nil {
-			return nil, fmt.Errorf("reading %s: %w", name, err)
-		}
-		if want := c.Name + ".avsc"; f.Name() != want {
-			return nil, fmt.Errorf("reading %s: topic %s belongs into %s", name, c.Topic, want)
-		}
-		out[c.Topic] = c
-	}
-	return out, nil
-}
-
-// parseContract reads one contract and checks what a contract must have.
+// parseContract reads one contract and tells all that it lacks.
 func parseContract(text string) (*Contract, error) {
 	n, err := parseSchema(text)
 	if err != nil {
@@ -98,35 +72,90 @@ func parseContract(text string) (*Contract, error) {
 	}
 	c.Name = entity(c.Topic)
 	t := &change.Table{Name: c.Name, Topic: c.Topic, OldFull: true}
-	for _, f := range n.fields {
-		col, _, err := columnOf(&f)
+	var bad []error
+	names := map[string]bool{}
+	for i := range n.fields {
+		f, col, err := parseField(&n.fields[i])
+		if name := n.fields[i].name; names[name] || !fieldName.MatchString(name) {
+			err = errors.Join(err, fmt.Errorf("the name stands twice, or is no name in Avro"))
+		}
+		names[n.fields[i].name] = true
 		if err != nil {
-			return nil, fmt.Errorf("field %s: %w", f.name, err)
-		}
-		doc, _ := f.props["doc"].(string)
-		owner, _ := f.props["owner"].(string)
-		s, _ := f.props["sensitivity"].(string)
-		switch Sensitivity(s) {
-		case Public, Internal, Confidential, Restricted:
-		default:
-			return nil, fmt.Errorf("field %s: sensitivity must be public, internal, confidential or restricted", f.name)
-		}
-		if doc == "" || owner == "" {
-			return nil, fmt.Errorf("field %s needs doc and owner", f.name)
+			bad = append(bad, fmt.Errorf("field %s: %w", n.fields[i].name, err))
 		}
 		t.Columns = append(t.Columns, col)
-		c.Fields = append(c.Fields, Field{f.name, doc, owner, Sensitivity(s)})
+		c.Fields = append(c.Fields, f)
+	}
+	if len(bad) > 0 {
+		return nil, errors.Join(bad...)
 	}
 	c.Table = t.Index()
+	for _, f := range c.Fields {
+		if i := t.Column(f.Currency); f.Currency != "" && (i < 0 || t.Columns[i].Kind != change.String) {
+			bad = append(bad, fmt.Errorf("field %s: currency %s is no field of the record that is a string", f.Name, f.Currency))
+		}
+	}
 	if t.Key = keyOf(n, t); len(t.Key) == 0 {
-		return nil, fmt.Errorf("record %s needs a key: the names of its fields", n.name)
+		bad = append(bad, fmt.Errorf("record %s needs a key: the names of its fields", n.name))
 	}
 	for _, k := range t.Key {
 		if t.Columns[k].Nullable || t.Columns[k].Kind != change.String {
-			return nil, fmt.Errorf("key field %s must be a string that is never null", t.Columns[k].Name)
+			bad = append(bad, fmt.Errorf("field %s: of the key, it must be a string that is never null", t.Columns[k].Name))
 		}
 	}
-	return c, nil
+	return c, errors.Join(bad...)
+}
+
+// parseField reads a field and its attributes.
+func parseField(n *field) (f Field, col change.Column, err error) {
+	if col, _, err = columnOf(n); err != nil {
+		return f, col, err
+	}
+	str := func(prop string) string {
+		s, _ := n.props[prop].(string)
+		return s
+	}
+	f = Field{
+		Name: n.name, Doc: str("doc"), Owner: str("owner"), Sensitivity: Sensitivity(str("sensitivity")),
+		Currency: str("currency"), References: str("references"),
+	}
+	var bad []error
+	switch f.Sensitivity {
+	case Public, Internal, Confidential, Restricted:
+	default:
+		bad = append(bad, fmt.Errorf("sensitivity must be public, internal, confidential or restricted"))
+	}
+	if f.Doc == "" || f.Owner == "" {
+		bad = append(bad, fmt.Errorf("it needs doc and owner"))
+	}
+	if f.Currency != "" && col.Kind != change.Decimal {
+		bad = append(bad, fmt.Errorf("it has a currency and is no decimal"))
+	}
+	if f.References != "" && col.Kind != change.String {
+		bad = append(bad, fmt.Errorf("it references %s and is no string", f.References))
+	}
+	f.Values, err = closedList(n, col.Kind)
+	return f, col, errors.Join(append(bad, err)...)
+}
+
+// closedList reads the attribute "values" of a field.
+func closedList(f *field, kind change.Kind) (values []string, err error) {
+	list, is := f.props["values"]
+	if !is {
+		return nil, nil
+	}
+	all, _ := list.([]any)
+	for _, v := range all {
+		s, _ := v.(string)
+		if s == "" || slices.Contains(values, s) {
+			return nil, fmt.Errorf("values must be different texts")
+		}
+		values = append(values, s)
+	}
+	if len(values) == 0 || kind != change.String {
+		return nil, fmt.Errorf("values must be a list, of a field that is a string")
+	}
+	return values, nil
 }
 
 // keyOf reads the attribute "key" of a record: the indexes of its columns.

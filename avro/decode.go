@@ -206,7 +206,7 @@ func (d *Decoder) build(ctx context.Context, pk programKey) (*program, error) {
 		if key.typ == "record" {
 			return &program{raw: true}, nil
 		}
-		all, err := Contracts()
+		all, err := d.reg.contracts()
 		if err != nil {
 			return nil, ErrTable.New("reading the contracts: %w", err)
 		}
@@ -220,7 +220,11 @@ func (d *Decoder) build(ctx context.Context, pk programKey) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := compileProgram(n, key, pk.topic)
+	all, err := d.reg.contracts()
+	if err != nil {
+		return nil, ErrTable.New("reading the contracts: %w", err)
+	}
+	p, err := compileProgram(n, key, pk.topic, all)
 	if err != nil {
 		return nil, ErrUnreadableSchema.New("schema %d of topic %s: %w", pk.value, pk.topic, err)
 	}
@@ -239,8 +243,9 @@ func (d *Decoder) schema(ctx context.Context, id int32) (*node, error) {
 	return n, nil
 }
 
-// compileProgram compiles a writer schema; key is the key's schema or nil.
-func compileProgram(n, key *node, topic string) (*program, error) {
+// compileProgram compiles a writer schema; key is the key's schema or nil. all
+// are the contracts.
+func compileProgram(n, key *node, topic string, all Catalogue) (*program, error) {
 	if n.typ != "record" {
 		return nil, fmt.Errorf("a %s, where a record is expected", n.typ)
 	}
@@ -254,10 +259,6 @@ func compileProgram(n, key *node, topic string) (*program, error) {
 	p.table.Index()
 	p.table.Key = keyOf(n, p.table)
 	if p.table.Key == nil {
-		all, err := Contracts()
-		if err != nil {
-			return nil, err
-		}
 		if c := all[topic]; c != nil {
 			for _, k := range c.Table.Key {
 				i := p.table.Column(c.Table.Columns[k].Name)

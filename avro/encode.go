@@ -91,7 +91,7 @@ func (e *Encoder) buildRaw(ctx context.Context, reg *Registry) error {
 
 func (e *Encoder) buildCanonical(ctx context.Context, reg *Registry) error {
 	t := e.table
-	all, err := Contracts()
+	all, err := reg.contracts()
 	if err != nil {
 		return ErrTable.New("reading the contracts: %w", err)
 	}
@@ -101,7 +101,7 @@ func (e *Encoder) buildCanonical(ctx context.Context, reg *Registry) error {
 	}
 	if c == nil {
 		return ErrTable.New("topic %s has no contract", t.Topic).
-			WithRemedy("Add avro/contracts/%s.avsc, or correct the topic in the transform.", entity(t.Topic))
+			WithRemedy("Add a contract of that topic to a directory of `contracts`, or correct the topic in the transform.")
 	}
 	n, err := parseSchema(c.Schema)
 	if err != nil {

@@ -103,7 +103,7 @@ func TestGoavroAgrees(t *testing.T) {
 // the warehouse would hold other numbers than the PSA.
 func TestContractsRoundTrip(t *testing.T) {
 	reg := newRegistry(t)
-	all, err := avro.Contracts()
+	all, err := avro.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,6 +33,9 @@ var (
 	ErrUnreadableSchema = problem.Define("TW-AVRO-SCHEMA", problem.Reject,
 		"The schema that a record was written with is invalid, or has a type that tallywire does not read.",
 		"Have the record written again with a schema that follows docs/types.md: it takes the place of the parked one. One without a key has to be discarded.")
+	ErrContract = problem.Define("TW-CONTRACT", problem.Halt,
+		"A contract cannot be used.",
+		"Correct the file that the message names; `tallywire contracts show TOPIC --avro` prints one that is good.")
 	ErrTable = problem.Define("TW-AVRO-TABLE", problem.Halt,
 		"A table that no Avro schema can describe, or that does not fit the contract of its topic.",
 		"Rename the column or correct the mapping as the message says, then start again.")

@@ -19,12 +19,23 @@ import (
 // Registry registers and fetches schemas, each at most once. Safe for
 // concurrent use.
 type Registry struct {
+	// Contracts are those of the canonical topics; nil: the pack. To be set
+	// before the first use.
+	Contracts Catalogue
+
 	client *sr.Client
 	url    string // without user and password
 
 	mu  sync.Mutex
 	ids map[[2]string]int32 // (subject, schema) → id
 	txt map[int32]string
+}
+
+func (r *Registry) contracts() (Catalogue, error) {
+	if r.Contracts != nil {
+		return r.Contracts, nil
+	}
+	return Pack()
 }
 
 // requestTimeout bounds one request; a registry that answers later counts as
@@ -117,7 +128,11 @@ func (r *Registry) Table(ctx context.Context, topic string) (*change.Table, erro
 	if err != nil {
 		return nil, err
 	}
-	p, err := compileProgram(value, key, topic)
+	all, err := r.contracts()
+	if err != nil {
+		return nil, err
+	}
+	p, err := compileProgram(value, key, topic, all)
 	if err != nil {
 		return nil, ErrUnreadableSchema.New("the last schema of topic %s: %w", topic, err)
 	}

@@ -9,7 +9,7 @@ import (
 // FuzzSchema: whatever schema a registry hands out, and whatever lies under it,
 // neither compiling nor reading panics, runs away or grows without bound.
 func FuzzSchema(f *testing.F) {
-	all, err := Contracts()
+	all, err := Pack()
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -22,7 +22,7 @@ func FuzzSchema(f *testing.F) {
 		if err != nil {
 			return
 		}
-		prog, err := compileProgram(n, n, "a.b.c")
+		prog, err := compileProgram(n, n, "a.b.c", nil)
 		if err != nil {
 			return
 		}

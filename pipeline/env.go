@@ -22,6 +22,8 @@ type Env struct {
 	Redis    *redis.Client // nil when no transform keeps state
 	Control  *pgxpool.Pool // nil when no sink parks
 	Obs      *obs.Obs
+	// Contracts are those of the configuration; nil: the built-in pack.
+	Contracts avro.Catalogue
 	// Instance is this process's stable id, part of the transactional ids of
 	// transforms and of its place in consumer groups: the same after a
 	// restart, another in every other process.

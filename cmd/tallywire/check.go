@@ -56,7 +56,7 @@ func checked(file string, noSecrets bool) (*config.Config, *supervise.Pipeline, 
 		return nil, nil, err
 	}
 	p, err2 := supervise.Build(nil, cfg)
-	return cfg, p, errors.Join(err, err2)
+	return cfg, p, errors.Join(err, cfg.Forgotten(), err2)
 }
 
 func (a *app) versionCmd() *cobra.Command {

@@ -43,7 +43,12 @@ func schemaRegistry(cfg *config.Config) (*avro.Registry, error) {
 	if url == "" {
 		url = "http://" + cfg.Registry.Listen
 	}
-	return avro.NewRegistry(url)
+	r, err := avro.NewRegistry(url)
+	if err != nil {
+		return nil, err
+	}
+	r.Contracts, err = avro.LoadCatalogue(cfg.ContractDirs()...)
+	return r, err
 }
 
 func controlPool(ctx context.Context, cfg *config.Config) (*pgxpool.Pool, error) {

@@ -49,11 +49,8 @@ well. What is not named is embedded by run, and not looked at.`,
 		Example: "  tallywire doctor -c tallywire.yml\n  tallywire doctor --output json | jq '.[] | select(.ok | not)'",
 		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.load()
+			cfg, _, err := checked(a.configFile(), false)
 			if err != nil {
-				return err
-			}
-			if _, err := supervise.Build(nil, cfg); err != nil {
 				return err
 			}
 			d := &doctor{cfg: cfg, patience: patience, filled: map[string]*change.Table{}}

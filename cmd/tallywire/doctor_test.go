@@ -39,6 +39,8 @@ func TestDoctorFollowsTheTopics(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "tallywire.yml")
 	text := `
 kafka: {brokers: ["` + broker.Addr() + `"]}
+registry: {embedded: true}
+redis: {embedded: true}
 http: {listen: "127.0.0.1:0"}
 state_dir: ` + t.TempDir() + `
 sources:

@@ -129,18 +129,23 @@ do; 2 the command line is wrong; 3 the two sides differ (verify, demo);
 			return nil
 		},
 	}
-	c.PersistentFlags().StringVarP(&a.file, "config", "c", "", "configuration file (default: $TALLYWIRE_CONFIG, else tallywire.yml, else that of the demo, .tallywire/tallywire.yml)")
+	c.PersistentFlags().StringVarP(&a.file, "config", "c", "", "configuration file (default: $TALLYWIRE_CONFIG, else tallywire.yml; to look at the demo, .tallywire/tallywire.yml)")
 	c.PersistentFlags().StringVarP(&a.output, "output", "o", "text", "text or json")
 	c.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usage{fmt.Errorf("%w\nsee: %s --help", err, cmd.CommandPath())}
 	})
 	c.CompletionOptions.HiddenDefaultCmd = true
-	c.AddCommand(a.demoCmd(), a.runCmd(), a.checkCmd(), a.doctorCmd(), a.statusCmd(), a.consumeCmd(),
+	c.AddCommand(a.demoCmd(), a.runCmd(), a.checkCmd(), a.doctorCmd(), a.statusCmd(), a.contractsCmd(), a.consumeCmd(),
 		a.parkedCmd(), a.replayCmd(), a.verifyCmd(), a.versionCmd(), a.docsCmd())
 	return c
 }
 
-// configFile is the file that -c names, or the first of the places that exists.
+const (
+	ownFile  = "tallywire.yml"
+	demoFile = ".tallywire/tallywire.yml"
+)
+
+// configFile is the file that -c names, or $TALLYWIRE_CONFIG, or tallywire.yml.
 func (a *app) configFile() string {
 	if a.file != "" {
 		return a.file
@@ -148,18 +153,22 @@ func (a *app) configFile() string {
 	if f := os.Getenv("TALLYWIRE_CONFIG"); f != "" {
 		return f
 	}
-	const own, demo = "tallywire.yml", ".tallywire/tallywire.yml"
-	if _, err := os.Stat(own); err != nil {
-		if _, err := os.Stat(demo); err == nil {
-			return demo
-		}
-	}
-	return own
+	return ownFile
 }
 
-// load reads the configuration.
+// load reads the configuration for a command that looks at what runs: where
+// there is no other, that of the demo.
 func (a *app) load() (*config.Config, error) {
-	return config.Load(a.configFile(), config.Options{})
+	file := a.configFile()
+	if named := a.file != "" || os.Getenv("TALLYWIRE_CONFIG") != ""; !named && !exists(ownFile) && exists(demoFile) {
+		file = demoFile
+	}
+	return config.Load(file, config.Options{})
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
 }
 
 func exactly(n int, names string) cobra.PositionalArgs {

@@ -112,6 +112,130 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// If this failed, a mapping of a dozen fields would take as many starts to get
+// right, each mistake to be looked for in the file.
+func TestCheckTellsAllMistakesOfAMapping(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "bad.yml")
+	const text = `transforms:
+  canonical:
+    type: map
+    dedupe: {identity: [id]}
+    topics:
+      - from: psa.public.customer
+        to: ps.custommer
+      - from: psa.public.cost_rate
+        to: ps.cost_rate
+        fields:
+          resourceid: employee_id
+          rate: "{a}"
+sinks:
+  erp:
+    type: rest
+    profile: business-central
+    url: http://erp
+    company: C
+    token_url: http://erp/token
+    client_id: tallywire
+    client_secret: env:ERP_SECRET
+    go_live: 2026-07-01T00:00:00+02:00
+`
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, _, errs := tw("check", "--no-secrets", "-c", file, "-o", "json")
+	var j struct {
+		Errors []problem.Report `json:"errors"`
+	}
+	if err := json.Unmarshal([]byte(errs), &j); err != nil || code != exitFailed {
+		t.Fatalf("%d %v %s", code, err, errs)
+	}
+	var got []string
+	for _, e := range j.Errors {
+		got = append(got, strings.TrimPrefix(e.Where, file)+" "+e.What)
+	}
+	want := []string{
+		`:7:13: transforms.canonical.topics[0].to topic "ps.custommer" has no contract`,
+		`:11:23: transforms.canonical.topics[1].fields.resourceid the contract of ps.cost_rate has no field "resourceid"`,
+		`:12:17: transforms.canonical.topics[1].fields.rate a template or a constant makes text, field rate of ps.cost_rate is `,
+		`:4:13: transforms.canonical.dedupe identity and window have no effect with mode position`,
+		`:22:14: sinks.erp.go_live want a date, got the moment 2026-07-01T00:00:00+02:00`,
+	}
+	for i, w := range want {
+		if len(got) != len(want) || !strings.HasPrefix(got[i], w) {
+			t.Fatalf("told are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}
+}
+
+// If this failed, a run or a check that lacks its file would take the demo's.
+func TestDemosFileIsForLooking(t *testing.T) {
+	t.Chdir(t.TempDir())
+	t.Setenv("TALLYWIRE_CONFIG", "")
+	if err := os.Mkdir(".tallywire", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(demoFile, []byte("kafka: {brokers: ['127.0.0.1:1']}\nhttp: {listen: '127.0.0.1:1'}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"check", "run", "doctor"} {
+		if code, out, errs := tw(command); code != exitFailed || !strings.Contains(errs, "TW-CONFIG-FILE") {
+			t.Errorf("%s: exit %d\n%s%s", command, code, out, errs)
+		}
+	}
+	if code, out, errs := tw("status", "-c", ownFile); code != exitFailed || !strings.Contains(errs, "TW-CONFIG-FILE") {
+		t.Errorf("status of a file that is not there: exit %d\n%s%s", code, out, errs)
+	}
+	if code, out, errs := tw("status"); code != exitFailed || !strings.Contains(errs, "TW-NOT-RUNNING") {
+		t.Errorf("status: exit %d\n%s%s", code, out, errs)
+	}
+}
+
+// A firm's own entities take files and no other program.
+func TestContractsOfAFirm(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	t.Setenv("TALLYWIRE_CONFIG", "")
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	does := func(want int, says, args string) {
+		t.Helper()
+		if code, out, errs := tw(strings.Fields(args)...); code != want || !strings.Contains(out+errs, says) {
+			t.Errorf("tallywire %s: exit %d, want %d, with %q in\n%s%s", args, code, want, says, out, errs)
+		}
+	}
+	does(exitOK, "ps.time_entry_costed", "contracts list")
+	does(exitOK, "draft|submitted|approved|rejected", "contracts show ps.time_entry")
+	does(exitFailed, `did you mean "ps.project"?`, "contracts show ps.projekt")
+	does(exitFailed, "TW-CONTRACT", "contracts check "+dir)
+
+	code, text, errs := tw("contracts", "show", "ps.project", "--avro")
+	if code != exitOK {
+		t.Fatal(errs)
+	}
+	write("firm/contracts/engagement.avsc", strings.NewReplacer("ps.project", "firm.engagement", `"Project"`, `"Engagement"`).Replace(text))
+	write("firm/contracts/project.avsc", `{"extends": "ps.project", "fields": [{"name": "engagement_id", "type": ["null", "string"], "default": null, "references": "firm.engagement", "doc": "Its engagement.", "owner": "sales", "sensitivity": "internal"}]}`)
+	write("firm/tallywire.yml", `contracts: [contracts]
+transforms:
+  canonical: {type: map, topics: [{from: psa.public.engagement, to: firm.engagement}, {from: psa.public.project, to: ps.project, fields: {engagement_id: engagement}}]}
+sinks:
+  warehouse: {type: warehouse, dsn: host=h, topics: [firm.engagement, ps.project]}
+`)
+	does(exitOK, "2 of them", "contracts check firm/contracts")
+	does(exitOK, "firm.engagement", "contracts list -c firm/tallywire.yml")
+	does(exitOK, "of firm.engagement", "contracts show ps.project -c firm/tallywire.yml")
+	does(exitOK, "is good", "check -c firm/tallywire.yml")
+	write("firm/contracts/project.avsc", `{"extends": "ps.project", "fields": [{"name": "engagement_id", "type": "string", "doc": "Its engagement.", "owner": "sales", "sensitivity": "internal"}]}`)
+	does(exitFailed, "firm/contracts/project.avsc", "check -c firm/tallywire.yml")
+	does(exitFailed, "engagement_id", "contracts check firm/contracts")
+}
+
 // Help that has no example teaches nothing.
 func TestHelpTeaches(t *testing.T) {
 	a := &app{out: &bytes.Buffer{}, err: &bytes.Buffer{}, unsignal: func() {}}

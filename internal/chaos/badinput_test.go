@@ -45,7 +45,7 @@ func command(ctx context.Context, args ...string) (stdout, stderr string, code i
 // TestBadConfiguration: a mistake that is not found, or not told with its
 // place, runs as something else than was meant.
 func TestBadConfiguration(t *testing.T) {
-	const good = "kafka: {brokers: [kafka:9092, 'other:9092']}\n" +
+	const good = "kafka: {brokers: [kafka:9092, 'other:9092']}\nregistry: {embedded: true}\ncontrol: {embedded: true}\n" +
 		"sources:\n  psa: {type: postgres, dsn: postgres://psa@db/psa, tables: [public.*]}\n"
 	for _, c := range []struct {
 		name, text string
@@ -53,16 +53,20 @@ func TestBadConfiguration(t *testing.T) {
 	}{
 		{"good", good, nil},
 		{
+			"forgotten part", strings.Replace(good, "control: {embedded: true}", "", 1),
+			[]string{"TW-CONFIG-VALUE", "no control.dsn says", ".yml:1:18: control", "control: {embedded: true}"},
+		},
+		{
 			"unknown key", strings.Replace(good, "tables", "tabels", 1),
-			[]string{"TW-CONFIG-KEY", `unknown key "tabels" in sources.psa`, `did you mean "tables"?`, ".yml:3:53"},
+			[]string{"TW-CONFIG-KEY", `unknown key "tabels" in sources.psa`, `did you mean "tables"?`, ".yml:5:53"},
 		},
 		{
 			"unknown top-level key", good + "transfroms: {}\n",
-			[]string{"TW-CONFIG-KEY", `did you mean "transforms"?`, ".yml:4:1"},
+			[]string{"TW-CONFIG-KEY", `did you mean "transforms"?`, ".yml:6:1"},
 		},
 		{
 			"wrong type", good + "partitions: many\n",
-			[]string{"TW-CONFIG-TYPE", "want a whole number, got a text", ".yml:4:13: partitions"},
+			[]string{"TW-CONFIG-TYPE", "want a whole number, got a text", ".yml:6:13: partitions"},
 		},
 		{
 			"list expected", strings.Replace(good, "[public.*]", "public.*", 1),
@@ -70,7 +74,7 @@ func TestBadConfiguration(t *testing.T) {
 		},
 		{
 			"missing secret", strings.Replace(good, "postgres://psa@db/psa", "env:NO_SUCH_SECRET", 1),
-			[]string{"TW-CONFIG-SECRET", "NO_SUCH_SECRET is not set", ".yml:3:30: sources.psa.dsn", "set the variable"},
+			[]string{"TW-CONFIG-SECRET", "NO_SUCH_SECRET is not set", ".yml:5:30: sources.psa.dsn", "set the variable"},
 		},
 		{
 			"missing secret file", strings.Replace(good, "postgres://psa@db/psa", "file:/no/such/secret", 1),
@@ -82,7 +86,7 @@ func TestBadConfiguration(t *testing.T) {
 		},
 		{
 			"unknown component", good + "sinks:\n  w: {type: warehose}\n",
-			[]string{"TW-CONFIG-VALUE", `did you mean "warehouse"?`, ".yml:5:"},
+			[]string{"TW-CONFIG-VALUE", `did you mean "warehouse"?`, ".yml:7:"},
 		},
 		{"no YAML", good + "sinks: [\n", []string{"TW-CONFIG-SYNTAX", ".yml:"}},
 		{
@@ -486,6 +490,15 @@ func TestBadInput(t *testing.T) {
 		s.inWarehouse(fmt.Sprintf("select count(*) from ps.customer where customer_id = '%s' and name = 'Filled'", r.Key))
 	})
 
+	s.scene("a kind that nobody knows", func() {
+		s.sql(s.psaPool, "update invoice set kind = 'CN' where id = 900001")
+		s.isParked("canonical", "psa.public.invoice", "900001", "TW-MAP-VALUE", "kind", `"CN"`, "credit_note")
+		s.flows()
+		s.sql(s.psaPool, "update invoice set kind = 'credit_note' where id = 900001")
+		s.nothingParked()
+		s.inWarehouse("select count(*) from ps.invoice where invoice_id = '900001' and kind = 'credit_note'")
+	})
+
 	s.scene("a date that no contract takes", func() {
 		s.sql(s.psaPool, "update invoice set invoice_date = 'infinity' where id = 900001")
 		s.isParked("canonical", "psa.public.invoice", "900001", "TW-AVRO-NO-FORM", "invoice_date")
@@ -696,6 +709,42 @@ from project p join time_entry t on t.project_id = p.id order by t.id limit 1`,
 			seen, err := history.ReadTopics(ctx, s.cluster, s.registry.SchemaByID, "busy.public.note")
 			return err == nil && seen.Has("public.note", "2") && seen.Has("public.note", "3") && !seen.Has("public.note", "1"), fmt.Sprint(seen, err)
 		})
+		s.flows()
+	})
+
+	// A field that no program knows, added under way: records of before have none
+	// of it, and a mistake in its file stops nothing that runs.
+	s.scene("a field of the firm's own", func() {
+		dir := filepath.Join(s.dir, "contracts")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			s.t.Fatal(err)
+		}
+		write := func(name, text string) {
+			if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+		text, err := os.ReadFile(s.config)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		write(s.config, "contracts: [contracts]\n"+string(text))
+		const file = `{"extends": "ps.project", "fields": [{"name": "partner", "type": %s, "default": null, "doc": "Who answers for it.", "owner": "sales", "sensitivity": "internal"}]}`
+		write(filepath.Join(dir, "project.avsc"), fmt.Sprintf(file, `"string"`))
+		if _, stderr, code := command(s.t.Context(), "check", "-c", s.config); code == 0 || !strings.Contains(stderr, "project.avsc") || !strings.Contains(stderr, "field partner") {
+			s.t.Errorf("check: exit %d, %s", code, stderr)
+		}
+		s.flows()
+		write(filepath.Join(dir, "project.avsc"), fmt.Sprintf(file, `["null", "string"]`))
+		s.sql(s.psaPool, "alter table project add column partner text")
+		s.stop()
+		s.start()
+		s.flows()
+		s.sql(s.psaPool, "update project set partner = 'Ada' where id = (select max(id) from project)")
+		s.inWarehouse("select count(*) from ps.project where partner = 'Ada'")
+		s.sql(s.psaPool, "alter table project drop column partner")
+		s.sql(s.psaPool, "update project set name = name || '!' where id = (select max(id) from project)")
+		s.inWarehouse("select count(*) from ps.project where partner is null and name like '%!'")
 		s.flows()
 	})
 

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"sort"
+	"strings"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -30,6 +32,7 @@ type Config struct {
 	StateDir   string     `yaml:"state_dir" doc:"Where embedded parts keep their data, and this instance its lock." example:"/var/lib/tallywire"`
 	Instance   string     `yaml:"instance" doc:"This process's stable name, part of its transactional ids: the same after a restart, another in every other process. Letters, digits, dot, dash and underscore."`
 	Partitions int32      `yaml:"partitions" doc:"Partitions of topics that tallywire creates, 1 to 1000. It is frozen from then on: order per key depends on it."`
+	Contracts  []string   `yaml:"contracts" doc:"Directories of contracts (*.avsc) beside those that are built in, relative to this file: entities of the firm, and fields that it adds." example:"[contracts]"`
 	Sources    Components `yaml:"sources" doc:"What is captured, by name."`
 	Transforms Components `yaml:"transforms" doc:"What is made of it, by name."`
 	Sinks      Components `yaml:"sinks" doc:"Where it goes, by name."`
@@ -47,20 +50,23 @@ type Kafka struct {
 
 // Registry names the schema registry.
 type Registry struct {
-	URL    secret.URL `yaml:"url" doc:"Base URL of the registry; env:NAME or file:PATH when it holds a password." example:"http://registry:8081"`
-	Listen string     `yaml:"listen" doc:"Where the embedded registry listens."`
+	URL      secret.URL `yaml:"url" doc:"Base URL of the registry; env:NAME or file:PATH when it holds a password." example:"http://registry:8081"`
+	Embedded bool       `yaml:"embedded" doc:"Run the embedded one although kafka.brokers names a broker."`
+	Listen   string     `yaml:"listen" doc:"Where the embedded registry listens."`
 }
 
 // Redis names the store of transforms' state.
 type Redis struct {
-	Addr   secret.URL `yaml:"addr" doc:"host:port of the server, or redis://user@host:port/database; env:NAME or file:PATH when it holds a password. Its maxmemory-policy must be noeviction." example:"redis:6379"`
-	Listen string     `yaml:"listen" doc:"Where the embedded one listens; port 0 takes any."`
+	Addr     secret.URL `yaml:"addr" doc:"host:port of the server, or redis://user@host:port/database; env:NAME or file:PATH when it holds a password. Its maxmemory-policy must be noeviction." example:"redis:6379"`
+	Embedded bool       `yaml:"embedded" doc:"Run the embedded one although kafka.brokers names a broker: state lives in this process, and is rebuilt from Kafka at each start."`
+	Listen   string     `yaml:"listen" doc:"Where the embedded one listens; port 0 takes any."`
 }
 
 // Control names the control database.
 type Control struct {
-	DSN    secret.DSN `yaml:"dsn" doc:"DSN of the control database." example:"env:TALLYWIRE_CONTROL_DSN"`
-	Listen string     `yaml:"listen" doc:"Where the embedded Postgres listens."`
+	DSN      secret.DSN `yaml:"dsn" doc:"DSN of the control database." example:"env:TALLYWIRE_CONTROL_DSN"`
+	Embedded bool       `yaml:"embedded" doc:"Run the embedded one although kafka.brokers names a broker: intents of API sinks lie in state_dir then, on this machine."`
+	Listen   string     `yaml:"listen" doc:"Where the embedded Postgres listens."`
 }
 
 // HTTP is the process's own server.
@@ -85,6 +91,17 @@ func Default() *Config {
 		Log:      Log{Level: "info", Format: "text"},
 		StateDir: ".tallywire", Instance: "one", Partitions: 4,
 	}
+}
+
+// ContractDirs are the directories of Contracts, as seen from the process.
+func (c *Config) ContractDirs() []string {
+	out := make([]string, len(c.Contracts))
+	for i, dir := range c.Contracts {
+		if out[i] = dir; !filepath.IsAbs(dir) {
+			out[i] = filepath.Join(filepath.Dir(c.File), dir)
+		}
+	}
+	return out
 }
 
 // Components are the sources, transforms or sinks in the order of the file.
@@ -173,6 +190,31 @@ func (c *Config) Without(names []string) error {
 		}
 		if !found {
 			errs = append(errs, ErrValue.New("there is no source, transform or sink %q to leave out", n).WithRemedy("Use one of: %s.", list(all)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Forgotten tells what a configuration that names a broker leaves out and does
+// not say is to be embedded: what is meant for production does not take part of
+// its state from the machine that it happens to run on.
+func (c *Config) Forgotten() error {
+	if len(c.Kafka.Brokers) == 0 {
+		return nil
+	}
+	var errs []error
+	for _, p := range []struct {
+		section, key string
+		embedded     bool
+	}{
+		{"registry", "url", c.Registry.Embedded},
+		{"redis", "addr", c.Redis.Embedded || len(c.Transforms) == 0},
+		{"control", "dsn", c.Control.Embedded},
+	} {
+		if named, _ := text(c.dec.nodes[p.section+"."+p.key]); named == "" && !p.embedded {
+			errs = append(errs, ErrValue.New("kafka.brokers names a broker, and no %s.%s says what goes with it", p.section, p.key).
+				At("%s", c.dec.at(c.dec.nodes["kafka.brokers"], p.section)).
+				WithRemedy("Set %s.%s; or write %s: {embedded: true}, if that is meant.", p.section, p.key, p.section))
 		}
 	}
 	return errors.Join(errs...)
@@ -337,12 +379,40 @@ func (c *Component) UnknownType(known []string) error {
 	panic("BUG: a component without a type passed Parse")
 }
 
-// Place adds the component's place to an error of its maker that has none.
+// Place adds lines and columns to what the component's maker found: to a problem
+// that names a path of the component's part those of the path, or of the nearest
+// above it that is written; to one that names no place the component's. err may
+// be several, joined.
 func (c *Component) Place(err error) error {
-	if e := problem.Of(err); e != nil && e.Where == "" {
+	e := problem.Of(err)
+	if e == nil {
+		return err
+	}
+	if several, is := err.(interface{ Unwrap() []error }); is { //nolint:errorlint // the very join, not one in the chain
+		var errs []error
+		for _, err := range several.Unwrap() {
+			errs = append(errs, c.Place(err))
+		}
+		return errors.Join(errs...)
+	}
+	switch {
+	case e.Where == "":
 		return e.At("%s", c.Where())
+	case error(e) == err && (e.Where == c.Path() || strings.HasPrefix(e.Where, c.Path()+".")): //nolint:errorlint // the very same
+		return e.At("%s", c.dec.at(c.written(e.Where), e.Where))
 	}
 	return err
+}
+
+// written is the node at a path, or at the nearest above it.
+func (c *Component) written(path string) ast.Node {
+	for len(path) > len(c.Path()) {
+		if n := c.dec.nodes[path]; n != nil {
+			return n
+		}
+		path = path[:strings.LastIndexAny(path, ".[")]
+	}
+	return c.node
 }
 
 func list(s []string) string {

@@ -130,6 +130,36 @@ func TestValues(t *testing.T) {
 	}
 }
 
+// If this failed, a configuration for production in which a part was forgotten
+// would run with one of its own, on the machine that it happens to be started on.
+func TestWhatIsForgotten(t *testing.T) {
+	const broker = "kafka: {brokers: ['k:9092']}\n"
+	for text, want := range map[string]string{
+		"":     "",
+		broker: "registry control",
+		broker + "transforms: {canonical: {type: map}}": "registry redis control",
+		broker + "registry: {url: 'http://r'}\nredis: {addr: 'r:1'}\ncontrol: {dsn: 'env:TW_TEST_DSN'}\ntransforms: {canonical: {type: map}}": "",
+		broker + "registry: {url: ''}\ncontrol: {dsn: }": "registry control",
+		broker + "registry: {embedded: true}\ncontrol: {embedded: true}\nredis: {embedded: true}\ntransforms: {canonical: {type: map}}": "",
+	} {
+		c, err := Parse("f.yml", []byte(text), Options{Env: env})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range problem.Reports(c.Forgotten()) {
+			where := strings.TrimPrefix(r.Where, "f.yml:1:18: ")
+			if r.Code != ErrValue.ID || !strings.Contains(r.Remedy, where+": {embedded: true}") {
+				t.Errorf("%+v", r)
+			}
+			got = append(got, where)
+		}
+		if g := strings.Join(got, " "); g != want {
+			t.Errorf("of\n%s\nare forgotten %q, want %q", text, g, want)
+		}
+	}
+}
+
 // Users write brokers without quotes; the parser alone takes them for pairs
 // when braces are around the list.
 func TestUnquotedAddresses(t *testing.T) {

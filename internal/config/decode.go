@@ -263,11 +263,15 @@ func (d *decoder) duration(n ast.Node, v reflect.Value, path string) {
 
 func (d *decoder) date(n ast.Node, v reflect.Value, path string) {
 	s, _ := text(n)
-	for _, layout := range []string{time.DateOnly, time.RFC3339} {
-		if x, err := time.Parse(layout, s); err == nil {
-			v.Set(reflect.ValueOf(x))
-			return
-		}
+	x, err := time.Parse(time.DateOnly, s)
+	if err == nil {
+		v.Set(reflect.ValueOf(x))
+		return
+	}
+	if _, err := time.Parse(time.RFC3339, s); err == nil {
+		// Which day it is depends on where one looks from.
+		d.fail(ErrValue, n, path, "want a date, got the moment %s", s).WithRemedy("Write the day alone, such as %s.", s[:len(time.DateOnly)])
+		return
 	}
 	d.fail(ErrType, n, path, "want a date such as 2026-03-31, got %s", kindOf(n))
 }

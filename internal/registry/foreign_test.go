@@ -43,7 +43,7 @@ var rawTable = (&change.Table{
 func produceBoth(t *testing.T, c *kafka.Cluster, reg *avro.Registry) {
 	t.Helper()
 	ctx := t.Context()
-	all, err := avro.Contracts()
+	all, err := avro.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestPythonWritesWhatWeRead(t *testing.T) {
 		t.Errorf("the key is %q", key)
 	}
 	// Our own writer must be given the id that Python got.
-	contracts, err := avro.Contracts()
+	contracts, err := avro.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,6 +63,10 @@ func (p *Parts) Close() error {
 // logged. Close the Parts, also after an error of a later step.
 func Open(ctx context.Context, cfg *config.Config, o *obs.Obs) (*Parts, error) {
 	p := &Parts{Env: &pipeline.Env{Obs: o, Instance: cfg.Instance, Partitions: cfg.Partitions}}
+	var err error
+	if p.Env.Contracts, err = avro.LoadCatalogue(cfg.ContractDirs()...); err != nil {
+		return nil, err
+	}
 	for _, step := range []func(context.Context, *config.Config) error{p.lock, p.kafka, p.registry, p.redis, p.control} {
 		if err := patiently(ctx, o, func() error { return step(ctx, cfg) }); err != nil {
 			return nil, errors.Join(err, p.Close())
@@ -155,6 +159,7 @@ func (p *Parts) registry(ctx context.Context, cfg *config.Config) error {
 	if err := r.Ping(ctx); err != nil {
 		return err
 	}
+	r.Contracts = p.Env.Contracts
 	p.Env.Registry = r
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -44,6 +45,11 @@ func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
 	}
 	p := &Pipeline{}
 	var errs []error
+	if env.Contracts == nil {
+		var err error
+		env.Contracts, err = avro.LoadCatalogue(cfg.ContractDirs()...)
+		errs = append(errs, err)
+	}
 	for _, c := range cfg.Sources {
 		m, ok := pipeline.Sources.Find(c.Type)
 		if !ok {

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -212,7 +213,7 @@ func (s *session) prepare(ctx context.Context) error {
 	for i := range parts {
 		parts[i] = int32(i)
 	}
-	owns := func(topic string, partition int32) bool { return s.assignment.Find(topic, partition) != nil }
+	owns := func(topic string, partition int32) bool { return s.place(topic, partition) != nil }
 	if err := s.parked.Load(ctx, s.env.Kafka.Shared(), s.env.Kafka, parts, owns); err != nil {
 		return err
 	}
@@ -232,6 +233,16 @@ func (s *session) prepare(ctx context.Context) error {
 	s.comp.Partitions()
 	s.comp.Is(obs.Running, "")
 	return s.lag(ctx)
+}
+
+// place is the owned partition in whose name a parked record is worked on: that
+// which it came from or, when its topic is not read any more, the first of the
+// first topic, so that somebody answers for it. nil: it is another process's.
+func (s *session) place(topic string, partition int32) *consume.Owned {
+	if !slices.Contains(s.spec.Topics, topic) {
+		topic, partition = s.spec.Topics[0], 0
+	}
+	return s.assignment.Find(topic, partition)
 }
 
 // ownsAll reports that no other process has a partition of any topic.

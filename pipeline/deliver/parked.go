@@ -93,7 +93,7 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 		if a.octets >= s.spec.MaxBytes {
 			break // the next round
 		}
-		pl := s.assignment.Find(c.About.Topic, c.About.Partition)
+		pl := s.place(c.About.Topic, c.About.Partition)
 		if pl == nil {
 			continue
 		}
@@ -190,11 +190,15 @@ func (a *again) try(ctx context.Context) error {
 	defer pc.batch.Release()
 	for i := range whole {
 		p := &whole[i]
-		pl := s.assignment.Find(p.Topic, p.Partition)
+		pl := s.place(p.Topic, p.Partition)
 		if pl == nil {
 			continue
 		}
 		a.at(pl)
+		if pl.Topic.Name != p.Topic {
+			a.unable(p, parked.NotRead(p))
+			continue
+		}
 		if pl.Topic.ID != p.TopicID {
 			// Its version cannot be compared with records of the new topic.
 			lost := pipeline.ErrTopicRecreated.New("topic %q was made anew after this record was parked", p.Topic).
@@ -208,7 +212,7 @@ func (a *again) try(ctx context.Context) error {
 	}
 	for i := range gone {
 		p := &gone[i]
-		if pl := s.assignment.Find(p.Topic, p.Partition); pl != nil {
+		if pl := s.place(p.Topic, p.Partition); pl != nil {
 			a.at(pl)
 			a.unable(p, parked.ErrGone.New("record %d of partition %d of topic %q: %s", p.Offset, p.Partition, p.Topic, p.Reason))
 		}
@@ -221,8 +225,8 @@ func (a *again) try(ctx context.Context) error {
 
 // unable parks p again because it cannot even be tried.
 func (a *again) unable(p *control.Parked, err *problem.Error) {
-	if p.Code == err.ID {
-		return // as before
+	if a.parking.Quiet && p.Code == err.ID {
+		return // as before, and nobody asked
 	}
 	p.Code, p.Reason, p.Remedy, p.WaitsFor, p.LastAt = err.ID, err.Text, err.WhatToDo(), "", time.Now().UTC()
 	a.parking.Park(p)

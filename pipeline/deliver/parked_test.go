@@ -11,6 +11,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
+	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
@@ -243,6 +244,56 @@ func TestDeliverHearsCommandsLater(t *testing.T) {
 		ps, err := store.List(t.Context(), control.Filter{})
 		return err == nil && len(ps) == 0 && len(b.ParkedNow()) == 0, fmt.Sprint(ps, err)
 	})
+}
+
+// A topic is taken out of what the sink reads. If this failed, a record of it
+// that is parked would not be counted, and a command about it never be done:
+// nobody would own it.
+func TestDeliverParkedOfATopicThatIsNotRead(t *testing.T) {
+	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
+	store := b.Control()
+	other := b.Source + ".other"
+	if _, err := b.Direct.EnsureTopic(t.Context(), kafka.TopicSpec{Name: other, Partitions: 1}); err != nil {
+		t.Fatal(err)
+	}
+	m := enginetest.NewMemory()
+	m.Judge = refusing("bad")
+	b.Put(enginetest.Row{Op: change.Update, ID: 1, Val: "bad"}, enginetest.Row{Op: change.Update, ID: 2, Val: "bad"})
+	stop, _ := delivering(b, b.Env, b.DeliverSpec(m, b.In.Topic, other))
+	b.Drained()
+	b.Eventually("both to be listed", func() (bool, string) {
+		ps, err := store.List(t.Context(), control.Filter{})
+		return len(ps) == 2, fmt.Sprint(ps, err)
+	})
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	stop, _ = delivering(b, b.Env, b.DeliverSpec(m, other))
+	b.Shows(b.Env, "sink", "both", func(v obs.View) bool { return v.State == obs.Running && v.Parked == 2 })
+	for i := range 2 { // the second time for the reason that it is parked for by now
+		out, err := parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "1"}, testkit.Patience)
+		if err != nil || out != (parked.Outcome{Asked: 1, Parked: 1}) {
+			t.Errorf("retry %d: %+v, %v", i, out, err)
+		}
+		b.Eventually("the reason to be listed", func() (bool, string) {
+			ps, err := store.List(t.Context(), control.Filter{Key: "1"})
+			return len(ps) == 1 && ps[0].Attempts == i+2 && ps[0].Code == parked.ErrGone.ID && strings.Contains(ps[0].Remedy, "read again by "+b.Source), fmt.Sprint(ps, err)
+		})
+	}
+	out, err := parked.Discard(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "2"}, testkit.Patience)
+	if now := b.ParkedNow(); err != nil || out != (parked.Outcome{Asked: 1, Taken: 1}) || len(now) != 1 {
+		t.Errorf("a discard: %+v, %v; parked are %v", out, err, now)
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	// Read again, it is tried.
+	m.Judge = nil
+	delivering(b, b.Env, b.DeliverSpec(m, b.In.Topic, other))
+	out, err = parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "1"}, testkit.Patience)
+	if got := m.Has(b.In.Topic + "/1"); err != nil || out != (parked.Outcome{Asked: 1, Taken: 1}) || got != "bad" {
+		t.Errorf("a retry: %+v, %v; the sink has %q", out, err, got)
+	}
 }
 
 // What waits lies in a partition of another process than what it waits for.

@@ -71,12 +71,14 @@ func TestIngestReplyOfEndLost(t *testing.T) {
 				lost = b.Proxy.Lose(endTxn, testkit.LoseReply, 3)
 			}
 		}
+		failed := line(b, pipeline.ErrTxnUnknown.ID)
 		stop, _ := running(b, f, small)
 		b.Await("all changes", f.all)
 		if err := stop(); err != nil {
 			t.Fatal(err)
 		}
 		b.Await("the loss", lost)
+		b.Await("the reason to be told", failed)
 		checkOnce(b, txs) // Remedy: TW-TRANSACTION-UNKNOWN
 		f.check(t)
 	})
@@ -580,7 +582,7 @@ func TestIngestWithoutABoundary(t *testing.T) {
 		}
 		return nil
 	})
-	failed := line(b, "trying again")
+	failed := line(b, ErrNoBoundary.ID)
 	stop, ended := running(b, src, pipeline.IngestLimits{TxnTimeout: 3 * time.Second})
 	b.Await("its end without a boundary", failed)
 	b.Await("its end with one", ended)

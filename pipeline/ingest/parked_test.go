@@ -438,7 +438,8 @@ func TestIngestCommandsWaitForAPosition(t *testing.T) {
 	}
 }
 
-// line gives a channel that is closed when a line with certain words is logged.
+// line gives a channel that is closed when a line with certain words, or with a
+// code, is logged.
 func line(b *enginetest.Bed, words string) <-chan struct{} {
 	is := make(chan struct{})
 	b.Env.Obs.Log = slog.New(awaited{b.Env.Obs.Log.Handler(), words, sync.OnceFunc(func() { close(is) })})
@@ -461,6 +462,12 @@ func (a awaited) Handle(ctx context.Context, r slog.Record) error {
 	if strings.Contains(r.Message, a.words) {
 		a.is()
 	}
+	r.Attrs(func(at slog.Attr) bool {
+		if at.Key == "code" && at.Value.String() == a.words {
+			a.is()
+		}
+		return true
+	})
 	if !a.Handler.Enabled(ctx, r.Level) {
 		return nil
 	}

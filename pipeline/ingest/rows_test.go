@@ -11,6 +11,7 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/enginetest"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 // later are the rows of a source that leaves them to a worker.
@@ -115,6 +116,7 @@ func TestIngestTakesARecordLargerThanItsBatches(t *testing.T) {
 					t.Errorf("%s: the source ran %d times, want %d", what, f.runs, want)
 				}
 			}
+			small := line(b, records.ErrBatchTooSmall.ID)
 			more := func() {
 				f.txs = append(f.txs, []enginetest.Row{{Op: change.Create, ID: int64(len(f.txs)) + 3, Val: big}})
 				f.all = make(chan struct{})
@@ -124,7 +126,8 @@ func TestIngestTakesARecordLargerThanItsBatches(t *testing.T) {
 			if first == big {
 				run("a topic that had one, in another process", 1)
 			} else {
-				run("the first of a topic", 2) // Remedy: TW-BATCH-TOO-SMALL
+				run("the first of a topic", 2)
+				b.Await("the reason to be told", small) // Remedy: TW-BATCH-TOO-SMALL
 				more()
 				run("the second of it", 1)
 			}

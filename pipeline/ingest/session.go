@@ -167,7 +167,7 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 		return nil, err
 	}
 	s.partSize = max(min(parked.PartSize, limit/2), 512)
-	if err := s.parked.Load(ctx, client, env.Kafka, []int32{0}, func(string, int32) bool { return true }); err != nil {
+	if err := s.parked.Load(ctx, client, env.Kafka, []int32{0}, nil); err != nil {
 		return nil, err
 	}
 	s.start()

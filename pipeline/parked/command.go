@@ -151,7 +151,7 @@ func (s *Set) Ended(c *Command) {
 func (s *Set) Commands(limit int) []*Command {
 	var out []*Command
 	for _, c := range s.commands {
-		if s.owns(c.About.Topic, c.About.Partition) {
+		if s.isMine(c.About.Topic, c.About.Partition) {
 			out = append(out, c)
 		}
 	}

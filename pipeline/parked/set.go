@@ -26,6 +26,13 @@ var ErrGone = problem.Define("TW-PARKED-GONE", problem.Reject,
 	"A parked record cannot be tried again: it was too large to be kept as it was parked, and is gone from its topic.",
 	"Change the row at its source again: the new record replaces this one. Or drop it with `tallywire parked discard`.")
 
+// NotRead says of p that its stage does not read the topic it came from any
+// more: with [ErrGone], and what helps.
+func NotRead(p *control.Parked) *problem.Error {
+	return ErrGone.New("topic %q is not read any more", p.Topic).
+		WithRemedy("Have it read again by %s, or drop the record with `tallywire parked discard`.", p.Stage)
+}
+
 // Ref is what is kept in memory of a parked record: not its payload.
 type Ref struct {
 	TopicID   [16]byte
@@ -139,8 +146,8 @@ func (s *Set) Waits() bool { return len(s.waiters) > 0 }
 
 // Load reads partitions of the parked topic as they are now, to the end, open
 // transactions awaited. owns says of which records' partitions this session is
-// the owner: they are counted, and commands about them are given by Commands.
-// Call it when partitions were just assigned.
+// the owner, nil: of all that are read. They are counted, and commands about them
+// are given by Commands. Call it when partitions were just assigned.
 func (s *Set) Load(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, parts []int32, owns func(string, int32) bool) error {
 	s.reset()
 	s.owns = owns
@@ -271,7 +278,7 @@ func (s *Set) put(key string, r Ref) {
 	s.drop(key)
 	delete(s.released, key)
 	topic, _ := splitKey(key)
-	r.mine = s.owns == nil || s.owns(topic, r.Partition)
+	r.mine = s.isMine(topic, r.Partition)
 	r.partsAt = s.partsAt[key]
 	s.refs[key] = r
 	if r.WaitsFor != "" {
@@ -283,6 +290,10 @@ func (s *Set) put(key string, r Ref) {
 		of[key] = true
 	}
 	s.counted(r, 1)
+}
+
+func (s *Set) isMine(topic string, partition int32) bool {
+	return s.owns == nil || s.owns(topic, partition)
 }
 
 func (s *Set) drop(key string) {

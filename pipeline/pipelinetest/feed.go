@@ -29,7 +29,7 @@ type Feed struct {
 // NewFeed makes a feed of a canonical topic, from its contract.
 func NewFeed(tb testing.TB, topic string) *Feed {
 	tb.Helper()
-	cs, err := avro.Contracts()
+	cs, err := avro.Pack()
 	if err != nil {
 		tb.Fatalf("reading the contracts: %v", err)
 	}

@@ -152,7 +152,7 @@ func TestProduceTruncateReachesEveryPartition(t *testing.T) {
 func TestProduceRefusesWhatHasNoRecord(t *testing.T) {
 	b := enginetest.NewBed(t, "")
 	outs := outputs(b, 0)
-	contracts, err := avro.Contracts()
+	contracts, err := avro.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -94,8 +94,7 @@ func (tx *txn) retry(ctx context.Context, p *control.Parked) error {
 	pl, orig := tx.assignment.Find(p.Topic, p.Partition), parked.Original(p)
 	switch {
 	case pl == nil:
-		tx.unable(p, parked.ErrGone.New("topic %q is not read any more", p.Topic).
-			WithRemedy("Have it read again by %s, or drop the record with `tallywire parked discard`.", tx.spec.Name))
+		tx.unable(p, parked.NotRead(p))
 		return nil
 	case pl.Topic.ID != p.TopicID: // it cannot be compared with records of the new topic
 		tx.unable(p, pipeline.ErrTopicRecreated.New("topic %q was made anew after this record was parked", p.Topic).

@@ -296,8 +296,7 @@ func (s *session) prepare(ctx context.Context) error {
 			parts = append(parts, p.Partition)
 		}
 	}
-	owns := func(topic string, partition int32) bool { return s.assignment.Find(topic, partition) != nil }
-	if err := s.parked.Load(ctx, s.side, s.env.Kafka, parts, owns); err != nil {
+	if err := s.parked.Load(ctx, s.side, s.env.Kafka, parts, nil); err != nil {
 		return err
 	}
 	if err := s.checkAll(ctx); err != nil {

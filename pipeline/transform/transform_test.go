@@ -529,6 +529,7 @@ func TestTransformParkedOfATopicThatIsNotRead(t *testing.T) {
 	spec := b.TransformSpec(st)
 	spec.Topics = []string{b.Source + ".other"}
 	stop, _ = transforming(b, b.Env, spec)
+	b.Shows(b.Env, "transform", "both", func(v obs.View) bool { return v.State == obs.Running && v.Parked == 2 })
 	out, err := parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source, Key: "1"}, testkit.Patience)
 	if err != nil || out != (parked.Outcome{Asked: 1, Parked: 1}) {
 		t.Errorf("a retry: %+v, %v", out, err)

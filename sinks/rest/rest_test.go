@@ -37,7 +37,7 @@ var (
 )
 
 func contract(topic string) *change.Table {
-	cs, err := avro.Contracts()
+	cs, err := avro.Pack()
 	if err != nil {
 		panic(err)
 	}

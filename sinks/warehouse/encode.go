@@ -66,6 +66,18 @@ func (c *column) typeName() string {
 	return "text"
 }
 
+// fits reports whether a column of a type, as Postgres writes it, takes all that
+// the contract allows: it may be wider, by hand or by a later version.
+func (c *column) fits(typ string) bool {
+	want := c.typeName()
+	var p, s, hasP, hasS int
+	if n, _ := fmt.Sscanf(want, "numeric(%d,%d)", &p, &s); n == 2 {
+		n, _ := fmt.Sscanf(typ, "numeric(%d,%d)", &hasP, &hasS)
+		return typ == "numeric" || n == 2 && hasS >= s && hasP-hasS >= p-s
+	}
+	return typ == want || want == "integer" && typ == "bigint"
+}
+
 // columnKind is the kind that a column of a contract has in the warehouse:
 // what Postgres has no plain counterpart for is kept as its exact text.
 func columnKind(k change.Kind) change.Kind {

@@ -26,7 +26,7 @@ var (
 		"Write it as postgres://user@host:port/database; keep the password in env:NAME or file:PATH.")
 	ErrTopic = problem.Define("TW-WAREHOUSE-TOPIC", problem.Halt,
 		"A topic of the sink has no contract, so its table is not known.",
-		"List only topics that have a contract in avro/contracts.")
+		"List only topics that have a contract: `tallywire contracts list`.")
 	ErrTable = problem.Define("TW-WAREHOUSE-TABLE", problem.Halt,
 		"A table, column or view of the warehouse is not as its contract says.",
 		"Undo the change made to it by hand, or drop the table (CASCADE: views on it are made again), delete its rows in _tallywire.offsets, and restart to have it made and filled again.")

@@ -23,7 +23,7 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) (pipeline.Deli
 	if c.DSN.IsZero() {
 		return pipeline.DeliverSpec{}, ErrDSN.New("sink %q has no dsn", name)
 	}
-	s, err := New(c, Options{Name: name, Log: env.Obs.Component("sink", name).Log})
+	s, err := New(c, Options{Name: name, Contracts: env.Contracts, Log: env.Obs.Component("sink", name).Log})
 	if err != nil {
 		return pipeline.DeliverSpec{}, fmt.Errorf("making sink %q: %w", name, err)
 	}

@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -66,6 +67,9 @@ func newEntity(c *avro.Contract) (*entity, error) {
 	return e, nil
 }
 
+// ownColumns say which record a row is of.
+var ownColumns = []string{"_topic_id", "_partition", "_offset"}
+
 func quote(name string) string { return pgx.Identifier{name}.Sanitize() }
 
 func literal(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
@@ -87,7 +91,7 @@ func (e *entity) statements() {
 	for _, k := range e.key {
 		keys = append(keys, quote(e.columns[k].name))
 	}
-	for i, own := range []string{"_topic_id", "_partition", "_offset"} {
+	for i, own := range ownColumns {
 		names = append(names, own)
 		params = append(params, fmt.Sprintf("$%d", len(e.columns)+i+1))
 		sets = append(sets, own+" = excluded."+own)
@@ -217,28 +221,43 @@ func (s *Sink) hasMargin() bool {
 }
 
 func (s *Sink) migrateTable(ctx context.Context, tx pgx.Tx, e *entity) error {
-	rows, err := tx.Query(ctx, `SELECT a.attname, format_type(a.atttypid, a.atttypmod) FROM pg_attribute a
+	rows, err := tx.Query(ctx, `SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, NOT a.atthasdef AND a.attidentity = '' FROM pg_attribute a
 		WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped`, e.table())
 	if err != nil {
 		return err
 	}
-	there := map[string]string{}
+	type is struct {
+		typ             string
+		notNull, unsaid bool // unsaid: it has no default
+	}
+	there := map[string]is{}
 	var name, typ string
-	if _, err := pgx.ForEachRow(rows, []any{&name, &typ}, func() error { there[name] = typ; return nil }); err != nil {
+	var notNull, unsaid bool
+	if _, err := pgx.ForEachRow(rows, []any{&name, &typ, &notNull, &unsaid}, func() error { there[name] = is{typ, notNull, unsaid}; return nil }); err != nil {
 		return err
 	}
 	if len(there) == 0 {
 		return s.createTable(ctx, tx, e)
 	}
 	var sql strings.Builder
-	for _, c := range e.columns {
-		switch has, ok := there[c.name]; {
+	for i := range e.columns {
+		c := &e.columns[i]
+		has, ok := there[c.name]
+		delete(there, c.name)
+		switch {
 		case !ok && !c.nullable:
 			return ErrTable.New("table %s has no column %q, which is never null, so its rows cannot be completed", e.topic, c.name)
 		case !ok:
 			fmt.Fprintf(&sql, "ALTER TABLE %s ADD COLUMN %s %s;\n", e.table(), quote(c.name), c.typeName())
-		case has != c.typeName():
-			return ErrTable.New("column %q of table %s is %s, its contract says %s", c.name, e.topic, has, c.typeName())
+		case !c.fits(has.typ):
+			return ErrTable.New("column %q of table %s is %s, its contract says %s", c.name, e.topic, has.typ, c.typeName())
+		case has.notNull && c.nullable:
+			fmt.Fprintf(&sql, "ALTER TABLE %s ALTER COLUMN %s DROP NOT NULL;\n", e.table(), quote(c.name))
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(there)) { // what no contract has, nobody fills
+		if there[name].notNull && there[name].unsaid && !slices.Contains(ownColumns, name) {
+			fmt.Fprintf(&sql, "ALTER TABLE %s ALTER COLUMN %s DROP NOT NULL;\n", e.table(), quote(name))
 		}
 	}
 	if _, err := tx.Exec(ctx, sql.String()+e.dressing()); err != nil {

@@ -30,9 +30,9 @@ type Config struct {
 
 // Options is what the program adds to the configuration.
 type Options struct {
-	Name      string                    // the sink's name: its offsets are stored under it
-	Contracts map[string]*avro.Contract // nil: the built-in ones
-	Log       *slog.Logger              // nil: none
+	Name      string         // the sink's name: its offsets are stored under it
+	Contracts avro.Catalogue // nil: the built-in pack
+	Log       *slog.Logger   // nil: none
 }
 
 // Sink is one warehouse. It has one session, made when first needed and again
@@ -62,7 +62,7 @@ func New(c Config, o Options) (*Sink, error) {
 	contracts := o.Contracts
 	if contracts == nil {
 		var err error
-		if contracts, err = avro.Contracts(); err != nil {
+		if contracts, err = avro.Pack(); err != nil {
 			return nil, fmt.Errorf("reading the contracts: %w", err)
 		}
 	}
@@ -71,10 +71,7 @@ func New(c Config, o Options) (*Sink, error) {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	if len(s.topics) == 0 {
-		for t := range contracts {
-			s.topics = append(s.topics, t)
-		}
-		sort.Strings(s.topics)
+		s.topics = contracts.Topics()
 	}
 	for _, t := range s.topics {
 		contract := contracts[t]

@@ -116,7 +116,7 @@ type feed struct {
 }
 
 func newFeed(topic string, id byte) *feed {
-	c := must(avro.Contracts())[topic]
+	c := must(avro.Pack())[topic]
 	return &feed{topic: &change.Topic{Name: topic, ID: [16]byte{id}, Partitions: 1}, table: c.Table}
 }
 
@@ -393,7 +393,7 @@ func TestDroppedTableIsNoticed(t *testing.T) {
 // Would be lost: fields that a newer process writes, cut off in silence.
 func TestFieldOfANewerContract(t *testing.T) {
 	dsn, conn := fresh(t)
-	older := maps.Clone(must(avro.Contracts()))
+	older := maps.Clone(must(avro.Pack()))
 	c := *older["ps.customer"]
 	table := *c.Table
 	table.Columns = slices.DeleteFunc(slices.Clone(table.Columns), func(col change.Column) bool { return col.Name == "email" })
@@ -511,6 +511,31 @@ func TestContractGrows(t *testing.T) {
 		t.Error(err)
 	}
 	want(t, conn, "SELECT count(*)::text FROM ps.margin_by_project_month", "0")
+}
+
+// Would be lost: rows without a value that their contract does not ask for any
+// more; or a start, once a later version has widened a column.
+func TestContractAsksForLess(t *testing.T) {
+	dsn, conn := fresh(t)
+	if err := open(t, dsn, "ps.cost_rate").Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, conn, "ALTER TABLE ps.cost_rate ALTER valid_to SET NOT NULL, ALTER rate TYPE numeric(16,6), ADD COLUMN former text NOT NULL, ADD COLUMN own date NOT NULL DEFAULT '2026-01-01'")
+	s, f := open(t, dsn, "ps.cost_rate"), newFeed("ps.cost_rate", 1)
+	claim(t, s, "a", f)
+	write(t, s, "a", f.batch(m{"cost_rate_id": "1", "rate": 82_5000}))
+	want(t, conn, "SELECT cost_rate_id, rate, valid_to, former, own FROM ps.cost_rate", "1|82.500000|-|-|2026-01-01")
+	want(t, conn, "SELECT attnotnull FROM pg_attribute WHERE attrelid = 'ps.cost_rate'::regclass AND attname = 'own'", "t")
+	for _, typ := range []string{"numeric(14,3)", "numeric(11,4)", "bigint"} {
+		exec(t, conn, "ALTER TABLE ps.cost_rate ALTER rate TYPE "+typ)
+		if err := open(t, dsn, "ps.cost_rate").Prepare(t.Context()); !problem.Has(err, ErrTable) || !strings.Contains(err.Error(), typ) {
+			t.Errorf("a narrower type: %v", err)
+		}
+	}
+	exec(t, conn, "ALTER TABLE ps.cost_rate ALTER rate TYPE numeric")
+	if err := open(t, dsn, "ps.cost_rate").Prepare(t.Context()); err != nil {
+		t.Error(err)
+	}
 }
 
 // Would be lost: a start of several processes at once, or one with no more

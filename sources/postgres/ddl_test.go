@@ -63,7 +63,10 @@ func TestDDLDuringLoad(t *testing.T) {
 				return nil
 			}
 			r := start(t, s, o)
-			o.until(t, "the load to wait for what is locked", func() bool { return s.comp.View().Reason == settling })
+			o.until(t, "the load to wait for what is locked", func() bool {
+				reason := s.comp.View().Reason
+				return strings.HasPrefix(reason, "initial load, round 2 ") && strings.HasSuffix(reason, settling)
+			})
 			if !seen["psa.public.zz"] {
 				t.Error("it waits before it has read what is not locked")
 			}

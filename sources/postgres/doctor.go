@@ -101,10 +101,13 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 				"%d of its partitions have not (%s): of a row of theirs before an update or a delete only the key is known. ALTER TABLE %s REPLICA IDENTITY FULL, and so for each", n, strings.Join(t.partly[:min(n, 5)], ", "), t.partly[0])})
 		}
 	}
+	slot, slotErr := readSlot(ctx, q, s.cfg.Slot)
 	pub, err := readPublication(ctx, q, s.cfg.Publication)
 	switch {
 	case err != nil:
 		note(err, "publication %q", s.cfg.Publication)
+	case pub == nil && slot != nil:
+		note(s.cfg.notThere("does not exist, and slot %q does", s.cfg.Slot), "publication %q is the one that slot %q was made for", s.cfg.Publication, s.cfg.Slot)
 	case pub == nil:
 		note(nil, "publication %q does not exist yet and will be made", s.cfg.Publication)
 	default:
@@ -117,10 +120,9 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 		}
 		note(err, "publication %q holds all of them", s.cfg.Publication)
 	}
-	slot, err := readSlot(ctx, q, s.cfg.Slot)
 	switch {
-	case err != nil:
-		note(err, "slot %q", s.cfg.Slot)
+	case slotErr != nil:
+		note(slotErr, "slot %q", s.cfg.Slot)
 	case slot == nil:
 		note(nil, "slot %q does not exist yet and will be made", s.cfg.Slot)
 	case slot.check(s.cfg.Slot) != nil:

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -204,7 +205,64 @@ func TestPublicationWasDropped(t *testing.T) {
 			for range 2 { // the answer stays the same
 				want(t, start(t, s, o).fails(), ErrPublication, s.cfg.Publication, s.cfg.Slot)
 			}
+			var found error
+			for _, f := range s.Doctor(t.Context()) {
+				found = cmp.Or(found, f.Err)
+			}
+			want(t, found, ErrPublication, s.cfg.Publication, s.cfg.Slot)
 			startedOver(t, d, s, "INSERT INTO a VALUES (3)", "id")
+		})
+	}
+}
+
+// Lost if this fails: what was committed while the publication was away, by a
+// server that says nothing of it.
+func TestPublicationWasMadeAnew(t *testing.T) {
+	for _, version := range []string{embedded.Postgres15, embedded.Postgres18} {
+		t.Run(version, func(t *testing.T) {
+			d := newDB(t, testkit.NewPostgres(t, version))
+			d.sql("CREATE TABLE a(id int PRIMARY KEY)")
+			s, o := d.source(), newOutlet()
+			r := loaded(t, s, o)
+			d.sql("INSERT INTO a VALUES (1)")
+			o.untilCount(t, 1)
+			r.stop()
+			d.free(s.cfg.Slot)
+			p := o.last(t)
+			p.Publication = 1 // it has another OID by now
+			other := newOutlet()
+			other.position = p.resume()
+			want(t, start(t, s, other).fails(), ErrPublication, s.cfg.Publication, p.LSN.String())
+			d.free(s.cfg.Slot)
+
+			s.keepEvery = time.Millisecond
+			o.ended = nil
+			r = start(t, s, o)
+			d.sql("INSERT INTO a VALUES (2)")
+			o.untilCount(t, 2)
+			d.sql("DROP PUBLICATION %[1]s; CREATE PUBLICATION %[1]s FOR TABLE a WITH (publish_via_partition_root = true)", s.cfg.Publication)
+			want(t, r.fails(), ErrPublication, s.cfg.Publication, "was made anew after")
+			d.free(s.cfg.Slot)
+
+			s.keepEvery = time.Hour // the stream itself tells, but that of 18
+			o.ended = nil
+			r = start(t, s, o)
+			d.sql("INSERT INTO a VALUES (3)")
+			o.untilCount(t, 3)
+			d.sql("DROP PUBLICATION %s", s.cfg.Publication)
+			d.sql("INSERT INTO a VALUES (4)")
+			d.sql("CREATE PUBLICATION %s FOR TABLE a WITH (publish_via_partition_root = true)", s.cfg.Publication)
+			if version == embedded.Postgres18 {
+				d.sql("INSERT INTO a VALUES (5)")
+				o.until(t, "what came later", func() bool { rs := o.records(); return len(rs) > 0 && rs[len(rs)-1].new == "id=5" })
+				r.stop()
+			} else {
+				want(t, r.fails(), ErrPublication, s.cfg.Publication, "did not exist")
+				d.free(s.cfg.Slot)
+				o.ended = nil
+				want(t, start(t, s, o).fails(), ErrPublication, s.cfg.Publication, "did not exist") // the answer stays the same
+			}
+			startedOver(t, d, s, "INSERT INTO a VALUES (6)", "id")
 		})
 	}
 }
@@ -522,7 +580,7 @@ func TestTableLeavesThePublicationWithItsKey(t *testing.T) {
 	d := newDB(t, shared(t))
 	d.sql(`CREATE TABLE a(id int PRIMARY KEY, n int); CREATE TABLE b(id int PRIMARY KEY, n int); INSERT INTO a VALUES (1, 1); INSERT INTO b VALUES (1, 1)`)
 	s := d.source()
-	s.identityEvery = time.Millisecond
+	s.keepEvery = time.Millisecond
 	o := newOutlet()
 	r := loaded(t, s, o)
 	d.sql(`ALTER TABLE a DROP CONSTRAINT a_pkey`)

@@ -15,9 +15,17 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 )
 
-// identityInterval is how often the identities of what is published are looked
-// at: so long an application's updates may fail after it dropped a key.
-const identityInterval = 20 * time.Second
+// keepInterval is how often what is published is looked after: so long an
+// application's updates may fail after it dropped a key.
+const keepInterval = 20 * time.Second
+
+// keep looks after the publication and what is in it.
+func (se *session) keep(ctx context.Context, q *pgx.Conn) error {
+	if err := se.keepPublication(ctx, q); err != nil {
+		return err
+	}
+	return se.keepIdentities(ctx, q)
+}
 
 const unidentifiedSQL = `
 SELECT n.nspname, c.relname, ` + brokenSQL + `

@@ -1,6 +1,7 @@
 // The initial load: every captured table by COPY, in binary, under one
-// snapshot or, of tables that changed meanwhile, a later one. Killed, it starts again on the same slot: the stream that follows
-// replays everything since the slot was made, so that the end is the same.
+// snapshot or, of tables that changed meanwhile, a later one. Killed, it starts
+// again on the same slot: the stream that follows replays everything since the
+// slot was made, so that the end is the same.
 
 package postgres
 
@@ -37,7 +38,8 @@ const (
 // is not what its snapshot says any more when its turn comes, or that cannot be
 // locked then, is read after the others under a later one (C5).
 func (se *session) load(ctx context.Context, at position) error {
-	se.comp.Is(obs.Restoring, "initial load")
+	doing := "initial load"
+	se.comp.Is(obs.Restoring, doing)
 	now, err := se.cfg.connect(ctx)
 	if err != nil {
 		return err
@@ -54,20 +56,22 @@ func (se *session) load(ctx context.Context, at position) error {
 	}()
 	pos := change.Pos{System: uint64(at.System), Timeline: uint32(at.Timeline), LSN: uint64(at.LSN), Kind: change.PosSnapshot, Ordinal: at.Attempt << 48}
 	l.fr.Begin(nil, pos, 0, time.Now().UnixMicro())
-	for left := se.tables; len(left) > 0; {
-		if left, err = l.round(left); err != nil {
+	left := se.tables
+	for round := 2; ; round++ {
+		if left, err = l.round(left, doing); err != nil || len(left) == 0 {
 			return err
 		}
+		doing = fmt.Sprintf("initial load, round %d of tables that were locked or altered: %d left", round, len(left))
+		se.comp.Is(obs.Restoring, doing)
 	}
-	return nil
 }
 
 // round reads tables under one snapshot, and gives those that are left to the
-// next.
-func (l *loader) round(tables []*tableInfo) (left []*tableInfo, err error) {
+// next. doing is what the component shows meanwhile.
+func (l *loader) round(tables []*tableInfo, doing string) (left []*tableInfo, err error) {
 	se := l.se
 	if !se.snapshot {
-		if err := se.awaitOlder(l.ctx); err != nil {
+		if err := se.awaitOlder(l.ctx, doing); err != nil {
 			return nil, err
 		}
 		if err := l.exec("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"); err != nil {
@@ -209,8 +213,8 @@ func (l *loader) lock(t *tableInfo, cols []wireColumn) (why string, err error) {
 // is taken later than the slot was made must see all that the slot does not
 // send again; a transaction whose commit lies before the slot may still be
 // invisible while it waits for a synchronous standby (C1, C4). Making a
-// slot waits for the same.
-func (se *session) awaitOlder(ctx context.Context) error {
+// slot waits for the same. doing is what the component shows, but for the wait.
+func (se *session) awaitOlder(ctx context.Context, doing string) error {
 	// Whoever has a transaction id holds a lock on it, in every database, until
 	// the transaction is visible; prepared ones too.
 	var running []string
@@ -219,16 +223,19 @@ func (se *session) awaitOlder(ctx context.Context) error {
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for waited := false; ; waited = true {
 		var left int64
 		err := se.q.QueryRow(ctx, "SELECT count(*) FROM "+runningSQL+" AND transactionid::text = ANY($1)", running).Scan(&left)
 		if err != nil {
 			return classify("waiting for running transactions", err)
 		}
 		if left == 0 {
+			if waited {
+				se.comp.Is(obs.Restoring, doing)
+			}
 			return nil
 		}
-		se.comp.Is(obs.Restoring, settling)
+		se.comp.Is(obs.Restoring, doing+settling)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -239,7 +246,7 @@ func (se *session) awaitOlder(ctx context.Context) error {
 
 const (
 	runningSQL = "pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted"
-	settling   = "initial load: waiting for the transactions that run now to end"
+	settling   = "; waiting for the transactions that run now to end"
 )
 
 // loader reads COPY's binary format (PostgreSQL documentation, COPY, "Binary

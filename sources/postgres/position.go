@@ -32,6 +32,10 @@ type position struct {
 	// XID is the last transaction that was delivered whole, in 64 bits; 0: none
 	// was, or an older version delivered it.
 	XID decimal `json:"xid,omitempty"`
+
+	// Publication is the OID of the one that it was captured through. It is read
+	// and not written yet, so that a version that writes it can be left again.
+	Publication decimal `json:"publication,omitempty"`
 }
 
 const loading = "loading"

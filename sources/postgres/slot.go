@@ -1,5 +1,5 @@
-// The slot and the publication: making them, and making sure that a stored
-// position still belongs to them (invariant 3).
+// The slot: making it, and making sure that a stored position still belongs to
+// it (invariant 3).
 
 package postgres
 
@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -197,86 +196,6 @@ func deref[T any](p *T) (v T) {
 	return v
 }
 
-// publishedTable is a table as a publication has it.
-type publishedTable struct {
-	schema, name string
-	columns      []string
-	filter       *string
-}
-
-// published cuts cols, in place, to those that the publication has.
-func (p *publishedTable) published(cols []wireColumn) []wireColumn {
-	return slices.DeleteFunc(cols, func(c wireColumn) bool { return !slices.Contains(p.columns, c.name) })
-}
-
-// readPublication gives the tables of a publication with their columns and
-// filters, by schema.table; nil when there is no such publication.
-func readPublication(ctx context.Context, q *pgx.Conn, name string) (map[string]*publishedTable, error) {
-	var all bool
-	err := q.QueryRow(ctx, `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND (pubviaroot OR NOT EXISTS (SELECT FROM pg_partitioned_table)) FROM pg_publication WHERE pubname = $1`, name).Scan(&all)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, classify("looking up the publication", err)
-	}
-	if !all { // what it leaves out would be lost in silence
-		return nil, ErrPublication.New("publication %q does not publish all operations, or partitions by themselves", name).
-			WithRemedy("ALTER PUBLICATION %s SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)", pgx.Identifier{name}.Sanitize())
-	}
-	rows, err := q.Query(ctx, `SELECT schemaname::text, tablename::text, attnames::text[], rowfilter FROM pg_publication_tables WHERE pubname = $1`, name)
-	if err != nil {
-		return nil, classify("reading the publication", err)
-	}
-	m := map[string]*publishedTable{}
-	_, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (struct{}, error) {
-		var t publishedTable
-		err := r.Scan(&t.schema, &t.name, &t.columns, &t.filter)
-		m[t.schema+"."+t.name] = &t
-		return struct{}{}, err
-	})
-	return m, classify("reading the publication", err)
-}
-
-// ensurePublication makes the publication, or adds what it lacks when nothing
-// has been captured yet. It gives what is published.
-func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*tableInfo, fresh bool) (map[string]*publishedTable, error) {
-	pub, err := readPublication(ctx, q, c.Publication)
-	if err != nil {
-		return nil, err
-	}
-	var lacks []string
-	for _, t := range tables {
-		if pub[t.String()] == nil {
-			lacks = append(lacks, t.sql())
-		}
-	}
-	if pub != nil && (len(lacks) == 0 || !fresh) {
-		return pub, nil
-	}
-	if pub == nil && !fresh {
-		// What was committed without it is decoded as of then: an error up to
-		// version 17, and nothing at all in 18.
-		return nil, ErrPublication.New("publication %q does not exist, and slot %q does: changes that were committed without it cannot be captured", c.Publication, c.Slot).
-			WithRemedy("Start the source over (docs/recovery.md); or set publication back to the one that it had.")
-	}
-	name := pgx.Identifier{c.Publication}.Sanitize()
-	sql := "CREATE PUBLICATION " + name + " FOR TABLE " + strings.Join(lacks, ", ") +
-		" WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
-	if pub != nil {
-		sql = "ALTER PUBLICATION " + name + " ADD TABLE " + strings.Join(lacks, ", ")
-	}
-	if _, err := q.Exec(ctx, sql); err != nil {
-		var pg *pgconn.PgError
-		if errors.As(err, &pg) && pg.Code == "42501" {
-			return nil, ErrPublication.New("publication %q: %s", c.Publication, pg.Message).
-				WithRemedy("Have the owner of the tables run: %s", sql)
-		}
-		return nil, classify(fmt.Sprintf("making publication %q", c.Publication), err)
-	}
-	return readPublication(ctx, q, c.Publication)
-}
-
 // system is what IDENTIFY_SYSTEM says.
 type system struct {
 	id       decimal
@@ -322,18 +241,26 @@ func checkPosition(p *position, sys *system, slot string, confirmed lsn, history
 	return nil
 }
 
+// readHead is how far the server has written, or replayed.
+func readHead(ctx context.Context, q *pgx.Conn) (end lsn, err error) {
+	var text string
+	err = q.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text`).Scan(&text)
+	if err != nil {
+		return 0, classify("asking how far the server has written", err)
+	}
+	if err := end.UnmarshalText([]byte(text)); err != nil {
+		return 0, ErrProtocol.New("LSN %q: %w", text, err)
+	}
+	return end, nil
+}
+
 // checkWritten makes sure that the server has written all that p counts as
 // delivered: one that was set back on the same timeline is behind it, and would
 // be taken to have nothing new until it has passed it again (rule B7).
 func (se *session) checkWritten(ctx context.Context, p *position) error {
-	var text string
-	err := se.q.QueryRow(ctx, `SELECT (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END)::text`).Scan(&text)
+	end, err := readHead(ctx, se.q)
 	if err != nil {
-		return classify("asking how far the server has written", err)
-	}
-	var end lsn
-	if err := end.UnmarshalText([]byte(text)); err != nil {
-		return ErrProtocol.New("LSN %q: %w", text, err)
+		return err
 	}
 	at := p.LSN
 	if p.Tx != nil {

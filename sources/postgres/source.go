@@ -33,8 +33,8 @@ type Source struct {
 	// before. The octets differ in text, and their number of changes does not.
 	proof *txPart
 
-	batchChanges  int           // in one batch, at most
-	identityEvery time.Duration // how often the identities of what is published are looked at
+	batchChanges int           // in one batch, at most
+	keepEvery    time.Duration // how often keep looks after what is published
 }
 
 var _ pipeline.Source = (*Source)(nil)
@@ -60,6 +60,10 @@ type session struct {
 	// nextXID is the transaction id that the server would give out, about: those
 	// of the stream have no epoch.
 	nextXID decimal
+
+	publication decimal    // its OID
+	published   lsn        // the server had not written more when it was there
+	lost        chan error // one, when it is not there any more
 
 	created  bool // this run made the slot
 	base     lsn  // its consistent point, when created
@@ -89,7 +93,7 @@ func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
 		return err
 	}
 	defer r.close()
-	se := &session{Source: s, out: out, q: q, nextXID: srv.nextXID}
+	se := &session{Source: s, out: out, q: q, nextXID: srv.nextXID, lost: make(chan error, 1)}
 	if se.sys, err = identify(ctx, r); err != nil {
 		return err
 	}
@@ -213,6 +217,9 @@ func (se *session) resume(ctx context.Context, history []byte) (p *position, con
 	if err == nil {
 		err = se.checkWritten(ctx, p)
 	}
+	if err == nil && p.Publication != 0 && p.Publication != se.publication {
+		err = se.cfg.notThere("is not the one that was captured through up to %s", p.LSN)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
@@ -266,7 +273,11 @@ func (se *session) chooseTables(ctx context.Context, fresh bool) error {
 	if len(tables) == 0 {
 		return ErrNoTables.New("no table with a key matches %s", strings.Join(se.cfg.Tables, ", "))
 	}
+	se.published = se.sys.flushed
 	if se.pub, err = se.cfg.ensurePublication(ctx, se.q, tables, fresh); err != nil {
+		return err
+	}
+	if se.publication, err = se.cfg.publicationID(ctx, se.q); err != nil {
 		return err
 	}
 	var lacks []string
@@ -386,7 +397,7 @@ func (se *session) start(ctx context.Context, r *replication, senderTimeout time
 		interval = min(interval, max(senderTimeout/4, 10*time.Millisecond))
 	}
 	se.ack = startAcker(se.sock, se.out.Durable(), interval, se.cfg.IdleInterval)
-	se.ladder = startLadder(&se.cfg, se.comp, pid, se.ack, se.keepIdentities, se.identityEvery)
+	se.ladder = startLadder(&se.cfg, se.comp, pid, se.ack, se.keep, se.keepEvery)
 	return nil
 }
 

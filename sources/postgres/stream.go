@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -83,6 +84,8 @@ func (st *stream) run(ctx context.Context) error {
 			return ctx.Err()
 		case err := <-st.ack.err:
 			return err
+		case err := <-st.lost:
+			return err
 		case <-st.sock.more:
 		}
 	}
@@ -105,7 +108,12 @@ func (st *stream) frame(ctx context.Context, kind byte, body []byte) error {
 	switch kind {
 	case 'd':
 	case 'E':
-		return classify("streaming", serverError(body))
+		err := serverError(body)
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == "42704" { // undefined_object: up to version 17
+			return st.cfg.notThere("did not exist when something after %s was committed", st.at.LSN)
+		}
+		return classify("streaming", err)
 	case 'c', 'C', 'Z':
 		return classify("streaming", errStreamEnd)
 	case 'N', 'S', 'A':

@@ -16,7 +16,7 @@ import (
 // that is joined, halts the join at its first record, after a doctor that said
 // all was well.
 func TestDoctor(t *testing.T) {
-	all, err := avro.Contracts()
+	all, err := avro.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}

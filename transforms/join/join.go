@@ -27,8 +27,9 @@ type join struct {
 
 // Options are what a join needs of its surroundings.
 type Options struct {
-	Redis *redis.Client
-	Log   *slog.Logger
+	Redis     *redis.Client
+	Log       *slog.Logger
+	Contracts avro.Catalogue // nil: the built-in pack
 	// Find gives a topic as it is in Kafka.
 	Find func(ctx context.Context, topic string) (*change.Topic, error)
 	// Component shows how many left rows wait; may be nil.
@@ -44,7 +45,7 @@ type Options struct {
 // New checks a configuration (TW-JOIN-CONFIG problems, joined) and makes the
 // stages of both groups.
 func New(name string, cfg Config, o Options) (*Left, *Right, error) {
-	p, err := compile(name, cfg)
+	p, err := compile(name, cfg, o.Contracts)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -78,7 +79,7 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	if err := decode(&cfg); err != nil {
 		return nil, err
 	}
-	o := Options{}
+	o := Options{Contracts: env.Contracts}
 	// A static check of the configuration has no surroundings.
 	if env.Obs != nil {
 		o.Log, o.Component = env.Obs.Log, env.Obs.Component("transform", name)

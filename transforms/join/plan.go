@@ -106,7 +106,7 @@ type agree struct{ a, b columnRef }
 // compiler gathers mistakes.
 type compiler struct {
 	p   *plan
-	all map[string]*avro.Contract
+	all avro.Catalogue
 	bad []error
 }
 
@@ -131,10 +131,12 @@ func columnNames(t *change.Table) []string {
 }
 
 // compile checks and compiles; errors are joined TW-JOIN-CONFIG problems.
-func compile(name string, cfg Config) (*plan, error) {
-	all, err := avro.Contracts()
-	if err != nil {
-		return nil, err
+func compile(name string, cfg Config, all avro.Catalogue) (*plan, error) {
+	if all == nil {
+		var err error
+		if all, err = avro.Pack(); err != nil {
+			return nil, err
+		}
 	}
 	p := &plan{name: name, waiting: -1, refresh: avro.Refresh(name).Table}
 	c := &compiler{p: p, all: all}
@@ -170,12 +172,7 @@ func compile(name string, cfg Config) (*plan, error) {
 func (c *compiler) contract(path, topic string) *avro.Contract {
 	k := c.all[topic]
 	if k == nil {
-		names := make([]string, 0, len(c.all))
-		for n := range c.all {
-			names = append(names, n)
-		}
-		slices.Sort(names)
-		near(c.fail(path, "topic %q has no contract", topic), topic, names)
+		near(c.fail(path, "topic %q has no contract", topic), topic, c.all.Topics())
 	}
 	return k
 }

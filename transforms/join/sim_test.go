@@ -96,7 +96,7 @@ type group struct {
 }
 
 var contracts = func() map[string]*avro.Contract {
-	c, err := avro.Contracts()
+	c, err := avro.Pack()
 	if err != nil {
 		panic(err)
 	}

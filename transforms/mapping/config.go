@@ -21,7 +21,7 @@ import (
 var (
 	ErrConfig = problem.Define("TW-MAP-CONFIG", problem.Halt,
 		"A mapping does not fit the contract that it is to fill.",
-		"Correct the mapping; `tallywire check` says so without running.")
+		"Correct it where the message says; docs/config.md lists what a mapping holds.")
 	ErrColumn = problem.Define("TW-MAP-COLUMN", problem.Halt,
 		"A mapping names a column that the source table does not have, or has with a type that does not fit.",
 		"Correct the mapping, or give the table that column again.")
@@ -34,6 +34,9 @@ var (
 	ErrNull = problem.Define("TW-MAP-NULL", problem.Reject,
 		"A field that is never null in its contract got a null.",
 		"Fill the column at its source: the filled row takes the place of the parked one.")
+	ErrValue = problem.Define("TW-MAP-VALUE", problem.Reject,
+		"A value that is none of the closed list of its field: what nobody knows must not decide what is posted and what is counted.",
+		"Correct the value at its source: the new record takes the place of the parked one.")
 	ErrTruncate = problem.Define("TW-MAP-TRUNCATE", problem.Reject,
 		"A table was truncated at the source; canonical topics know deletes of keys only, so its canonical records remain.",
 		"Rows that come again under their keys replace theirs. Delete at the far side what was made of the others, then discard this case (one for each partition).")
@@ -52,7 +55,7 @@ type Config struct {
 type Topic struct {
 	From   string            `yaml:"from" doc:"The raw topic." example:"psa.public.customer"`
 	To     string            `yaml:"to" doc:"The canonical topic; it needs a contract." example:"ps.customer"`
-	Fields map[string]string `yaml:"fields" doc:"Field of the contract: a column; a text with columns in braces, such as \"{employee_id}/{id}\"; or a constant after an equals sign, such as \"=EUR\". Fields that are not named take the column of their own name."`
+	Fields map[string]string `yaml:"fields" doc:"Field of the contract: a column; a text with columns in braces, such as \"{employee_id}/{id}\"; or a constant after an equals sign, such as \"=EUR\". Fields that are not named take the column of their own name; those that may be null are null where the table has none."`
 }
 
 // Dedupe chooses how repetitions are recognised.
@@ -75,32 +78,50 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	if err := decode(&cfg); err != nil {
 		return nil, err
 	}
-	m, err := New(name, cfg)
-	if err != nil {
+	m, err := New(name, cfg, env.Contracts)
+	if err := errors.Join(err, cfg.Dedupe.check("transforms."+name+".dedupe")); err != nil {
 		return nil, err
 	}
 	m.env = env
 	spec := pipeline.TransformSpec{Name: name, Topics: m.From(), Outputs: m.To()}
 	switch cfg.Dedupe.Mode {
-	case "off":
 	case "position":
 		spec.Stages = append(spec.Stages, dedupe.ByPosition(dedupe.ReadBack(env)))
 	case "identity":
-		if len(cfg.Dedupe.Identity) == 0 || cfg.Dedupe.Window <= 0 {
-			return nil, ErrConfig.New("dedupe by identity needs the columns and a window").At("transforms.%s.dedupe", name)
-		}
 		spec.Stages = append(spec.Stages, dedupe.ByIdentity(env, name, m.From(), cfg.Dedupe.Identity, cfg.Dedupe.Window))
-	default:
-		return nil, ErrConfig.New("dedupe mode %q: want position, identity or off", cfg.Dedupe.Mode).At("transforms.%s.dedupe.mode", name)
 	}
 	spec.Stages = append(spec.Stages, m)
 	return []pipeline.TransformSpec{spec}, nil
+}
+
+// check gives what is wrong with it, which stands at path.
+func (d *Dedupe) check(path string) error {
+	switch d.Mode {
+	case "position", "off":
+		if len(d.Identity) > 0 || d.Window != Defaults().Dedupe.Window {
+			return ErrConfig.New("identity and window have no effect with mode %s", d.Mode).At("%s", path).
+				WithRemedy("Write mode: identity, or remove them.")
+		}
+	case "identity":
+		var errs []error
+		if len(d.Identity) == 0 {
+			errs = append(errs, ErrConfig.New("dedupe by identity needs the columns").At("%s.identity", path))
+		}
+		if d.Window <= 0 {
+			errs = append(errs, ErrConfig.New("dedupe by identity needs a window, not %s", d.Window).At("%s.window", path))
+		}
+		return errors.Join(errs...)
+	default:
+		return ErrConfig.New("dedupe mode %q: want position, identity or off", d.Mode).At("%s.mode", path)
+	}
+	return nil
 }
 
 // source is where the value of one field comes from.
 type source struct {
 	text    string // as written
 	path    string // where it is written
+	named   bool   // it is written; else it is the column of the field's name
 	cols    []string
 	between []string // literal text: before the first column, between, after the last
 	value   *string  // a constant
@@ -139,12 +160,14 @@ func parseSource(s string) (source, error) {
 	}
 }
 
-// New checks a configuration against the contracts; errors are joined
-// TW-MAP-CONFIG problems that name the place and the nearest right name.
-func New(name string, cfg Config) (*Stage, error) {
-	all, err := avro.Contracts()
-	if err != nil {
-		return nil, err
+// New checks a configuration against contracts, nil: those of the pack; errors
+// are joined TW-MAP-CONFIG problems that name the place and the nearest right name.
+func New(name string, cfg Config, all avro.Catalogue) (*Stage, error) {
+	if all == nil {
+		var err error
+		if all, err = avro.Pack(); err != nil {
+			return nil, err
+		}
 	}
 	s := &Stage{name: name, byFrom: map[string]*entry{}}
 	var bad []error
@@ -161,11 +184,7 @@ func New(name string, cfg Config) (*Stage, error) {
 		if c == nil {
 			e := ErrConfig.New("topic %q has no contract", t.To).At("%s.to", path)
 			bad = append(bad, e)
-			names := make([]string, 0, len(all))
-			for n := range all {
-				names = append(names, n)
-			}
-			if near := config.Nearest(t.To, names); near != "" {
+			if near := config.Nearest(t.To, all.Topics()); near != "" {
 				e.WithRemedy("Did you mean %s?", near)
 			}
 			continue
@@ -183,7 +202,7 @@ func New(name string, cfg Config) (*Stage, error) {
 			continue
 		}
 		targets[t.To] = t.From
-		e := &entry{from: t.From, path: path, to: c.Table}
+		e := &entry{from: t.From, path: path, to: c.Table, contract: c.Fields}
 		for f := range t.Fields {
 			if c.Table.Column(f) < 0 {
 				p := ErrConfig.New("the contract of %s has no field %q", t.To, f).At("%s.fields.%s", path, f)
@@ -200,12 +219,16 @@ func New(name string, cfg Config) (*Stage, error) {
 				text = col.Name
 			}
 			src, err := parseSource(text)
-			src.path = path + ".fields." + col.Name
+			src.path, src.named = path+".fields."+col.Name, named
 			switch {
 			case err != nil:
 				fail(src.path, "%s", err)
 			case (len(src.between) > 0 || src.value != nil) && col.Kind != change.String:
 				fail(src.path, "a template or a constant makes text, field %s of %s is %s", col.Name, t.To, col.Type)
+			case src.value != nil:
+				if p := e.closed(j, *src.value); p != nil {
+					fail(src.path, "%s", p.Text)
+				}
 			}
 			e.sources = append(e.sources, src)
 		}

@@ -31,9 +31,22 @@ func (s *Stage) Doctor(ctx context.Context) []pipeline.Finding {
 		}
 		if len(bad) == 0 {
 			fs = append(fs, p.identity(what, t))
+			if empty := p.empty(); len(empty) > 0 {
+				fs = append(fs, pipeline.Finding{What: what, Advice: fmt.Sprintf("nothing fills %s: %s has no such columns, and no field names another", strings.Join(empty, ", "), e.from)})
+			}
 		}
 	}
 	return fs
+}
+
+// empty lists the fields that are always null.
+func (p *plan) empty() (fields []string) {
+	for i := range p.fields {
+		if p.fields[i].kind == nothing {
+			fields = append(fields, p.to.Columns[i].Name)
+		}
+	}
+	return fields
 }
 
 // identity says what an old row, or a large column, would be missing.

@@ -72,7 +72,7 @@ func (o *outlet) Reject(_ *change.Change, err error) { o.rejected = append(o.rej
 
 func apply(t *testing.T, fill func(b *change.Batch)) *outlet {
 	t.Helper()
-	s, err := mapping.New("canonical", config())
+	s, err := mapping.New("canonical", config(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -197,7 +197,7 @@ func TestConfigMistakes(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := config()
 			c.change(&cfg)
-			_, err := mapping.New("canonical", cfg)
+			_, err := mapping.New("canonical", cfg, nil)
 			e := problem.Of(err)
 			if e == nil || e.ID != "TW-MAP-CONFIG" || e.Where != c.where || !strings.Contains(e.Text, c.says) || !strings.Contains(e.WhatToDo(), c.remedy) {
 				t.Errorf("got %s", problem.Format(err))
@@ -210,7 +210,7 @@ func TestConfigMistakes(t *testing.T) {
 func TestMissingColumnHalts(t *testing.T) {
 	cfg := config()
 	cfg.Topics[0].Fields["resource_id"] = "employee"
-	s, err := mapping.New("canonical", cfg)
+	s, err := mapping.New("canonical", cfg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +229,7 @@ func TestUnmappedTopicHalts(t *testing.T) {
 	other := *rates
 	other.Topic = "psa.public.other"
 	give := func(cfg mapping.Config) error {
-		s, err := mapping.New("canonical", cfg)
+		s, err := mapping.New("canonical", cfg, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -244,6 +244,107 @@ func TestUnmappedTopicHalts(t *testing.T) {
 	cfg.Topics[0].From = other.Topic
 	if err := give(cfg); err != nil {
 		t.Error(err)
+	}
+}
+
+// Lost if this fails: a status that nobody knows decides in silence that nothing
+// is posted; a kind, that a credit note is added to the revenue.
+func TestClosedListsAreClosed(t *testing.T) {
+	entries := (&change.Table{
+		Source: "psa", Schema: "public", Name: "time_entry", Topic: "psa.public.time_entry", OldFull: true,
+		Columns: []change.Column{
+			{Name: "id", Type: "bigint", Kind: change.Int},
+			{Name: "text", Type: "text", Kind: change.String},
+			{Name: "day", Type: "date", Kind: change.Date},
+			{Name: "hours", Type: "numeric(6,2)", Kind: change.Decimal, Precision: 6, Scale: 2},
+			{Name: "billable", Type: "boolean", Kind: change.Bool},
+			{Name: "at", Type: "timestamp with time zone", Kind: change.TimestampTZ},
+			{Name: "status", Type: "approval", Kind: change.Enum},
+			{Name: "none", Type: "text", Kind: change.String, Nullable: true},
+		},
+		Key: []int{0},
+	}).Index()
+	fields := func(status string) map[string]string {
+		return map[string]string{
+			"time_entry_id": "id", "resource_id": "text", "project_id": "text", "task_number": "text", "work_date": "day", "created_at": "at", "updated_at": "at",
+			"note": "none", "bill_rate": "hours", "status": status,
+		}
+	}
+	run := func(status, is string) *outlet {
+		s, err := mapping.New("canonical", mapping.Config{Topics: []mapping.Topic{{From: entries.Topic, To: "ps.time_entry", Fields: fields(status)}}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, out := change.Get(), &outlet{}
+		row := b.Row(8)
+		row[0], row[1], row[2], row[3], row[4], row[5] = change.IntValue(1), b.SpanString(change.String, is), change.DateValue(20000), change.DecimalValue(750, 2), change.BoolValue(true), change.TimestampTZValue(1)
+		row[6], row[7] = b.SpanString(change.Enum, is), change.NullValue()
+		b.Append(entries, change.Create).New = row
+		if err := s.Apply(t.Context(), b, out); err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	for _, status := range []string{"status", "text", "{text}"} {
+		o := run(status, "Approved")
+		if len(o.got) != 0 || len(o.rejected) != 1 || !problem.Has(o.rejected[0], mapping.ErrValue) ||
+			!strings.Contains(o.rejected[0].Error(), `field status of ps.time_entry is "Approved", none of draft, submitted, approved, rejected; did you mean "approved"?`) {
+			t.Errorf("%s: %q, rejected %v", status, o.got, o.rejected)
+		}
+		if o = run(status, "approved"); len(o.got) != 1 || len(o.rejected) != 0 { // Remedy: TW-MAP-VALUE
+			t.Errorf("%s: %q, rejected %v", status, o.got, o.rejected)
+		}
+	}
+	if o := run("=submitted", "x"); len(o.got) != 1 {
+		t.Errorf("a constant of the list: %v", o.rejected)
+	}
+	_, err := mapping.New("canonical", mapping.Config{Topics: []mapping.Topic{{From: entries.Topic, To: "ps.time_entry", Fields: fields("=aproved")}}}, nil)
+	if !problem.Has(err, mapping.ErrConfig) || !strings.Contains(err.Error(), `did you mean "approved"?`) {
+		t.Errorf("a constant that is none of the list: %v", err)
+	}
+}
+
+// Lost if this fails: a firm that does not have all that a contract may hold
+// cannot fill it at all; or a field that is named wrong is null in silence.
+func TestFieldsThatNoColumnHas(t *testing.T) {
+	few := *rates
+	few.Columns = append(append([]change.Column(nil), rates.Columns[:3]...), rates.Columns[4:]...) // no valid_to
+	less := few.Index()
+	apply := func(cfg mapping.Config) (*outlet, error) {
+		s, err := mapping.New("canonical", cfg, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, o := change.Get(), &outlet{}
+		row := b.Row(6)
+		copy(row, rate(b, 55, 12)[:3])
+		copy(row[3:], rate(b, 55, 12)[4:])
+		b.Append(less, change.Create).New = row
+		return o, s.Apply(t.Context(), b, o)
+	}
+	o, err := apply(config())
+	if err != nil || len(o.got) != 1 || !strings.HasPrefix(o.got[0], "ps.cost_rate c 12/55|12|2024-10-04||82.5000|EUR|") {
+		t.Errorf("%q, %v, rejected %v", o.got, err, o.rejected)
+	}
+	var advice []string
+	for _, f := range examine(t, less, nil) {
+		if f.Err != nil {
+			t.Error(f.Err)
+		}
+		advice = append(advice, f.Advice)
+	}
+	if text := strings.Join(advice, "|"); !strings.Contains(text, "nothing fills valid_to: psa.public.cost_rate has no such columns") {
+		t.Errorf("doctor says %q", text)
+	}
+	cfg := config()
+	cfg.Topics[0].Fields["valid_to"] = "valid_until"
+	if _, err := apply(cfg); !problem.Has(err, mapping.ErrColumn) {
+		t.Errorf("a column that is named and not there: %v", err)
+	}
+	less.Columns[2].Name = "from" // valid_from, which is never null
+	less.Index()
+	if _, err := apply(config()); !problem.Has(err, mapping.ErrColumn) {
+		t.Errorf("a field that is never null: %v", err)
 	}
 }
 
@@ -263,7 +364,7 @@ func fill(b *change.Batch, n int) {
 // Zero allocations per change once warm: what is kept per change would limit
 // the whole flow.
 func TestAllocations(t *testing.T) {
-	s, err := mapping.New("canonical", config())
+	s, err := mapping.New("canonical", config(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +382,7 @@ func TestAllocations(t *testing.T) {
 }
 
 func BenchmarkMapping(bm *testing.B) {
-	s, err := mapping.New("canonical", config())
+	s, err := mapping.New("canonical", config(), nil)
 	if err != nil {
 		bm.Fatal(err)
 	}

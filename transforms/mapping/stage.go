@@ -6,10 +6,13 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 
+	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -31,7 +34,37 @@ type Stage struct {
 type entry struct {
 	from, path string
 	to         *change.Table
-	sources    []source // one per column of to
+	contract   []avro.Field // of each column of to
+	sources    []source     // one per column of to
+}
+
+// closed says that text is none of the values that field i may have.
+func (e *entry) closed(i int, text string) *problem.Error {
+	f := &e.contract[i]
+	if f.Values == nil || slices.Contains(f.Values, text) {
+		return nil
+	}
+	is := ""
+	if f.Sensitivity == avro.Public || f.Sensitivity == avro.Internal {
+		if is = fmt.Sprintf(" %q,", text); len(is) > 100 {
+			is = is[:100] + "…,"
+		}
+	}
+	p := ErrValue.New("field %s of %s is%s none of %s", f.Name, e.to.Topic, is, strings.Join(f.Values, ", "))
+	if near := config.Nearest(text, slices.Clone(f.Values)); near != "" {
+		p.Text += fmt.Sprintf("; did you mean %q?", near)
+	}
+	return p
+}
+
+// has reports whether a closed list has text, without allocating.
+func (e *entry) has(i int, text []byte) bool {
+	for _, v := range e.contract[i].Values {
+		if v == string(text) {
+			return true
+		}
+	}
+	return false
 }
 
 // plan is an entry compiled for one shape of the source table.
@@ -51,6 +84,7 @@ type field struct {
 	cols    []int
 	between []string
 	value   string
+	closed  bool // it must be one of the contract's values
 }
 
 type fieldKind uint8
@@ -60,6 +94,7 @@ const (
 	asText                    // its canonical text
 	template                  // texts of several
 	constant
+	nothing // null
 )
 
 func fieldNames(t *change.Table) []string {
@@ -145,9 +180,13 @@ func (s *Stage) compile(t *change.Table) (*plan, []error) {
 // compileField fits the source of field i to the columns of t.
 func compileField(e *entry, t *change.Table, i int) (field, error) {
 	src, target := &e.sources[i], &e.to.Columns[i]
-	f := field{between: src.between}
+	f := field{between: src.between, closed: e.contract[i].Values != nil}
 	for _, name := range src.cols {
 		c := t.Column(name)
+		if c < 0 && !src.named && target.Nullable {
+			f.kind = nothing
+			return f, nil
+		}
 		if c < 0 {
 			err := ErrColumn.New("%s has no column %q for field %s of %s", t.Topic, name, target.Name, e.to.Topic).At("%s", src.path)
 			if near := config.Nearest(name, fieldNames(t)); near != "" {
@@ -343,8 +382,11 @@ func (p *plan) unchanged(c *change.Change, field int, what string) *problem.Erro
 func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Value, sc *scratch) (change.Value, error) {
 	f := &p.fields[i]
 	target := &p.to.Columns[i]
-	if f.kind == constant {
+	switch f.kind {
+	case constant:
 		return b.SpanString(change.String, f.value), nil
+	case nothing:
+		return change.NullValue(), nil
 	}
 	null := false
 	for _, col := range f.cols {
@@ -369,7 +411,10 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 	}
 	switch f.kind {
 	case same:
-		return from[f.cols[0]], nil
+		if !f.closed {
+			return from[f.cols[0]], nil
+		}
+		sc.text = b.AppendText(sc.text[:0], from[f.cols[0]])
 	case asText:
 		sc.text = b.AppendText(sc.text[:0], from[f.cols[0]])
 	case template:
@@ -377,6 +422,9 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 		for j, col := range f.cols {
 			sc.text = append(b.AppendText(sc.text, from[col]), f.between[j+1]...)
 		}
+	}
+	if f.closed && !p.e.has(i, sc.text) {
+		return change.Value{}, p.e.closed(i, string(sc.text))
 	}
 	return b.Span(change.String, sc.text), nil
 }

@@ -105,7 +105,7 @@ func queryOf(entity string) (*query, error) {
 		}
 		return q, nil
 	}
-	contracts, err := avro.Contracts()
+	contracts, err := avro.Pack()
 	if err != nil {
 		return nil, fmt.Errorf("reading the contracts: %w", err)
 	}

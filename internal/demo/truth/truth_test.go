@@ -37,7 +37,7 @@ func pool(t *testing.T, dsn string) *pgxpool.Pool {
 // place of the way over Kafka.
 func copyEntity(t *testing.T, psa *pgxpool.Pool, sink *warehouse.Sink, entity string) {
 	t.Helper()
-	contracts, err := avro.Contracts()
+	contracts, err := avro.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -3,6 +3,7 @@ package retry
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"strings"
 	"testing"
@@ -42,7 +43,9 @@ func TestRunRetriesWithPauses(t *testing.T) {
 			switch len(at) {
 			case 3:
 				return errDown.New("throttled").WithDelay(42 * time.Second)
-			case 8: // Remedy: TW-OUTAGE
+			case 5: // Remedy: TW-OUTAGE
+				return io.ErrUnexpectedEOF
+			case 8:
 				return nil
 			}
 			return errDown.New("down")

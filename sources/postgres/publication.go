@@ -1,0 +1,136 @@
+// The publication: making it, and making sure that it is the one that capture
+// began with (invariant 3). What was committed while there was none is decoded as
+// of then: an error up to version 17, and nothing at all in 18.
+
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// publishedTable is a table as a publication has it.
+type publishedTable struct {
+	schema, name string
+	columns      []string
+	filter       *string
+}
+
+// published cuts cols, in place, to those that the publication has.
+func (p *publishedTable) published(cols []wireColumn) []wireColumn {
+	return slices.DeleteFunc(cols, func(c wireColumn) bool { return !slices.Contains(p.columns, c.name) })
+}
+
+// readPublication gives the tables of a publication with their columns and
+// filters, by schema.table; nil when there is no such publication.
+func readPublication(ctx context.Context, q *pgx.Conn, name string) (map[string]*publishedTable, error) {
+	var all bool
+	err := q.QueryRow(ctx, `SELECT pubinsert AND pubupdate AND pubdelete AND pubtruncate AND (pubviaroot OR NOT EXISTS (SELECT FROM pg_partitioned_table)) FROM pg_publication WHERE pubname = $1`, name).Scan(&all)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, classify("looking up the publication", err)
+	}
+	if !all { // what it leaves out would be lost in silence
+		return nil, ErrPublication.New("publication %q does not publish all operations, or partitions by themselves", name).
+			WithRemedy("ALTER PUBLICATION %s SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)", pgx.Identifier{name}.Sanitize())
+	}
+	rows, err := q.Query(ctx, `SELECT schemaname::text, tablename::text, attnames::text[], rowfilter FROM pg_publication_tables WHERE pubname = $1`, name)
+	if err != nil {
+		return nil, classify("reading the publication", err)
+	}
+	m := map[string]*publishedTable{}
+	_, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (struct{}, error) {
+		var t publishedTable
+		err := r.Scan(&t.schema, &t.name, &t.columns, &t.filter)
+		m[t.schema+"."+t.name] = &t
+		return struct{}{}, err
+	})
+	return m, classify("reading the publication", err)
+}
+
+// ensurePublication makes the publication, or adds what it lacks when nothing
+// has been captured yet. It gives what is published.
+func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*tableInfo, fresh bool) (map[string]*publishedTable, error) {
+	pub, err := readPublication(ctx, q, c.Publication)
+	if err != nil {
+		return nil, err
+	}
+	var lacks []string
+	for _, t := range tables {
+		if pub[t.String()] == nil {
+			lacks = append(lacks, t.sql())
+		}
+	}
+	if pub != nil && (len(lacks) == 0 || !fresh) {
+		return pub, nil
+	}
+	if pub == nil && !fresh {
+		return nil, c.notThere("does not exist, and slot %q does", c.Slot)
+	}
+	name := pgx.Identifier{c.Publication}.Sanitize()
+	sql := "CREATE PUBLICATION " + name + " FOR TABLE " + strings.Join(lacks, ", ") +
+		" WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
+	if pub != nil {
+		sql = "ALTER PUBLICATION " + name + " ADD TABLE " + strings.Join(lacks, ", ")
+	}
+	if _, err := q.Exec(ctx, sql); err != nil {
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == "42501" {
+			return nil, ErrPublication.New("publication %q: %s", c.Publication, pg.Message).
+				WithRemedy("Have the owner of the tables run: %s", sql)
+		}
+		return nil, classify(fmt.Sprintf("making publication %q", c.Publication), err)
+	}
+	return readPublication(ctx, q, c.Publication)
+}
+
+// notThere says of the publication that it was missing while the slot was there.
+func (c *Config) notThere(how string, args ...any) error {
+	return ErrPublication.New("publication %q %s: changes that were committed without it cannot be captured", c.Publication, fmt.Sprintf(how, args...)).
+		WithRemedy("Start the source over (docs/recovery.md); or set publication back to the one that it had.")
+}
+
+// publicationID is the OID of the publication; 0: there is none of its name. One
+// that is dropped and made anew has another.
+func (c *Config) publicationID(ctx context.Context, q *pgx.Conn) (decimal, error) {
+	var id int64
+	err := q.QueryRow(ctx, "SELECT COALESCE((SELECT oid::bigint FROM pg_publication WHERE pubname = $1), 0)", c.Publication).Scan(&id)
+	return decimal(id), classify("looking up the publication", err)
+}
+
+// keepPublication ends the session when its publication is gone, or another took
+// its name: the server may have left something out.
+func (se *session) keepPublication(ctx context.Context, q *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	head, err := readHead(ctx, q)
+	if err != nil {
+		return err
+	}
+	id, err := se.cfg.publicationID(ctx, q)
+	if err != nil {
+		return err
+	}
+	if id == se.publication {
+		se.published = head
+		return nil
+	}
+	err = se.cfg.notThere("was made anew after %s", se.published)
+	if id == 0 {
+		err = se.cfg.notThere("was dropped or renamed after %s", se.published)
+	}
+	select {
+	case se.lost <- err:
+	default: // it was told
+	}
+	return nil
+}
