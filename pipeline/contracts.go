@@ -87,6 +87,14 @@ type Besider interface {
 	Beside(r Resume, n uint64) (change.Pos, bool)
 }
 
+// Laggard is a Source that can show how far it falls behind while it does not
+// run.
+type Laggard interface {
+	Source
+	// ShowBehind does, until ctx ends. It changes nothing.
+	ShowBehind(ctx context.Context)
+}
+
 // Stage transforms changes: one to one, one to many, or none.
 type Stage interface {
 	// Apply owns in: it sends it on (changed in place, or another) or

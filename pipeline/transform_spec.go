@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"strings"
 	"time"
 )
 
@@ -24,6 +25,10 @@ type TransformSpec struct {
 	// Outputs are the topics that are written: made before the first
 	// transaction if they do not exist, compacted.
 	Outputs []string
+	// KeyPrefixes are, by output, what all keys that are written to it begin
+	// with; an output that is not in it may get any key. Two transforms may fill
+	// one topic when no prefix of one begins with one of the other.
+	KeyPrefixes map[string][]string
 	// Queues are written as well, but keep every record until it is trimmed
 	// by its reader (refresh topics).
 	Queues []string
@@ -84,3 +89,7 @@ func unique(lists ...[]string) []string {
 	}
 	return out
 }
+
+// KeysMayCollide reports whether a key that begins with a may be one that begins
+// with b.
+func KeysMayCollide(a, b string) bool { return strings.HasPrefix(a, b) || strings.HasPrefix(b, a) }

@@ -84,6 +84,8 @@ func TestExitCodes(t *testing.T) {
 		{"contract of a join", "check -c " + file("join.yml", "transforms: {costed: {type: join, left: ps.time_entri}}"), exitFailed, "TW-JOIN-CONFIG"},
 		{"a good join", "check -c " + file("joined.yml", "transforms: {costed: {type: join}}"), exitOK, ""}, // Remedy: TW-JOIN-CONFIG
 		{"field of a mapping", "check -c " + file("map.yml", "transforms: {canonical: {type: map, topics: [{from: psa.public.customer, to: ps.custommer}]}}"), exitFailed, "TW-MAP-CONFIG"},
+		{"two transforms, one key", "check -c " + file("two.yml", "transforms: {a: {type: map, topics: [{from: a.public.customer, to: ps.customer}]}, b: {type: map, topics: [{from: b.public.customer, to: ps.customer}]}}"), exitFailed, `transforms "a" and "b" both fill ps.customer`},
+		{"two transforms, keys that tell", "check -c " + file("told.yml", "transforms: {a: {type: map, topics: [{from: a.public.customer, to: ps.customer, fields: {customer_id: 'a-{id}'}}]}, b: {type: map, topics: [{from: b.public.customer, to: ps.customer, fields: {customer_id: 'b-{id}'}}]}}"), exitOK, ""},
 		{"a good mapping", "check -c " + file("mapped.yml", "transforms: {canonical: {type: map, topics: [{from: psa.public.customer, to: ps.customer, fields: {customer_id: id}}]}}"), exitOK, ""}, // Remedy: TW-MAP-CONFIG
 		{"nothing runs", "status -c " + down, exitFailed, "TW-NOT-RUNNING"},
 		{"from", "consume x --from yesterday -c " + down, exitUsage, "--from is beginning, end or an offset"},

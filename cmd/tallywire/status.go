@@ -28,7 +28,8 @@ func (a *app) statusCmd() *cobra.Command {
 		Use:   "status",
 		Short: "Show the components of the running process: state, rate, lag, latency",
 		Long: `status asks the running process over HTTP. Exit code 4 when a component is
-halted or retrying. Latencies are from the commit at the source, over the last
+halted or retrying, or has been starting for over a minute: it waits for what
+may never come. Latencies are from the commit at the source, over the last
 minute. For a database it says how much of its log is sent, received, in Kafka
 and acknowledged: the first rung that stands far behind names what is slow.`,
 		Example: "  tallywire status\n  tallywire status --output json | jq '.components[] | {name, state, lag_total}'",
@@ -49,7 +50,7 @@ and acknowledged: the first rung that stands far behind names what is slow.`,
 				return err
 			}
 			for _, c := range st.Components {
-				if c.State.Down() || c.State == obs.Retrying {
+				if c.State.Down() || c.State == obs.Retrying || c.State == obs.Starting && st.At.Sub(c.Since) > time.Minute {
 					return exit(exitUnwell)
 				}
 			}
@@ -89,7 +90,7 @@ func printStatus(w io.Writer, st console.Status) {
 	}
 	for _, c := range st.Components {
 		if why := c.Reason + c.Progress; why != "" {
-			fmt.Fprintf(w, "\n%s %s: %s", c.Kind, c.Name, why)
+			fmt.Fprintf(w, "\n%s %s, %s for %s: %s", c.Kind, c.Name, c.State, st.At.Sub(c.Since).Round(time.Second), why)
 		}
 		if len(c.Ladder) > 0 {
 			fmt.Fprintf(w, "\n%s %s: behind the head of the log %s", c.Kind, c.Name, ladder(c.Ladder))

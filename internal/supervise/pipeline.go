@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -80,7 +81,7 @@ func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
 		errs = append(errs, c.Place(err))
 		p.Sinks = append(p.Sinks, spec)
 	}
-	errs = append(errs, p.collisions())
+	errs = append(errs, p.collisions(), p.sharedOutputs())
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -100,6 +101,34 @@ func (p *Pipeline) collisions() error {
 		seen[g] = true
 	}
 	return errors.Join(errs...)
+}
+
+// sharedOutputs: two transforms that fill one topic with the same key overwrite
+// each other's records for ever.
+func (p *Pipeline) sharedOutputs() error {
+	var errs []error
+	for i, a := range p.Transforms {
+		for _, b := range p.Transforms[i+1:] {
+			for _, topic := range a.Outputs {
+				if slices.Contains(b.Outputs, topic) && mayCollide(a.KeyPrefixes[topic], b.KeyPrefixes[topic]) {
+					errs = append(errs, config.ErrValue.New("transforms %q and %q both fill %s: a key of one may be a key of the other, and its record would take the other's place", a.Name, b.Name, topic).
+						WithRemedy("Have the keys of each say where they are from, such as \"psa-{id}\"; or fill the topic from one."))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func mayCollide(a, b []string) bool {
+	for _, x := range a {
+		for _, y := range b {
+			if pipeline.KeysMayCollide(x, y) {
+				return true
+			}
+		}
+	}
+	return len(a) == 0 || len(b) == 0
 }
 
 // Groups lists the consumer groups, transforms' first.
@@ -137,7 +166,11 @@ func (p *Pipeline) Run(ctx context.Context, env *pipeline.Env) error {
 		mu   sync.Mutex
 		errs []error
 	)
-	start := func(kind, name string, run func(context.Context) error) {
+	// What halted falls behind, and shows by how much, while others run.
+	var halted sync.WaitGroup
+	watching, unwatch := context.WithCancel(ctx)
+	defer unwatch()
+	start := func(kind, name string, run func(context.Context) error, behind func(context.Context)) {
 		// Known from the start, so that readiness waits for it.
 		env.Obs.Component(kind, name).Is(obs.Starting, "")
 		wg.Go(func() {
@@ -145,19 +178,28 @@ func (p *Pipeline) Run(ctx context.Context, env *pipeline.Env) error {
 				mu.Lock()
 				errs = append(errs, placed(kind, name, err))
 				mu.Unlock()
+				halted.Go(func() { behind(watching) })
 			}
 		})
 	}
 	for _, s := range p.Sinks { // right to left: nobody writes before its reader is there
-		start("sink", s.Name, func(ctx context.Context) error { return deliver.Run(ctx, env, s) })
+		start("sink", s.Name, func(ctx context.Context) error { return deliver.Run(ctx, env, s) },
+			func(ctx context.Context) { deliver.ShowBehind(ctx, env, s) })
 	}
 	for _, t := range p.Transforms {
-		start("transform", t.Name, func(ctx context.Context) error { return transform.Run(ctx, env, t) })
+		start("transform", t.Name, func(ctx context.Context) error { return transform.Run(ctx, env, t) },
+			func(ctx context.Context) { transform.ShowBehind(ctx, env, t) })
 	}
 	for _, s := range p.Sources {
-		start("source", s.Name, func(ctx context.Context) error { return ingest.Run(ctx, env, s) })
+		start("source", s.Name, func(ctx context.Context) error { return ingest.Run(ctx, env, s) }, func(ctx context.Context) {
+			if l, is := s.Source.(pipeline.Laggard); is {
+				l.ShowBehind(ctx)
+			}
+		})
 	}
 	wg.Wait()
+	unwatch()
+	halted.Wait()
 	for _, s := range p.Sinks {
 		if c, ok := s.Sink.(io.Closer); ok {
 			if err := c.Close(); err != nil {

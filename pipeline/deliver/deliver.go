@@ -48,6 +48,11 @@ func Run(ctx context.Context, env *pipeline.Env, spec pipeline.DeliverSpec) erro
 	return retry.Run(ctx, d.comp, d.run)
 }
 
+// ShowBehind shows how far a group that halted falls behind, until ctx ends.
+func ShowBehind(ctx context.Context, env *pipeline.Env, spec pipeline.DeliverSpec) {
+	consume.ShowBehind(ctx, env.Kafka, env.Obs.Component("sink", spec.Name), pipeline.GroupOf(spec.Name), spec.Inputs())
+}
+
 type deliver struct {
 	env    *pipeline.Env
 	spec   pipeline.DeliverSpec

@@ -52,6 +52,11 @@ func Run(ctx context.Context, env *pipeline.Env, spec pipeline.TransformSpec) er
 	return retry.Run(ctx, t.comp, t.run)
 }
 
+// ShowBehind shows how far a group that halted falls behind, until ctx ends.
+func ShowBehind(ctx context.Context, env *pipeline.Env, spec pipeline.TransformSpec) {
+	consume.ShowBehind(ctx, env.Kafka, env.Obs.Component("transform", spec.Name), pipeline.GroupOf(spec.Name), spec.Inputs())
+}
+
 type transform struct {
 	env    *pipeline.Env
 	spec   pipeline.TransformSpec

@@ -113,3 +113,50 @@ func (l *ladder) close() {
 	l.stop()
 	l.done.Wait()
 }
+
+// ShowBehind implements pipeline.Laggard: while capture stands still the server
+// writes on, and keeps its log from what was acknowledged.
+func (s *Source) ShowBehind(ctx context.Context) {
+	tick := time.NewTicker(ladderInterval)
+	defer tick.Stop()
+	for {
+		if err := s.lookAside(ctx); err != nil && ctx.Err() == nil {
+			s.comp.Log.Debug("asking the source database how far it is", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// lookAside sets the ladder from what the server knows of the slot.
+func (s *Source) lookAside(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	q, err := s.cfg.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeConn(q)
+	head, err := readHead(ctx, q)
+	if err != nil {
+		return err
+	}
+	slot, err := readSlot(ctx, q, s.cfg.Slot)
+	if err != nil || slot == nil || slot.activePID != nil { // gone; or another process captures, and tells
+		s.comp.Ladder()
+		return err
+	}
+	at, err := slot.confirmedLSN()
+	if err != nil {
+		return err
+	}
+	var rungs []obs.Rung
+	for _, name := range []string{"sent", "received", "kafka", "acknowledged"} {
+		rungs = append(rungs, obs.Rung{Name: name, At: min(uint64(at), uint64(head))})
+	}
+	s.comp.Ladder(append([]obs.Rung{{Name: "head", At: uint64(head)}}, rungs...)...)
+	return nil
+}

@@ -33,8 +33,8 @@ type position struct {
 	// was, or an older version delivered it.
 	XID decimal `json:"xid,omitempty"`
 
-	// Publication is the OID of the one that it was captured through. It is read
-	// and not written yet, so that a version that writes it can be left again.
+	// Publication is the OID of the one that it was captured through; 0: an older
+	// version did.
 	Publication decimal `json:"publication,omitempty"`
 }
 

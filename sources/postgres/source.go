@@ -166,7 +166,7 @@ func (se *session) follow(ctx context.Context, rels []*pgoutput.Relation, histor
 		se.form = &p.Tx.Binary
 		return pgoutput.ErrText.New("a transaction was delivered in part with binary = %v", p.Tx.Binary)
 	}
-	p.Timeline = se.sys.timeline
+	p.Timeline, p.Publication = se.sys.timeline, se.publication
 	se.comp.Is(obs.Running, "")
 	st := newStream(se, *p)
 	st.proven = proven
@@ -230,7 +230,7 @@ func (se *session) resume(ctx context.Context, history []byte) (p *position, con
 // begin makes the first position durable, and loads where that is not done yet:
 // then streaming starts at the position that it gives.
 func (se *session) begin(ctx context.Context, p *position, confirmed lsn) (*position, error) {
-	start := position{System: se.sys.id, Timeline: se.sys.timeline, Slot: se.cfg.Slot, LSN: confirmed}
+	start := position{System: se.sys.id, Timeline: se.sys.timeline, Slot: se.cfg.Slot, LSN: confirmed, Publication: se.publication}
 	switch {
 	case p == nil && se.cfg.Load == LoadNever:
 		return &start, se.out.Checkpoint(ctx, start.resume())

@@ -83,7 +83,10 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 		return nil, err
 	}
 	m.env = env
-	spec := pipeline.TransformSpec{Name: name, Topics: m.From(), Outputs: m.To()}
+	spec := pipeline.TransformSpec{Name: name, Topics: m.From(), Outputs: m.To(), KeyPrefixes: map[string][]string{}}
+	for _, e := range m.order {
+		spec.KeyPrefixes[e.to.Topic] = append(spec.KeyPrefixes[e.to.Topic], e.keyPrefix())
+	}
 	switch cfg.Dedupe.Mode {
 	case "position":
 		spec.Stages = append(spec.Stages, dedupe.ByPosition(dedupe.ReadBack(env)))
@@ -177,7 +180,6 @@ func New(name string, cfg Config, all avro.Catalogue) (*Stage, error) {
 	if len(cfg.Topics) == 0 {
 		fail("transforms."+name+".topics", "no topic is mapped")
 	}
-	targets := map[string]string{}
 	for i, t := range cfg.Topics {
 		path := fmt.Sprintf("transforms.%s.topics[%d]", name, i)
 		c := all[t.To]
@@ -197,11 +199,6 @@ func New(name string, cfg Config, all avro.Catalogue) (*Stage, error) {
 			fail(path+".from", "topic %q is mapped twice", t.From)
 			continue
 		}
-		if other, twice := targets[t.To]; twice {
-			fail(path+".to", "topic %q is filled from %s already; several sources of one entity need a merge", t.To, other)
-			continue
-		}
-		targets[t.To] = t.From
 		e := &entry{from: t.From, path: path, to: c.Table, contract: c.Fields}
 		for f := range t.Fields {
 			if c.Table.Column(f) < 0 {
@@ -231,6 +228,13 @@ func New(name string, cfg Config, all avro.Catalogue) (*Stage, error) {
 				}
 			}
 			e.sources = append(e.sources, src)
+		}
+		for _, other := range s.order {
+			if other.to == e.to && pipeline.KeysMayCollide(other.keyPrefix(), e.keyPrefix()) {
+				id := e.to.Columns[e.to.Key[0]].Name
+				bad = append(bad, ErrConfig.New("%s is filled from %s too: a key of one may be a key of the other, and its record would take the other's place", t.To, other.from).
+					At("%s.fields.%s", path, id).WithRemedy("Have the keys of each say where they are from: %s: \"%s-{id}\", say.", id, strings.ReplaceAll(t.From, ".", "-")))
+			}
 		}
 		s.byFrom[t.From] = e
 		s.order = append(s.order, e)

@@ -193,6 +193,8 @@ func TestConfigMistakes(t *testing.T) {
 		{"template", func(c *mapping.Config) { c.Topics[0].Fields["resource_id"] = "{a" }, "transforms.canonical.topics[0].fields.resource_id", "{ without", ""},
 		{"template for a number", func(c *mapping.Config) { c.Topics[0].Fields["rate"] = "{a}" }, "transforms.canonical.topics[0].fields.rate", "makes text", ""},
 		{"twice", func(c *mapping.Config) { c.Topics = append(c.Topics, c.Topics[0]) }, "transforms.canonical.topics[1].from", "twice", ""},
+		{"two sources, one key", func(c *mapping.Config) { another(c, "{employee_id}/{id}") }, "transforms.canonical.topics[1].fields.cost_rate_id", "filled from psa.public.cost_rate too", `cost_rate_id: "hcm-public-rate-{id}"`},
+		{"two sources, a prefix of the other's", func(c *mapping.Config) { another(c, "hcm-{id}") }, "transforms.canonical.topics[1].fields.cost_rate_id", "too", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := config()
@@ -203,6 +205,38 @@ func TestConfigMistakes(t *testing.T) {
 				t.Errorf("got %s", problem.Format(err))
 			}
 		})
+	}
+}
+
+// another has a second topic fill ps.cost_rate, under keys of a form.
+func another(c *mapping.Config, key string) {
+	c.Topics = append(c.Topics, mapping.Topic{From: "hcm.public.rate", To: "ps.cost_rate", Fields: map[string]string{"cost_rate_id": key, "resource_id": "employee_id"}})
+}
+
+// Several systems may fill one entity when their keys tell them apart.
+func TestSeveralSourcesOfOneEntity(t *testing.T) {
+	cfg := config()
+	cfg.Topics[0].Fields["cost_rate_id"] = "psa-{id}"
+	another(&cfg, "hcm-{id}")
+	s, err := mapping.New("canonical", cfg, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(s.From(), s.To()); got != "[psa.public.cost_rate hcm.public.rate] [ps.cost_rate]" {
+		t.Error(got)
+	}
+	other := *rates
+	other.Topic = "hcm.public.rate"
+	o := &outlet{}
+	for _, table := range []*change.Table{rates, other.Index()} {
+		b := change.Get()
+		b.Append(table, change.Create).New = rate(b, 17, 12)
+		if err := s.Apply(t.Context(), b, o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := strings.Join(o.got, " "); !strings.Contains(got, "ps.cost_rate c psa-17|12|") || !strings.Contains(got, "ps.cost_rate c hcm-17|12|") {
+		t.Error(got)
 	}
 }
 

@@ -38,6 +38,17 @@ type entry struct {
 	sources    []source     // one per column of to
 }
 
+// keyPrefix is what all its keys begin with: the text before the first column.
+func (e *entry) keyPrefix() string {
+	switch src := &e.sources[e.to.Key[0]]; {
+	case src.value != nil:
+		return *src.value
+	case len(src.between) > 0:
+		return src.between[0]
+	}
+	return ""
+}
+
 // closed says that text is none of the values that field i may have.
 func (e *entry) closed(i int, text string) *problem.Error {
 	f := &e.contract[i]
@@ -115,9 +126,11 @@ func (s *Stage) From() []string {
 }
 
 func (s *Stage) To() []string {
-	out := make([]string, len(s.order))
-	for i, e := range s.order {
-		out[i] = e.to.Topic
+	var out []string
+	for _, e := range s.order {
+		if !slices.Contains(out, e.to.Topic) {
+			out = append(out, e.to.Topic)
+		}
 	}
 	return out
 }

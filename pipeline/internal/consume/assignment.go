@@ -375,14 +375,24 @@ func CauseOf(ctx context.Context, err error) error {
 	return err
 }
 
+// tellAfter is for how long a topic may be waited for before the log says so:
+// at a start others are about to make it.
+const tellAfter = 30 * time.Second
+
 // AwaitTopic waits for a topic that another component makes.
 func AwaitTopic(ctx context.Context, c *kafka.Cluster, name string, comp *obs.Component) (*change.Topic, error) {
-	for {
+	told := false
+	for began := time.Now(); ; {
 		topic, err := c.Topic(ctx, name)
 		if err == nil || !problem.Has(err, kafka.ErrNoTopic) {
 			return topic, err
 		}
 		comp.Is(obs.Starting, "waiting for topic "+name)
+		if !told && time.Since(began) > tellAfter {
+			told = true
+			comp.Failed(problem.Retry.String(), kafka.ErrNoTopic.ID)
+			comp.Log.Warn("waiting for a topic that nobody makes", "topic", name, "code", kafka.ErrNoTopic.ID, "remedy", kafka.ErrNoTopic.Remedy)
+		}
 		if !retry.Sleep(ctx, 200*time.Millisecond) {
 			return nil, ctx.Err()
 		}
