@@ -122,6 +122,31 @@ func TestNamedTestsExist(t *testing.T) {
 	}
 }
 
+// Lost if this fails: a test that -short leaves out is in neither `race` nor the
+// `test` of .ci/run.
+func TestSameUnderRace(t *testing.T) {
+	same, err := sameUnderRace(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p, want := range map[string]bool{
+		"./transforms/mapping": true, "./pipeline/records": true, "./avro": true,
+		"./pipeline/ingest": false, "./transforms/join": false, "./sources/postgres": false,
+	} {
+		if got := slices.Contains(same, p); got != want {
+			t.Errorf("%s is left to race: %v, want %v", p, got, want)
+		}
+	}
+	files, err := git(t.Context(), "grep", "--full-name", "-l", "testing[.]Short()", ":/*.go", ":!/*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A helper that looks at -short has its name in moreWithoutShort.
+	if files != "pipeline/internal/enginetest/bed.go" {
+		t.Errorf("-short is looked at in %s", files)
+	}
+}
+
 // Lost if this fails: a part that was red, or green on another tree, counts as
 // green in `make full`; or a package with a red round as steady.
 func TestRecords(t *testing.T) {

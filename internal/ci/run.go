@@ -42,13 +42,13 @@ func (s *step) with(env ...string) *step {
 func ciSteps() []*step {
 	return []*step{
 		command("build", "make", "build"),
-		command("test", "make", "test"),
+		command("test", "make", "test", "TEST=-beside-race"),
 		command("race", "make", "race"),
 		command("lint", "make", "lint"),
 		command("generated files", "deploy/fresh-docs.sh"),
 		command("benchmarks once", "go", "test", "-run", "^$", "-bench", ".", "-benchtime", "1x", "./change/...", "./avro/...", "./sources/...", "./benchmarks/..."),
 		command("fuzz, a slice", "make", "fuzz", "FUZZ=-time 5s -since HEAD^1 -for 1m"),
-		command("mutants, a slice", "make", "mutants", "MUTANTS=-changed HEAD^1 -for 3m"),
+		command("mutants, a slice", "make", "mutants", "MUTANTS=-changed HEAD^1 -for 2m"),
 		command("demo", "make", "demo", "ARGS=--for 20s --state-dir .tallywire-ci"),
 	}
 }

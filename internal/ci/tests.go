@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -130,17 +131,27 @@ func say(ctx context.Context, what, name string, args ...string) error {
 }
 
 // test is all packages on real servers, and of the crash tests TestChaosKill
-// and one other in turn; with -all every one of them.
+// and one other in turn; with -all every one of them, and with -beside-race none
+// that `race` runs as well.
 func test(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("test", flag.ExitOnError)
 	all := fs.Bool("all", false, "the whole crash suite")
+	beside := fs.Bool("beside-race", false, "leave out what make race runs: packages without a server of ours, and kfake where there is Kafka")
 	if err := fs.Parse(args); err != nil {
 		return err
 	}
 	if err := testkit.Artefacts(ctx); err != nil {
 		return err
 	}
-	ps, err := packages(ctx, crashPackage)
+	left := []string{crashPackage}
+	if *beside {
+		raced, err := sameUnderRace(ctx)
+		if err != nil {
+			return err
+		}
+		left = append(left, raced...)
+	}
+	ps, err := packages(ctx, left...)
 	if err != nil {
 		return err
 	}
@@ -161,14 +172,18 @@ func test(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	// The crash tests mostly let time pass: beside them there is room.
+	if *beside {
+		env = append(env, testkit.KafkaAlone+"=1")
+	}
+	// Tests mostly let time pass: beside them there is room, on a busy machine
+	// too.
 	var wg sync.WaitGroup
 	var crash *outcome
 	var crashErr error
 	wg.Go(func() {
 		crash, crashErr = goTest(ctx, os.Stdout, env, "-count=1", "-timeout", "40m", "-run", slice, crashPackage)
 	})
-	o, err := goTest(ctx, os.Stdout, env, append([]string{"-count=1", "-timeout", "15m", "-p", "2"}, ps...)...)
+	o, err := goTest(ctx, os.Stdout, env, append([]string{"-count=1", "-timeout", "15m", "-p", "3"}, ps...)...)
 	wg.Wait()
 	if err := stop(); err != nil {
 		return err
@@ -182,6 +197,42 @@ func test(ctx context.Context, args []string) error {
 	return o.close(os.Stdout, false)
 }
 
+// moreWithoutShort is in a test file that runs more without -short.
+var moreWithoutShort = append([]string{"testing.Short", "OnBoth", "SharedKafka"}, needJava...)
+
+// sameUnderRace are the packages whose tests `race` runs all of.
+func sameUnderRace(ctx context.Context) ([]string, error) {
+	root, err := git(ctx, "rev-parse", "--show-toplevel")
+	if err != nil {
+		return nil, err
+	}
+	list := exec.CommandContext(ctx, "go", append([]string{"list", "-f", "{{.Dir}}"}, racePackages...)...)
+	list.Dir = root
+	out, err := list.Output()
+	if err != nil {
+		return nil, fmt.Errorf("listing the packages: %w", err)
+	}
+	var same []string
+	for _, dir := range strings.Fields(string(out)) {
+		files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+		if err != nil {
+			return nil, err
+		}
+		more := false
+		for _, f := range files {
+			text, err := os.ReadFile(f)
+			if err != nil {
+				return nil, err
+			}
+			more = more || slices.ContainsFunc(moreWithoutShort, func(s string) bool { return strings.Contains(string(text), s) })
+		}
+		if !more {
+			same = append(same, "."+strings.TrimPrefix(dir, root))
+		}
+	}
+	return same, nil
+}
+
 // race is the unit tests under the race detector.
 func race(ctx context.Context, _ []string) error {
 	if err := testkit.PostgresArtefacts(ctx); err != nil {
@@ -191,7 +242,7 @@ func race(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
-	o, err := goTest(ctx, os.Stdout, env, append([]string{"-race", "-short", "-vet=off", "-count=1", "-timeout", "15m", "-p", "2"}, racePackages...)...)
+	o, err := goTest(ctx, os.Stdout, env, append([]string{"-race", "-short", "-vet=off", "-count=1", "-timeout", "15m", "-p", "3"}, racePackages...)...)
 	if err := stop(); err != nil {
 		return err
 	}

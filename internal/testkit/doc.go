@@ -8,6 +8,10 @@ import (
 	"time"
 )
 
+// KafkaAlone is set in the environment beside a run with -short: what that one
+// does on kfake is not done again.
+const KafkaAlone = "TALLYWIRE_KAFKA_ALONE"
+
 // Patience ends a test's wait for what never comes; what does come takes
 // seconds at most, a minute on a busy machine. Whoever expects a test to be red
 // says a shorter one in TALLYWIRE_PATIENCE (Go's notation).

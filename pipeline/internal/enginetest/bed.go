@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -33,9 +34,16 @@ type Bed struct {
 	Direct   *kafka.Cluster // beside it
 }
 
-// OnBoth runs a test on kfake and on Apache Kafka.
+// OnBoth runs a test on kfake and on Apache Kafka; with -short on kfake alone,
+// and beside a run with -short on Kafka alone (testkit.KafkaAlone).
 func OnBoth(t *testing.T, test func(t *testing.T, b *Bed)) {
-	t.Run("kfake", func(t *testing.T) { test(t, NewBed(t, "")) })
+	t.Run("kfake", func(t *testing.T) {
+		if !testing.Short() && os.Getenv(testkit.KafkaAlone) != "" {
+			t.Log("on Kafka only: another run has kfake")
+			return
+		}
+		test(t, NewBed(t, ""))
+	})
 	t.Run("kafka", func(t *testing.T) {
 		if testing.Short() {
 			t.Log("short: on kfake only")
