@@ -10,6 +10,7 @@ import (
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/codes"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 )
@@ -22,6 +23,8 @@ type Env struct {
 	Redis    *redis.Client // nil when no transform keeps state
 	Control  *pgxpool.Pool // nil when no sink parks
 	Obs      *obs.Obs
+	// Codes are the code lists of the configuration.
+	Codes codes.Lists
 	// Contracts are those of the configuration; nil: the built-in pack.
 	Contracts avro.Catalogue
 	// Instance is this process's stable id, part of the transactional ids of

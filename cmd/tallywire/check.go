@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -38,8 +39,12 @@ All mistakes are told at once, each with line, column and what to write.`,
 				Transforms int      `json:"transforms"`
 				Sinks      int      `json:"sinks"`
 				Groups     []string `json:"groups"`
-			}{file, true, len(cfg.Sources), len(cfg.Transforms), len(cfg.Sinks), p.Groups()}
+				Empty      []string `json:"empty"`
+			}{file, true, len(cfg.Sources), len(cfg.Transforms), len(cfg.Sinks), p.Groups(), p.Unfilled()}
 			return a.print(res, func(w io.Writer) {
+				if len(res.Empty) > 0 {
+					fmt.Fprintf(w, "nothing fills %s here: unless another process does, what reads them finds them empty\n", strings.Join(res.Empty, ", "))
+				}
 				fmt.Fprintf(w, "%s is good: %d sources, %d transforms, %d sinks\n", file, res.Sources, res.Transforms, res.Sinks)
 			})
 		},

@@ -81,6 +81,8 @@ type doctor struct {
 	schemas *avro.Registry           // nil: as well
 	filled  map[string]*change.Table // raw topics of sources that could tell
 	untold  []string                 // sources that could not
+
+	contracts avro.Catalogue
 }
 
 func (d *doctor) text(w io.Writer) {
@@ -134,6 +136,7 @@ func (d *doctor) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.contracts = env.Contracts
 	for _, s := range p.Sources {
 		each(func(ctx context.Context) { d.component(ctx, "sources."+s.Name, s.Source) })
 		each(func(ctx context.Context) { d.catalog(ctx, s) })

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
+	"github.com/tallywire/tallywire/internal/expr"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit/leak"
 )
@@ -130,6 +132,16 @@ func TestCheckTellsAllMistakesOfAMapping(t *testing.T) {
         fields:
           resourceid: employee_id
           rate: "{a}"
+      - from: psa.public.time_entry
+        to: ps.time_entry
+        where: row.deleted = false
+        fields:
+          hours: 'roudn(row.hours, 2, "up")'
+          billable: 1
+          bill_rate: null
+          status: |
+            row.done ? "approved" :
+              upperAsci(row.status)
 sinks:
   erp:
     type: rest
@@ -158,9 +170,14 @@ sinks:
 	want := []string{
 		`:7:13: transforms.canonical.topics[0].to topic "ps.custommer" has no contract`,
 		`:11:23: transforms.canonical.topics[1].fields.resourceid the contract of ps.cost_rate has no field "resourceid"`,
-		`:12:17: transforms.canonical.topics[1].fields.rate a template or a constant makes text, field rate of ps.cost_rate is `,
+		`:12:17: transforms.canonical.topics[1].fields.rate a template makes text, field rate of ps.cost_rate is `,
+		`:15:28: transforms.canonical.topics[2].where token recognition error`,
+		`:15:30: transforms.canonical.topics[2].where extraneous input`,
+		`:17:24: transforms.canonical.topics[2].fields.hours there is no roudn here`,
+		`:18:21: transforms.canonical.topics[2].fields.billable "1" is no boolean, which field billable is`,
+		`:22:24: transforms.canonical.topics[2].fields.status there is no upperAsci here`,
 		`:4:13: transforms.canonical.dedupe identity and window have no effect with mode position`,
-		`:22:14: sinks.erp.go_live want a date, got the moment 2026-07-01T00:00:00+02:00`,
+		`:32:14: sinks.erp.go_live want a date, got the moment 2026-07-01T00:00:00+02:00`,
 	}
 	for i, w := range want {
 		if len(got) != len(want) || !strings.HasPrefix(got[i], w) {
@@ -236,6 +253,36 @@ sinks:
 	write("firm/contracts/project.avsc", `{"extends": "ps.project", "fields": [{"name": "engagement_id", "type": "string", "doc": "Its engagement.", "owner": "sales", "sensitivity": "internal"}]}`)
 	does(exitFailed, "firm/contracts/project.avsc", "check -c firm/tallywire.yml")
 	does(exitFailed, "engagement_id", "contracts check firm/contracts")
+}
+
+// Walk-throughs that do not work teach that nothing does.
+func TestModelWalkThroughs(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "model.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, walks, _ := strings.Cut(string(text), "\n## Add a field\n")
+	files := regexp.MustCompile("(?s)```\\w+ (\\S+)\n(.*?)```")
+	for i, walk := range strings.Split(walks, "\n## ") {
+		dir := t.TempDir()
+		for _, f := range files.FindAllStringSubmatch(walk, -1) {
+			name := filepath.Join(dir, f[1])
+			if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(name, []byte(f[2]), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if code, out, errs := tw("check", "-c", filepath.Join(dir, "tallywire.yml")); code != exitOK {
+			t.Errorf("walk %d: exit %d\n%s%s", i, code, out, errs)
+		}
+	}
+	for _, name := range expr.Functions() {
+		if !strings.Contains(string(text), "`"+name+"(") && !strings.Contains(string(text), "`"+name+"`") {
+			t.Errorf("docs/model.md does not know the function %s", name)
+		}
+	}
 }
 
 // Help that has no example teaches nothing.

@@ -16,6 +16,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+	"github.com/goccy/go-yaml/token"
 
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/secret"
@@ -32,6 +33,7 @@ type Config struct {
 	StateDir   string     `yaml:"state_dir" doc:"Where embedded parts keep their data, and this instance its lock." example:"/var/lib/tallywire"`
 	Instance   string     `yaml:"instance" doc:"This process's stable name, part of its transactional ids: the same after a restart, another in every other process. Letters, digits, dot, dash and underscore."`
 	Partitions int32      `yaml:"partitions" doc:"Partitions of topics that tallywire creates, 1 to 1000. It is frozen from then on: order per key depends on it."`
+	Codes      []string   `yaml:"codes" doc:"Directories of code lists (*.csv), relative to this file: what the codes of a system mean in the firm's terms, for code(list, value)." example:"[codes]"`
 	Contracts  []string   `yaml:"contracts" doc:"Directories of contracts (*.avsc) beside those that are built in, relative to this file: entities of the firm, and fields that it adds." example:"[contracts]"`
 	Sources    Components `yaml:"sources" doc:"What is captured, by name."`
 	Transforms Components `yaml:"transforms" doc:"What is made of it, by name."`
@@ -94,14 +96,43 @@ func Default() *Config {
 }
 
 // ContractDirs are the directories of Contracts, as seen from the process.
-func (c *Config) ContractDirs() []string {
-	out := make([]string, len(c.Contracts))
-	for i, dir := range c.Contracts {
+func (c *Config) ContractDirs() []string { return c.dirs(c.Contracts) }
+
+// CodeDirs are the directories of Codes, as seen from the process.
+func (c *Config) CodeDirs() []string { return c.dirs(c.Codes) }
+
+func (c *Config) dirs(written []string) []string {
+	out := make([]string, len(written))
+	for i, dir := range written {
 		if out[i] = dir; !filepath.IsAbs(dir) {
 			out[i] = filepath.Join(filepath.Dir(c.File), dir)
 		}
 	}
 	return out
+}
+
+// Scalar is a setting that may be a text, a number, true, false or null.
+type Scalar struct {
+	Kind ScalarKind
+	Text string // as it is written, without quotes
+}
+
+// ScalarKind tells what a Scalar is.
+type ScalarKind uint8
+
+const (
+	NullScalar ScalarKind = iota
+	TextScalar
+	NumberScalar
+	BoolScalar
+)
+
+// Text is the Scalar of a text.
+func Text(s string) Scalar { return Scalar{Kind: TextScalar, Text: s} }
+
+// Within names a place in the text that stands at path, for Component.Place.
+func Within(path string, line, column int) string {
+	return fmt.Sprintf("%s@%d:%d", path, line, column)
 }
 
 // Components are the sources, transforms or sinks in the order of the file.
@@ -399,9 +430,32 @@ func (c *Component) Place(err error) error {
 	case e.Where == "":
 		return e.At("%s", c.Where())
 	case error(e) == err && (e.Where == c.Path() || strings.HasPrefix(e.Where, c.Path()+".")): //nolint:errorlint // the very same
-		return e.At("%s", c.dec.at(c.written(e.Where), e.Where))
+		path, within, _ := strings.Cut(e.Where, "@")
+		return e.At("%s", c.dec.within(c.written(path), path, within))
 	}
 	return err
+}
+
+// within is the place of what stands at line:column of the text that n is.
+func (d *decoder) within(n ast.Node, path, within string) string {
+	var line, column int
+	if _, err := fmt.Sscanf(within, "%d:%d", &line, &column); err != nil || n == nil || n.GetToken() == nil {
+		return d.at(n, path)
+	}
+	p := *n.GetToken().Position
+	switch x := n.(type) {
+	case *ast.LiteralNode:
+		p = *x.Value.GetToken().Position
+		written := strings.TrimLeft(x.Value.GetToken().Origin, "\n")
+		p.Line += line - 1
+		p.Column = len(written) - len(strings.TrimLeft(written, " ")) + column // a block has one indent
+	default:
+		if t := n.GetToken().Type; t == token.SingleQuoteType || t == token.DoubleQuoteType {
+			column++
+		}
+		p.Column += column - 1
+	}
+	return fmt.Sprintf("%s:%d:%d: %s", d.file, p.Line, p.Column, path)
 }
 
 // written is the node at a path, or at the nearest above it.

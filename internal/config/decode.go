@@ -164,6 +164,7 @@ var (
 	timeType     = reflect.TypeFor[time.Time]()
 	textType     = reflect.TypeFor[encoding.TextUnmarshaler]()
 	bytesType    = reflect.TypeFor[yaml.BytesUnmarshaler]()
+	scalarType   = reflect.TypeFor[Scalar]()
 	funcType     = reflect.TypeFor[yaml.InterfaceUnmarshaler]()
 )
 
@@ -171,6 +172,10 @@ var (
 func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	n = d.plain(n)
 	d.nodes[path] = n
+	if v.Type() == scalarType {
+		d.scalar(n, v, path)
+		return
+	}
 	if _, null := n.(*ast.NullNode); n == nil || null {
 		return
 	}
@@ -213,6 +218,25 @@ func (d *decoder) special(n ast.Node, v reflect.Value, path string) bool {
 		return false
 	}
 	return true
+}
+
+// scalar keeps what is written and of which kind it is.
+func (d *decoder) scalar(n ast.Node, v reflect.Value, path string) {
+	s := Scalar{}
+	switch x := n.(type) {
+	case nil, *ast.NullNode:
+	case *ast.StringNode, *ast.LiteralNode:
+		s.Kind = TextScalar
+		s.Text, _ = text(n)
+	case *ast.IntegerNode, *ast.FloatNode:
+		s.Kind, s.Text = NumberScalar, strings.ReplaceAll(x.GetToken().Value, "_", "")
+	case *ast.BoolNode:
+		s.Kind, s.Text = BoolScalar, fmt.Sprint(x.Value)
+	default:
+		d.fail(ErrType, n, path, "want a text, a number, true, false or null, got %s", kindOf(n))
+		return
+	}
+	v.Set(reflect.ValueOf(s))
 }
 
 // plainKind decodes by Go's kind of v.

@@ -57,7 +57,7 @@ func describeStruct(w io.Writer, v reflect.Value, path string) {
 }
 
 func isPlainStruct(t reflect.Type) bool {
-	return t.Kind() == reflect.Struct && t != secretType && t != dsnType && t != urlType && t != timeType && !reflect.PointerTo(t).Implements(textType)
+	return t.Kind() == reflect.Struct && t != secretType && t != dsnType && t != urlType && t != timeType && t != scalarType && !reflect.PointerTo(t).Implements(textType)
 }
 
 func typeName(t reflect.Type) string {
@@ -72,6 +72,8 @@ func typeName(t reflect.Type) string {
 		return "duration"
 	case t == timeType:
 		return "date"
+	case t == scalarType:
+		return "text, number, true, false or null"
 	case t == reflect.TypeFor[Components]():
 		return "components by name, each with a `type`"
 	case t.Kind() == reflect.Pointer:

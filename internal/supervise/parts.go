@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/internal/codes"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/embedded"
@@ -65,6 +66,9 @@ func Open(ctx context.Context, cfg *config.Config, o *obs.Obs) (*Parts, error) {
 	p := &Parts{Env: &pipeline.Env{Obs: o, Instance: cfg.Instance, Partitions: cfg.Partitions}}
 	var err error
 	if p.Env.Contracts, err = avro.LoadCatalogue(cfg.ContractDirs()...); err != nil {
+		return nil, err
+	}
+	if p.Env.Codes, err = codes.Load(cfg.CodeDirs()...); err != nil {
 		return nil, err
 	}
 	for _, step := range []func(context.Context, *config.Config) error{p.lock, p.kafka, p.registry, p.redis, p.control} {

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/internal/codes"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -29,6 +30,8 @@ type Pipeline struct {
 	Sources    []pipeline.IngestSpec
 	Transforms []pipeline.TransformSpec
 	Sinks      []pipeline.DeliverSpec
+
+	contracts avro.Catalogue
 }
 
 // Bare is an Env without servers: what is built with it must not be run.
@@ -51,6 +54,12 @@ func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
 		env.Contracts, err = avro.LoadCatalogue(cfg.ContractDirs()...)
 		errs = append(errs, err)
 	}
+	if env.Codes == nil {
+		var err error
+		env.Codes, err = codes.Load(cfg.CodeDirs()...)
+		errs = append(errs, err)
+	}
+	p.contracts = env.Contracts
 	for _, c := range cfg.Sources {
 		m, ok := pipeline.Sources.Find(c.Type)
 		if !ok {
@@ -140,6 +149,32 @@ func (p *Pipeline) Groups() []string {
 	for _, s := range p.Sinks {
 		out = append(out, pipeline.GroupOf(s.Name))
 	}
+	return out
+}
+
+// Unfilled are the topics with a contract that something reads and nothing of
+// the configuration fills, in order.
+func (p *Pipeline) Unfilled() []string {
+	filled, out := map[string]bool{}, []string{}
+	for _, t := range p.Transforms {
+		for _, topic := range t.Outputs {
+			filled[topic] = true
+		}
+	}
+	read := func(topics []string) {
+		for _, topic := range topics {
+			if p.contracts[topic] != nil && !filled[topic] && !slices.Contains(out, topic) {
+				out = append(out, topic)
+			}
+		}
+	}
+	for _, t := range p.Transforms {
+		read(t.Inputs())
+	}
+	for _, s := range p.Sinks {
+		read(s.Topics)
+	}
+	slices.Sort(out)
 	return out
 }
 

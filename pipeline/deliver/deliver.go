@@ -90,7 +90,7 @@ func (d *deliver) run(ctx context.Context) (err error) {
 	defer cancel(nil)
 	var partitions int32
 	for _, name := range d.spec.Topics {
-		t, err := consume.AwaitTopic(ctx, d.env.Kafka, name, d.comp)
+		t, err := consume.AwaitTopic(ctx, d.env, name, d.comp)
 		if err != nil {
 			return err
 		}

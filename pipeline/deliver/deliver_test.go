@@ -74,6 +74,22 @@ func TestDeliverWritesAllAndResumes(t *testing.T) {
 	})
 }
 
+// Lost if this fails: a firm that keeps no invoices gets no other dashboard.
+func TestDeliverContractsThatNobodyFills(t *testing.T) {
+	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
+	b.Many(60)
+	m := enginetest.NewMemory()
+	spec := b.DeliverSpec(m)
+	spec.Topics = append([]string{"ps.invoice"}, spec.Topics...)
+	delivering(b, b.Env, spec)
+	b.Drained()
+	b.Newest(m)
+	topic, err := b.Direct.Topic(t.Context(), "ps.invoice")
+	if err != nil || topic.Partitions != b.Env.Partitions {
+		t.Errorf("the topic that nobody fills: %+v, %v", topic, err)
+	}
+}
+
 // Invariant 10. With offsets outside of the sink's transaction, a crash between
 // the two writes each record of the batch twice, or never.
 func TestDeliverCrashAfterTheWrite(t *testing.T) {

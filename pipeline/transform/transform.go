@@ -137,7 +137,7 @@ func (t *transform) run(ctx context.Context) (err error) {
 func (t *transform) awaitInputs(ctx context.Context, inputs []string) (int32, error) {
 	var first *change.Topic
 	for _, name := range inputs {
-		topic, err := consume.AwaitTopic(ctx, t.env.Kafka, name, t.comp)
+		topic, err := consume.AwaitTopic(ctx, t.env, name, t.comp)
 		if err != nil {
 			return 0, err
 		}

@@ -1,6 +1,6 @@
 // Package mapping turns rows of a source into canonical records: fields by
-// their new names, ids as text, composed ids from templates, constants. It
-// keeps no state. config.go is what a user writes.
+// their new names, ids as text, composed ids from templates, constants, and
+// expressions. It keeps no state. config.go is what a user writes.
 package mapping
 
 import (
@@ -10,8 +10,9 @@ import (
 	"time"
 
 	"github.com/tallywire/tallywire/avro"
-	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/codes"
 	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/expr"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/dedupe"
@@ -37,6 +38,9 @@ var (
 	ErrValue = problem.Define("TW-MAP-VALUE", problem.Reject,
 		"A value that is none of the closed list of its field: what nobody knows must not decide what is posted and what is counted.",
 		"Correct the value at its source: the new record takes the place of the parked one.")
+	ErrExpr = problem.Define("TW-MAP-EXPR", problem.Reject,
+		"An expression of a mapping has no value for this row.",
+		"Correct the value at its source: the new record takes the place of the parked one. Or correct the expression, or the code list that it names, run tallywire check, start it again, and retry what is parked: tallywire parked retry TRANSFORM.")
 	ErrTruncate = problem.Define("TW-MAP-TRUNCATE", problem.Reject,
 		"A table was truncated at the source; canonical topics know deletes of keys only, so its canonical records remain.",
 		"Rows that come again under their keys replace theirs. Delete at the far side what was made of the others, then discard this case (one for each partition).")
@@ -51,11 +55,13 @@ type Config struct {
 	Dedupe Dedupe  `yaml:"dedupe" doc:"How a sender's repetitions are recognised, before the mapping."`
 }
 
-// Topic maps one raw topic to one canonical topic.
+// Topic is one rule: what becomes of the rows of one raw topic in one canonical
+// topic.
 type Topic struct {
-	From   string            `yaml:"from" doc:"The raw topic." example:"psa.public.customer"`
-	To     string            `yaml:"to" doc:"The canonical topic; it needs a contract." example:"ps.customer"`
-	Fields map[string]string `yaml:"fields" doc:"Field of the contract: a column; a text with columns in braces, such as \"{employee_id}/{id}\"; or a constant after an equals sign, such as \"=EUR\". Fields that are not named take the column of their own name; those that may be null are null where the table has none."`
+	From   string                   `yaml:"from" doc:"The raw topic. Several rules may read one; what one of them rejects is parked for all of them." example:"psa.public.customer"`
+	To     string                   `yaml:"to" doc:"The canonical topic; it needs a contract." example:"ps.customer"`
+	Where  string                   `yaml:"where" doc:"An expression: rows for which it is false are not there, and a row that no longer fulfils it is deleted." example:"row.deleted_at == null"`
+	Fields map[string]config.Scalar `yaml:"fields" doc:"Field of the contract: a column; a text with columns in braces, such as \"{employee_id}/{id}\"; a constant: a number, true, false, null, or after an equals sign, such as \"=EUR\"; or an expression over row.COLUMN, such as 'round(decimal(row.hours), 6, \"half_even\")'. Fields that are not named take the column of their own name; those that may be null are null where the table has none."`
 }
 
 // Dedupe chooses how repetitions are recognised.
@@ -78,7 +84,7 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	if err := decode(&cfg); err != nil {
 		return nil, err
 	}
-	m, err := New(name, cfg, env.Contracts)
+	m, err := New(name, cfg, env.Contracts, env.Codes)
 	if err := errors.Join(err, cfg.Dedupe.check("transforms."+name+".dedupe")); err != nil {
 		return nil, err
 	}
@@ -120,127 +126,98 @@ func (d *Dedupe) check(path string) error {
 	return nil
 }
 
-// source is where the value of one field comes from.
-type source struct {
-	text    string // as written
-	path    string // where it is written
-	named   bool   // it is written; else it is the column of the field's name
-	cols    []string
-	between []string // literal text: before the first column, between, after the last
-	value   *string  // a constant
-}
-
-// parseSource reads "column", "{a}/{b}" or "=constant".
-func parseSource(s string) (source, error) {
-	src := source{text: s}
-	if v, ok := strings.CutPrefix(s, "="); ok {
-		src.value = &v
-		return src, nil
-	}
-	if !strings.ContainsAny(s, "{}") {
-		if s == "" {
-			return src, fmt.Errorf("a column, a template or a constant is missing")
-		}
-		src.cols = []string{s}
-		return src, nil
-	}
-	rest := s
-	for {
-		lit, more, ok := strings.Cut(rest, "{")
-		if strings.Contains(lit, "}") {
-			return src, fmt.Errorf("%q has a } without {", s)
-		}
-		src.between = append(src.between, lit)
-		if !ok {
-			return src, nil
-		}
-		col, more, ok := strings.Cut(more, "}")
-		if !ok || col == "" || strings.Contains(col, "{") {
-			return src, fmt.Errorf("%q has a { without a column and }", s)
-		}
-		src.cols = append(src.cols, col)
-		rest = more
-	}
-}
-
 // New checks a configuration against contracts, nil: those of the pack; errors
 // are joined TW-MAP-CONFIG problems that name the place and the nearest right name.
-func New(name string, cfg Config, all avro.Catalogue) (*Stage, error) {
+func New(name string, cfg Config, all avro.Catalogue, lists codes.Lists) (*Stage, error) {
 	if all == nil {
 		var err error
 		if all, err = avro.Pack(); err != nil {
 			return nil, err
 		}
 	}
-	s := &Stage{name: name, byFrom: map[string]*entry{}}
+	s := &Stage{name: name, codes: lists, byFrom: map[string][]*entry{}}
 	var bad []error
-	fail := func(path, format string, args ...any) {
-		bad = append(bad, ErrConfig.New(format, args...).At("%s", path))
-	}
 	if len(cfg.Topics) == 0 {
-		fail("transforms."+name+".topics", "no topic is mapped")
+		bad = append(bad, ErrConfig.New("no topic is mapped").At("transforms.%s.topics", name))
 	}
 	for i, t := range cfg.Topics {
-		path := fmt.Sprintf("transforms.%s.topics[%d]", name, i)
-		c := all[t.To]
-		if c == nil {
-			e := ErrConfig.New("topic %q has no contract", t.To).At("%s.to", path)
-			bad = append(bad, e)
-			if near := config.Nearest(t.To, all.Topics()); near != "" {
-				e.WithRemedy("Did you mean %s?", near)
-			}
-			continue
+		e, errs := s.rule(t, fmt.Sprintf("transforms.%s.topics[%d]", name, i), all)
+		bad = append(bad, errs...)
+		if e != nil {
+			s.byFrom[t.From] = append(s.byFrom[t.From], e)
+			s.order = append(s.order, e)
 		}
-		if t.From == "" {
-			fail(path+".from", "the raw topic is missing")
-			continue
-		}
-		if s.byFrom[t.From] != nil {
-			fail(path+".from", "topic %q is mapped twice", t.From)
-			continue
-		}
-		e := &entry{from: t.From, path: path, to: c.Table, contract: c.Fields}
-		for f := range t.Fields {
-			if c.Table.Column(f) < 0 {
-				p := ErrConfig.New("the contract of %s has no field %q", t.To, f).At("%s.fields.%s", path, f)
-				bad = append(bad, p)
-				if near := config.Nearest(f, fieldNames(c.Table)); near != "" {
-					p.WithRemedy("Did you mean %s?", near)
-				}
-			}
-		}
-		for j := range c.Table.Columns {
-			col := &c.Table.Columns[j]
-			text, named := t.Fields[col.Name]
-			if !named {
-				text = col.Name
-			}
-			src, err := parseSource(text)
-			src.path, src.named = path+".fields."+col.Name, named
-			switch {
-			case err != nil:
-				fail(src.path, "%s", err)
-			case (len(src.between) > 0 || src.value != nil) && col.Kind != change.String:
-				fail(src.path, "a template or a constant makes text, field %s of %s is %s", col.Name, t.To, col.Type)
-			case src.value != nil:
-				if p := e.closed(j, *src.value); p != nil {
-					fail(src.path, "%s", p.Text)
-				}
-			}
-			e.sources = append(e.sources, src)
-		}
-		for _, other := range s.order {
-			if other.to == e.to && pipeline.KeysMayCollide(other.keyPrefix(), e.keyPrefix()) {
-				id := e.to.Columns[e.to.Key[0]].Name
-				bad = append(bad, ErrConfig.New("%s is filled from %s too: a key of one may be a key of the other, and its record would take the other's place", t.To, other.from).
-					At("%s.fields.%s", path, id).WithRemedy("Have the keys of each say where they are from: %s: \"%s-{id}\", say.", id, strings.ReplaceAll(t.From, ".", "-")))
-			}
-		}
-		s.byFrom[t.From] = e
-		s.order = append(s.order, e)
 	}
 	if len(bad) > 0 {
 		return nil, errors.Join(bad...)
 	}
 	return s, nil
+}
+
+// rule checks one of them; nil: it cannot be said what it is.
+func (s *Stage) rule(t Topic, path string, all avro.Catalogue) (*entry, []error) {
+	var bad []error
+	c := all[t.To]
+	if c == nil {
+		e := ErrConfig.New("topic %q has no contract", t.To).At("%s.to", path)
+		if near := config.Nearest(t.To, all.Topics()); near != "" {
+			e.WithRemedy("Did you mean %s?", near)
+		}
+		bad = append(bad, e)
+	}
+	if t.From == "" {
+		bad = append(bad, ErrConfig.New("the raw topic is missing").At("%s.from", path))
+	}
+	if len(bad) > 0 {
+		return nil, bad
+	}
+	e := &entry{from: t.From, path: path, to: c.Table, contract: c.Fields, where: t.Where}
+	for f := range t.Fields {
+		if c.Table.Column(f) < 0 {
+			p := ErrConfig.New("the contract of %s has no field %q", t.To, f).At("%s.fields.%s", path, f)
+			bad = append(bad, p)
+			if near := config.Nearest(f, fieldNames(c.Table)); near != "" {
+				p.WithRemedy("Did you mean %s?", near)
+			}
+		}
+	}
+	if t.Where != "" {
+		_, mistakes := expr.Condition(t.Where, expr.Scope{Codes: s.codes})
+		bad = append(bad, told(ErrConfig, path+".where", mistakes)...)
+	}
+	for j := range c.Table.Columns {
+		written, named := t.Fields[c.Table.Columns[j].Name]
+		if !named {
+			written = config.Text(c.Table.Columns[j].Name)
+		}
+		src, errs := s.source(e, j, written)
+		src.path, src.named = path+".fields."+c.Table.Columns[j].Name, named
+		for _, err := range errs {
+			if err.Where == "" {
+				err.At("%s", src.path)
+			}
+			bad = append(bad, err)
+		}
+		e.sources = append(e.sources, src)
+	}
+	for _, other := range s.order {
+		if other.to == e.to && pipeline.KeysMayCollide(other.keyPrefix(), e.keyPrefix()) {
+			id := e.to.Columns[e.to.Key[0]].Name
+			bad = append(bad, ErrConfig.New("%s is filled from %s too: a key of one may be a key of the other, and its record would take the other's place", t.To, other.from).
+				At("%s.fields.%s", path, id).WithRemedy("Have the keys of each say where they are from: %s: \"%s-{id}\", say.", id, strings.ReplaceAll(t.From, ".", "-")))
+		}
+	}
+	return e, bad
+}
+
+// told are an expression's mistakes, which stands at path.
+func told(code problem.Code, path string, mistakes []expr.Mistake) (bad []error) {
+	for _, m := range mistakes {
+		e := code.New("%s", m.Text).At("%s", config.Within(path, m.Line, m.Column))
+		if m.Remedy != "" {
+			e.WithRemedy("%s", m.Remedy)
+		}
+		bad = append(bad, e)
+	}
+	return bad
 }

@@ -5,6 +5,7 @@ package mapping
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/tallywire/tallywire/change"
@@ -25,7 +26,7 @@ func (s *Stage) Doctor(ctx context.Context) []pipeline.Finding {
 		if t == nil {
 			continue // who fills it is asked of all topics
 		}
-		p, bad := s.compile(t)
+		p, bad := s.fit(e, t)
 		for _, err := range bad {
 			fs = append(fs, pipeline.Finding{What: what, Err: err})
 		}
@@ -42,7 +43,7 @@ func (s *Stage) Doctor(ctx context.Context) []pipeline.Finding {
 // empty lists the fields that are always null.
 func (p *plan) empty() (fields []string) {
 	for i := range p.fields {
-		if p.fields[i].kind == nothing {
+		if f := &p.fields[i]; f.kind == constantValue && f.value.IsNull() && !p.e.sources[i].named {
 			fields = append(fields, p.to.Columns[i].Name)
 		}
 	}
@@ -68,12 +69,16 @@ func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
 		return f
 	}
 	var large []string
-	for i := range p.fields {
-		for _, c := range p.fields[i].cols {
-			if mayBeLeftOut(&t.Columns[c]) && !contains(t.Key, c) {
-				large = append(large, t.Columns[c].Name)
+	look := func(cols []int) {
+		for _, c := range cols {
+			if name := t.Columns[c].Name; mayBeLeftOut(&t.Columns[c]) && !contains(t.Key, c) && !slices.Contains(large, name) {
+				large = append(large, name)
 			}
 		}
+	}
+	look(p.whereCols)
+	for i := range p.fields {
+		look(p.fields[i].cols)
 	}
 	if len(large) > 0 {
 		f.Advice = fmt.Sprintf("an update that leaves a value of some 2 kB or more in %s as it is comes without it, and is parked; %s sends it", strings.Join(large, ", "), full)

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/change"
+	cfg "github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/transforms/mapping"
 )
@@ -32,11 +33,22 @@ var rates = (&change.Table{
 	Key: []int{0},
 }).Index()
 
+// texts are fields as YAML has them.
+func texts(fields map[string]string) map[string]cfg.Scalar {
+	out := map[string]cfg.Scalar{}
+	for name, text := range fields {
+		out[name] = cfg.Text(text)
+	}
+	return out
+}
+
+func theText(s string) cfg.Scalar { return cfg.Text(s) }
+
 func config() mapping.Config {
 	c := mapping.Defaults()
-	c.Topics = []mapping.Topic{{From: rates.Topic, To: "ps.cost_rate", Fields: map[string]string{
+	c.Topics = []mapping.Topic{{From: rates.Topic, To: "ps.cost_rate", Fields: texts(map[string]string{
 		"cost_rate_id": "{employee_id}/{id}", "resource_id": "employee_id",
-	}}}
+	})}}
 	return c
 }
 
@@ -72,7 +84,7 @@ func (o *outlet) Reject(_ *change.Change, err error) { o.rejected = append(o.rej
 
 func apply(t *testing.T, fill func(b *change.Batch)) *outlet {
 	t.Helper()
-	s, err := mapping.New("canonical", config(), nil)
+	s, err := mapping.New("canonical", config(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,17 +201,17 @@ func TestConfigMistakes(t *testing.T) {
 		remedy string
 	}{
 		{"topic", func(c *mapping.Config) { c.Topics[0].To = "ps.cost_rates" }, "transforms.canonical.topics[0].to", `topic "ps.cost_rates" has no contract`, "ps.cost_rate?"},
-		{"field", func(c *mapping.Config) { c.Topics[0].Fields["resourceid"] = "x" }, "transforms.canonical.topics[0].fields.resourceid", "no field", "resource_id?"},
-		{"template", func(c *mapping.Config) { c.Topics[0].Fields["resource_id"] = "{a" }, "transforms.canonical.topics[0].fields.resource_id", "{ without", ""},
-		{"template for a number", func(c *mapping.Config) { c.Topics[0].Fields["rate"] = "{a}" }, "transforms.canonical.topics[0].fields.rate", "makes text", ""},
-		{"twice", func(c *mapping.Config) { c.Topics = append(c.Topics, c.Topics[0]) }, "transforms.canonical.topics[1].from", "twice", ""},
+		{"field", func(c *mapping.Config) { c.Topics[0].Fields["resourceid"] = theText("x") }, "transforms.canonical.topics[0].fields.resourceid", "no field", "resource_id?"},
+		{"template", func(c *mapping.Config) { c.Topics[0].Fields["resource_id"] = theText("{a") }, "transforms.canonical.topics[0].fields.resource_id@1:3", "mismatched input", ""},
+		{"template for a number", func(c *mapping.Config) { c.Topics[0].Fields["rate"] = theText("{a}") }, "transforms.canonical.topics[0].fields.rate", "makes text", ""},
+		{"twice", func(c *mapping.Config) { c.Topics = append(c.Topics, c.Topics[0]) }, "transforms.canonical.topics[1].fields.cost_rate_id", "filled from psa.public.cost_rate too", ""},
 		{"two sources, one key", func(c *mapping.Config) { another(c, "{employee_id}/{id}") }, "transforms.canonical.topics[1].fields.cost_rate_id", "filled from psa.public.cost_rate too", `cost_rate_id: "hcm-public-rate-{id}"`},
 		{"two sources, a prefix of the other's", func(c *mapping.Config) { another(c, "hcm-{id}") }, "transforms.canonical.topics[1].fields.cost_rate_id", "too", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := config()
 			c.change(&cfg)
-			_, err := mapping.New("canonical", cfg, nil)
+			_, err := mapping.New("canonical", cfg, nil, nil)
 			e := problem.Of(err)
 			if e == nil || e.ID != "TW-MAP-CONFIG" || e.Where != c.where || !strings.Contains(e.Text, c.says) || !strings.Contains(e.WhatToDo(), c.remedy) {
 				t.Errorf("got %s", problem.Format(err))
@@ -210,15 +222,15 @@ func TestConfigMistakes(t *testing.T) {
 
 // another has a second topic fill ps.cost_rate, under keys of a form.
 func another(c *mapping.Config, key string) {
-	c.Topics = append(c.Topics, mapping.Topic{From: "hcm.public.rate", To: "ps.cost_rate", Fields: map[string]string{"cost_rate_id": key, "resource_id": "employee_id"}})
+	c.Topics = append(c.Topics, mapping.Topic{From: "hcm.public.rate", To: "ps.cost_rate", Fields: texts(map[string]string{"cost_rate_id": key, "resource_id": "employee_id"})})
 }
 
 // Several systems may fill one entity when their keys tell them apart.
 func TestSeveralSourcesOfOneEntity(t *testing.T) {
 	cfg := config()
-	cfg.Topics[0].Fields["cost_rate_id"] = "psa-{id}"
+	cfg.Topics[0].Fields["cost_rate_id"] = theText("psa-{id}")
 	another(&cfg, "hcm-{id}")
-	s, err := mapping.New("canonical", cfg, nil)
+	s, err := mapping.New("canonical", cfg, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -243,8 +255,8 @@ func TestSeveralSourcesOfOneEntity(t *testing.T) {
 // A column that is missing halts: guessing would fill the field with nothing.
 func TestMissingColumnHalts(t *testing.T) {
 	cfg := config()
-	cfg.Topics[0].Fields["resource_id"] = "employee"
-	s, err := mapping.New("canonical", cfg, nil)
+	cfg.Topics[0].Fields["resource_id"] = theText("employee")
+	s, err := mapping.New("canonical", cfg, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +275,7 @@ func TestUnmappedTopicHalts(t *testing.T) {
 	other := *rates
 	other.Topic = "psa.public.other"
 	give := func(cfg mapping.Config) error {
-		s, err := mapping.New("canonical", cfg, nil)
+		s, err := mapping.New("canonical", cfg, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -305,7 +317,7 @@ func TestClosedListsAreClosed(t *testing.T) {
 		}
 	}
 	run := func(status, is string) *outlet {
-		s, err := mapping.New("canonical", mapping.Config{Topics: []mapping.Topic{{From: entries.Topic, To: "ps.time_entry", Fields: fields(status)}}}, nil)
+		s, err := mapping.New("canonical", mapping.Config{Topics: []mapping.Topic{{From: entries.Topic, To: "ps.time_entry", Fields: texts(fields(status))}}}, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -332,7 +344,7 @@ func TestClosedListsAreClosed(t *testing.T) {
 	if o := run("=submitted", "x"); len(o.got) != 1 {
 		t.Errorf("a constant of the list: %v", o.rejected)
 	}
-	_, err := mapping.New("canonical", mapping.Config{Topics: []mapping.Topic{{From: entries.Topic, To: "ps.time_entry", Fields: fields("=aproved")}}}, nil)
+	_, err := mapping.New("canonical", mapping.Config{Topics: []mapping.Topic{{From: entries.Topic, To: "ps.time_entry", Fields: texts(fields("=aproved"))}}}, nil, nil)
 	if !problem.Has(err, mapping.ErrConfig) || !strings.Contains(err.Error(), `did you mean "approved"?`) {
 		t.Errorf("a constant that is none of the list: %v", err)
 	}
@@ -345,7 +357,7 @@ func TestFieldsThatNoColumnHas(t *testing.T) {
 	few.Columns = append(append([]change.Column(nil), rates.Columns[:3]...), rates.Columns[4:]...) // no valid_to
 	less := few.Index()
 	apply := func(cfg mapping.Config) (*outlet, error) {
-		s, err := mapping.New("canonical", cfg, nil)
+		s, err := mapping.New("canonical", cfg, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -371,7 +383,7 @@ func TestFieldsThatNoColumnHas(t *testing.T) {
 		t.Errorf("doctor says %q", text)
 	}
 	cfg := config()
-	cfg.Topics[0].Fields["valid_to"] = "valid_until"
+	cfg.Topics[0].Fields["valid_to"] = theText("valid_until")
 	if _, err := apply(cfg); !problem.Has(err, mapping.ErrColumn) {
 		t.Errorf("a column that is named and not there: %v", err)
 	}
@@ -398,7 +410,7 @@ func fill(b *change.Batch, n int) {
 // Zero allocations per change once warm: what is kept per change would limit
 // the whole flow.
 func TestAllocations(t *testing.T) {
-	s, err := mapping.New("canonical", config(), nil)
+	s, err := mapping.New("canonical", config(), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -416,7 +428,7 @@ func TestAllocations(t *testing.T) {
 }
 
 func BenchmarkMapping(bm *testing.B) {
-	s, err := mapping.New("canonical", config(), nil)
+	s, err := mapping.New("canonical", config(), nil, nil)
 	if err != nil {
 		bm.Fatal(err)
 	}

@@ -14,7 +14,9 @@ import (
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/codes"
 	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/expr"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 )
@@ -23,26 +25,28 @@ import (
 type Stage struct {
 	name   string
 	env    *pipeline.Env
+	codes  codes.Lists
 	order  []*entry
-	byFrom map[string]*entry
+	byFrom map[string][]*entry
 
 	mu    sync.Mutex // serialises compiling
-	plans atomic.Pointer[map[*change.Table]*plan]
+	plans atomic.Pointer[map[*change.Table][]*plan]
 }
 
-// entry is one mapping as configured.
+// entry is one rule as configured.
 type entry struct {
 	from, path string
 	to         *change.Table
 	contract   []avro.Field // of each column of to
+	where      string       // "": every row
 	sources    []source     // one per column of to
 }
 
 // keyPrefix is what all its keys begin with: the text before the first column.
 func (e *entry) keyPrefix() string {
 	switch src := &e.sources[e.to.Key[0]]; {
-	case src.value != nil:
-		return *src.value
+	case src.text != nil:
+		return *src.text
 	case len(src.between) > 0:
 		return src.between[0]
 	}
@@ -56,7 +60,7 @@ func (e *entry) closed(i int, text string) *problem.Error {
 		return nil
 	}
 	is := ""
-	if f.Sensitivity == avro.Public || f.Sensitivity == avro.Internal {
+	if e.shown(i) {
 		if is = fmt.Sprintf(" %q,", text); len(is) > 100 {
 			is = is[:100] + "…,"
 		}
@@ -66,6 +70,12 @@ func (e *entry) closed(i int, text string) *problem.Error {
 		p.Text += fmt.Sprintf("; did you mean %q?", near)
 	}
 	return p
+}
+
+// shown says whether a message may have values of field i.
+func (e *entry) shown(i int) bool {
+	s := e.contract[i].Sensitivity
+	return s == avro.Public || s == avro.Internal
 }
 
 // has reports whether a closed list has text, without allocating.
@@ -80,11 +90,13 @@ func (e *entry) has(i int, text []byte) bool {
 
 // plan is an entry compiled for one shape of the source table.
 type plan struct {
-	e       *entry
-	to      *change.Table
-	fields  []field
-	key     []int  // fields of the canonical key, as of to.Key
-	keyCols []bool // per source column: part of the canonical key
+	e         *entry
+	to        *change.Table
+	where     *expr.Program // nil: every row
+	whereCols []int
+	fields    []field
+	key       []int  // fields of the canonical key, as of to.Key
+	keyCols   []bool // per source column: part of the canonical key
 	// inKey: all columns of the canonical key are in the source's key, so an
 	// update without an old row did not change it.
 	inKey bool
@@ -92,20 +104,24 @@ type plan struct {
 
 type field struct {
 	kind    fieldKind
+	col     int // the first of cols
 	cols    []int
 	between []string
-	value   string
+	text    string       // a constant text
+	value   change.Value // another constant
+	program *expr.Program
 	closed  bool // it must be one of the contract's values
 }
 
 type fieldKind uint8
 
 const (
-	same     fieldKind = iota // the value as it is
-	asText                    // its canonical text
-	template                  // texts of several
-	constant
-	nothing // null
+	same   fieldKind = iota // the value as it is
+	asText                  // its canonical text
+	texts                   // texts of several
+	constantText
+	constantValue
+	computed
 )
 
 func fieldNames(t *change.Table) []string {
@@ -118,9 +134,11 @@ func fieldNames(t *change.Table) []string {
 
 // From and To list the topics read and written.
 func (s *Stage) From() []string {
-	out := make([]string, len(s.order))
-	for i, e := range s.order {
-		out[i] = e.from
+	var out []string
+	for _, e := range s.order {
+		if !slices.Contains(out, e.from) {
+			out = append(out, e.from)
+		}
 	}
 	return out
 }
@@ -138,7 +156,8 @@ func (s *Stage) To() []string {
 // maxPlans bounds what is kept per shape; shapes come from outside.
 const maxPlans = 1024
 
-func (s *Stage) plan(t *change.Table) (*plan, error) {
+// of are the rules of a table's topic, compiled for its shape.
+func (s *Stage) of(t *change.Table) ([]*plan, error) {
 	if m := s.plans.Load(); m != nil {
 		if p := (*m)[t]; p != nil {
 			return p, nil
@@ -146,34 +165,49 @@ func (s *Stage) plan(t *change.Table) (*plan, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p, bad := s.compile(t)
+	ps, bad := s.compile(t)
 	if len(bad) > 0 {
 		return nil, errors.Join(bad...)
 	}
-	now := map[*change.Table]*plan{t: p}
+	now := map[*change.Table][]*plan{t: ps}
 	if m := s.plans.Load(); m != nil && len(*m) < maxPlans {
 		for k, v := range *m {
 			now[k] = v
 		}
 	}
 	s.plans.Store(&now)
-	return p, nil
+	return ps, nil
 }
 
-// compile fits an entry to a shape of its table, or says of each column that
-// does not fit why not.
-func (s *Stage) compile(t *change.Table) (*plan, []error) {
-	e := s.byFrom[t.Topic]
-	if e == nil {
+// compile fits the rules of a table's topic to its shape, or says of each column
+// that does not fit why not.
+func (s *Stage) compile(t *change.Table) (ps []*plan, bad []error) {
+	rules := s.byFrom[t.Topic]
+	if len(rules) == 0 {
 		return nil, []error{ErrUnmapped.New("topic %s has no mapping in transform %s", t.Topic, s.name).At("transforms.%s.topics", s.name)}
 	}
+	for _, e := range rules {
+		p, errs := s.fit(e, t)
+		ps, bad = append(ps, p), append(bad, errs...)
+	}
+	return ps, bad
+}
+
+// fit compiles one rule.
+func (s *Stage) fit(e *entry, t *change.Table) (*plan, []error) {
 	p := &plan{e: e, to: e.to, key: e.to.Key, keyCols: make([]bool, len(t.Columns)), inKey: true}
 	var bad []error
-	for i := range e.sources {
-		f, err := compileField(e, t, i)
-		if err != nil {
-			bad = append(bad, err)
+	scope := expr.Scope{Row: t, Codes: s.codes}
+	if e.where != "" {
+		w, mistakes := expr.Condition(e.where, scope)
+		bad = append(bad, told(ErrColumn, e.path+".where", mistakes)...)
+		if w != nil {
+			p.where, p.whereCols = w, w.Columns
 		}
+	}
+	for i := range e.sources {
+		f, errs := compileField(e, scope, i)
+		bad = append(bad, errs...)
 		p.fields = append(p.fields, f)
 	}
 	if len(bad) > 0 {
@@ -190,14 +224,30 @@ func (s *Stage) compile(t *change.Table) (*plan, []error) {
 	return p, nil
 }
 
-// compileField fits the source of field i to the columns of t.
-func compileField(e *entry, t *change.Table, i int) (field, error) {
-	src, target := &e.sources[i], &e.to.Columns[i]
+// compileField fits the source of field i to the columns of a table.
+func compileField(e *entry, scope expr.Scope, i int) (field, []error) {
+	src, target, t := &e.sources[i], &e.to.Columns[i], scope.Row
 	f := field{between: src.between, closed: e.contract[i].Values != nil}
+	switch {
+	case src.text != nil:
+		f.kind, f.text = constantText, *src.text
+		return f, nil
+	case src.constant != nil:
+		f.kind, f.value = constantValue, *src.constant
+		return f, nil
+	case src.expression != "":
+		p, mistakes := expr.Compile(src.expression, scope, target)
+		if p == nil {
+			return f, told(ErrColumn, src.path, mistakes)
+		}
+		f.kind, f.program, f.cols = computed, p, p.Columns
+		return f, nil
+	}
+	var bad []error
 	for _, name := range src.cols {
 		c := t.Column(name)
 		if c < 0 && !src.named && target.Nullable {
-			f.kind = nothing
+			f.kind, f.value = constantValue, change.NullValue()
 			return f, nil
 		}
 		if c < 0 {
@@ -205,29 +255,51 @@ func compileField(e *entry, t *change.Table, i int) (field, error) {
 			if near := config.Nearest(name, fieldNames(t)); near != "" {
 				err.WithRemedy("Did you mean %s?", near)
 			}
-			return f, err
+			bad = append(bad, err)
+			continue
 		}
 		f.cols = append(f.cols, c)
 	}
+	if len(bad) > 0 {
+		return f, bad
+	}
+	f.col = f.cols[0]
+	if len(src.between) > 0 {
+		f.kind = texts
+		return f, nil
+	}
+	col := &t.Columns[f.col]
 	switch {
-	case src.value != nil:
-		f.kind, f.value = constant, *src.value
-	case len(src.between) > 0:
-		f.kind = template
+	case col.Kind == target.Kind:
+		f.kind = same
+	case target.Kind == change.Decimal && col.Kind == change.Int:
+		f.kind = same // the encoder writes it at the contract's scale
+	case target.Kind == change.String && col.Kind != change.Bytes && col.Kind != change.Array:
+		f.kind = asText
 	default:
-		col := &t.Columns[f.cols[0]]
-		switch {
-		case col.Kind == target.Kind:
-			f.kind = same
-		case target.Kind == change.Decimal && col.Kind == change.Int:
-			f.kind = same // the encoder writes it at the contract's scale
-		case target.Kind == change.String && col.Kind != change.Bytes && col.Kind != change.Array:
-			f.kind = asText
-		default:
-			return f, ErrColumn.New("column %s of %s is %s, field %s of %s is %s", col.Name, t.Topic, col.Type, target.Name, e.to.Topic, target.Type).At("%s", src.path)
-		}
+		return f, []error{ErrColumn.New("column %s of %s is %s, field %s of %s is %s%s", col.Name, t.Topic, col.Type, target.Name, e.to.Topic, target.Type, way(col, target)).At("%s", src.path)}
 	}
 	return f, nil
+}
+
+// way is how an expression makes the field of such a column.
+func way(col, target *change.Column) string {
+	var how string
+	switch {
+	case target.Kind == change.Decimal && (col.Kind == change.Float64 || col.Kind == change.Float32):
+		how = fmt.Sprintf(`round(decimal(row.%s), %d, "half_even")`, col.Name, target.Scale)
+	case target.Kind == change.Decimal && col.Kind == change.Interval:
+		how = fmt.Sprintf(`hours(row.%s, %d, "half_even")`, col.Name, target.Scale)
+	case target.Kind == change.TimestampTZ && (col.Kind == change.Timestamp || col.Kind == change.Date):
+		how = fmt.Sprintf(`moment(row.%s, "UTC")`, col.Name)
+	case target.Kind == change.Date && col.Kind == change.Timestamp:
+		how = fmt.Sprintf(`day(row.%s)`, col.Name)
+	case target.Kind == change.Date && col.Kind == change.TimestampTZ:
+		how = fmt.Sprintf(`day(row.%s, "UTC")`, col.Name)
+	default:
+		return ""
+	}
+	return "; an expression makes one of the other: " + how
 }
 
 func contains(list []int, x int) bool {
@@ -239,48 +311,67 @@ func contains(list []int, x int) bool {
 	return false
 }
 
-// scratch is memory for texts.
-type scratch struct{ text, oldKey, newKey []byte }
+// scratch is memory for texts, and what expressions run on.
+type scratch struct {
+	text, oldKey, newKey []byte
+	row                  expr.Row
+}
+
+func (sc *scratch) over(b *change.Batch, row []change.Value) *expr.Row {
+	sc.row.Batch, sc.row.Of = b, row
+	return &sc.row
+}
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
-// Apply maps each change where it stands. A change of the canonical key becomes
-// two: a delete of the old key, then the new record.
+// Apply maps each change where it stands. A change becomes several when several
+// rules read it, and when its canonical key changed: a delete of the old key,
+// then the new record.
 func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet) error {
 	sc := scratches.Get().(*scratch)
-	defer scratches.Put(sc)
+	defer func() {
+		sc.row = expr.Row{}
+		scratches.Put(sc)
+	}()
 	var (
 		last *change.Table
-		p    *plan
-		more []change.Change // from the first change of a key on: the batch anew
+		ps   []*plan
+		more []change.Change // from the first change that becomes several on: the batch anew
 		drop bool
+
+		several []change.Change
 	)
 	for i := range in.Changes {
 		c := &in.Changes[i]
 		if c.Table != last {
 			var err error
-			if p, err = s.plan(c.Table); err != nil {
+			if ps, err = s.of(c.Table); err != nil {
 				in.Release()
 				return err
 			}
 			last = c.Table
 		}
-		moved, err := p.apply(in, c, sc)
+		var moved []change.Value
+		var err error
+		if len(ps) == 1 {
+			moved, err = ps[0].apply(in, c, sc)
+		} else {
+			several, err = bySeveral(several[:0], in, c, ps, sc)
+		}
 		if err != nil {
 			out.Reject(c, err)
 			c.Op = rejected
 			drop = true
 		}
-		if moved != nil && more == nil {
+		if more == nil && (moved != nil || len(ps) > 1) {
 			more = append(make([]change.Change, 0, in.Len()+8), in.Changes[:i]...)
 		}
-		if moved != nil {
-			d := *c
-			d.Op, d.Old, d.New = change.Delete, moved, nil
-			more = append(more, d)
-		}
-		if more != nil {
-			more = append(more, *c)
+		switch {
+		case more == nil:
+		case err == nil && len(ps) > 1:
+			more = append(more, several...)
+		default:
+			more = appendMoved(more, c, moved)
 		}
 	}
 	if more != nil {
@@ -292,11 +383,35 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 	return out.Send(ctx, in)
 }
 
+// bySeveral appends what becomes of c by all rules of its topic: together, or an
+// error. c stays as it is.
+func bySeveral(dst []change.Change, b *change.Batch, c *change.Change, ps []*plan, sc *scratch) ([]change.Change, error) {
+	for _, p := range ps {
+		d := *c
+		moved, err := p.apply(b, &d, sc)
+		if err != nil {
+			return dst, err
+		}
+		dst = appendMoved(dst, &d, moved)
+	}
+	return dst, nil
+}
+
+// appendMoved appends c, after the delete of the row with its old key, if it has one.
+func appendMoved(dst []change.Change, c *change.Change, moved []change.Value) []change.Change {
+	if moved != nil {
+		d := *c
+		d.Op, d.Old, d.New = change.Delete, moved, nil
+		dst = append(dst, d)
+	}
+	return append(dst, *c)
+}
+
 // rejected marks a change that is to be dropped.
 const rejected change.Op = 0
 
-// apply maps c; moved is the row with the old key, if the key changed. On an
-// error c is as it was.
+// apply maps c by one rule; moved is the row with the old key, if the key
+// changed. A row for which the condition does not hold is deleted.
 func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []change.Value, err error) {
 	switch c.Op {
 	case change.Truncate:
@@ -314,11 +429,26 @@ func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []ch
 	if c.New == nil {
 		return nil, ErrNull.New("a change of %s without a row", c.Table.Topic)
 	}
-	row := b.Row(len(p.fields))
-	for i := range p.fields {
-		if row[i], err = p.value(b, c, i, c.New, sc); err != nil {
-			return nil, err
+	in, err := p.holds(b, c, sc)
+	if err != nil {
+		return nil, err
+	}
+	var row []change.Value
+	if in {
+		row = b.Row(len(p.fields))
+		for i := range p.fields {
+			if f := &p.fields[i]; f.kind == same && !f.closed {
+				if v := c.New[f.col]; !v.IsNull() && !v.IsUnchanged() {
+					row[i] = v
+					continue
+				}
+			}
+			if row[i], err = p.value(b, c, i, c.New, sc); err != nil {
+				return nil, err
+			}
 		}
+	} else if row, err = p.keyRow(b, c, c.New, sc); err != nil {
+		return nil, err
 	}
 	if c.Op == change.Update {
 		if moved, err = p.moved(b, c, row, sc); err != nil {
@@ -326,7 +456,58 @@ func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []ch
 		}
 	}
 	c.Table, c.Old, c.New = p.to, nil, row
+	if !in {
+		// Whether its record was there before is not known here: before the
+		// update, or by another version of the rule.
+		c.Op, c.Old, c.New = change.Delete, row, nil
+	}
 	return moved, nil
+}
+
+// holds says whether the row is there for this rule.
+func (p *plan) holds(b *change.Batch, c *change.Change, sc *scratch) (bool, error) {
+	if p.where == nil {
+		return true, nil
+	}
+	for _, col := range p.whereCols {
+		if !sent(c, c.New, col) {
+			return false, p.unsent(c, "the condition of "+p.to.Topic, "column "+c.Table.Columns[col].Name)
+		}
+	}
+	in, err := p.where.Holds(sc.over(b, c.New))
+	if err != nil {
+		return false, ErrExpr.New("the condition of %s, %s: %s", p.to.Topic, p.where.Text, what(err, false)).At("%s.where", p.e.path)
+	}
+	return in, nil
+}
+
+// sent fills a column that an update did not send from its old row, and says
+// whether it is known then.
+func sent(c *change.Change, from []change.Value, col int) bool {
+	if !from[col].IsUnchanged() {
+		return true
+	}
+	if c.Old == nil || len(from) == 0 || len(c.Old) != len(from) || &c.Old[0] == &from[0] || c.Old[col].IsUnchanged() {
+		return false
+	}
+	from[col] = c.Old[col]
+	return true
+}
+
+// what says why an expression failed, with values where they may be shown.
+func what(err error, shown bool) string {
+	f := &expr.Failure{}
+	switch {
+	case !errors.As(err, &f):
+		return err.Error()
+	case f.Value == "" || !shown:
+		return f.What
+	}
+	value := f.Value
+	if len(value) > 100 {
+		value = value[:100] + "…"
+	}
+	return fmt.Sprintf("%s: %q", f.What, value)
 }
 
 // moved gives the row with the old canonical key if the update changed it.
@@ -387,7 +568,11 @@ func (p *plan) keyRow(b *change.Batch, c *change.Change, from []change.Value, sc
 }
 
 func (p *plan) unchanged(c *change.Change, field int, what string) *problem.Error {
-	return ErrUnchanged.New("%s did not send %s, needed for field %s of %s", c.Table.Topic, what, p.to.Columns[field].Name, p.to.Topic).
+	return p.unsent(c, "field "+p.to.Columns[field].Name+" of "+p.to.Topic, what)
+}
+
+func (p *plan) unsent(c *change.Change, who, what string) *problem.Error {
+	return ErrUnchanged.New("%s did not send %s, needed for %s", c.Table.Topic, what, who).
 		WithRemedy("Run ALTER TABLE %s.%s REPLICA IDENTITY FULL, then touch the row (any update).", c.Table.Schema, c.Table.Name)
 }
 
@@ -396,41 +581,45 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 	f := &p.fields[i]
 	target := &p.to.Columns[i]
 	switch f.kind {
-	case constant:
-		return b.SpanString(change.String, f.value), nil
-	case nothing:
-		return change.NullValue(), nil
+	case constantText:
+		return b.SpanString(change.String, f.text), nil
+	case constantValue:
+		return f.value, nil
 	}
 	null := false
 	for _, col := range f.cols {
-		switch v := from[col]; {
-		case v.IsUnchanged():
-			// What an update did not send is in its old row, if that is whole.
-			if c.Old != nil && len(from) > 0 && len(c.Old) == len(from) && &c.Old[0] != &from[0] && !c.Old[col].IsUnchanged() {
-				from[col] = c.Old[col]
-				null = null || from[col].IsNull()
-				continue
-			}
+		if !sent(c, from, col) {
 			return change.Value{}, p.unchanged(c, i, "column "+c.Table.Columns[col].Name)
-		case v.IsNull():
-			null = true
 		}
+		null = null || from[col].IsNull()
+	}
+	var computedValue change.Value
+	if f.kind == computed {
+		var err error
+		if computedValue, err = f.program.Value(sc.over(b, from), target); err != nil {
+			return change.Value{}, ErrExpr.New("field %s of %s: %s", target.Name, p.to.Topic, what(err, p.e.shown(i))).At("%s", p.e.sources[i].path)
+		}
+		null = computedValue.IsNull()
 	}
 	if null {
 		if !target.Nullable {
-			return change.Value{}, ErrNull.New("field %s of %s must not be null: %s of %s is", target.Name, p.to.Topic, strings.Join(names(c.Table, f.cols), ", "), c.Table.Topic)
+			return change.Value{}, ErrNull.New("field %s of %s must not be null: %s", target.Name, p.to.Topic, p.nulls(c, f))
 		}
 		return change.NullValue(), nil
 	}
 	switch f.kind {
-	case same:
-		if !f.closed {
-			return from[f.cols[0]], nil
+	case same, computed:
+		v := computedValue
+		if f.kind == same {
+			v = from[f.col]
 		}
-		sc.text = b.AppendText(sc.text[:0], from[f.cols[0]])
+		if !f.closed {
+			return v, nil
+		}
+		sc.text = b.AppendText(sc.text[:0], v)
 	case asText:
-		sc.text = b.AppendText(sc.text[:0], from[f.cols[0]])
-	case template:
+		sc.text = b.AppendText(sc.text[:0], from[f.col])
+	case texts:
 		sc.text = append(sc.text[:0], f.between[0]...)
 		for j, col := range f.cols {
 			sc.text = append(b.AppendText(sc.text, from[col]), f.between[j+1]...)
@@ -440,6 +629,14 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 		return change.Value{}, p.e.closed(i, string(sc.text))
 	}
 	return b.Span(change.String, sc.text), nil
+}
+
+// nulls says what is null.
+func (p *plan) nulls(c *change.Change, f *field) string {
+	if f.kind == computed {
+		return "the expression " + f.program.Text + " is"
+	}
+	return fmt.Sprintf("%s of %s is", strings.Join(names(c.Table, f.cols), ", "), c.Table.Topic)
 }
 
 func names(t *change.Table, cols []int) []string {

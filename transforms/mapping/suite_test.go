@@ -34,7 +34,7 @@ func TestSuite(t *testing.T) {
 	}
 	pipelinetest.StageSuite(t, pipelinetest.StageCase{
 		New: func(tb testing.TB) pipeline.Stage {
-			s, err := mapping.New("canonical", config(), nil)
+			s, err := mapping.New("canonical", config(), nil, nil)
 			if err != nil {
 				tb.Fatal(err)
 			}

@@ -16,6 +16,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
@@ -379,11 +380,23 @@ func CauseOf(ctx context.Context, err error) error {
 // at a start others are about to make it.
 const tellAfter = 30 * time.Second
 
-// AwaitTopic waits for a topic that another component makes.
-func AwaitTopic(ctx context.Context, c *kafka.Cluster, name string, comp *obs.Component) (*change.Topic, error) {
+// AwaitTopic waits for a topic that another component makes. One that has a
+// contract is made here, empty: whether something fills it or not, what fills
+// the others goes on.
+func AwaitTopic(ctx context.Context, env *pipeline.Env, name string, comp *obs.Component) (*change.Topic, error) {
+	contracts := env.Contracts
+	if contracts == nil {
+		var err error
+		if contracts, err = avro.Pack(); err != nil {
+			return nil, err
+		}
+	}
+	if contracts[name] != nil {
+		return env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: name, Default: env.Partitions, Compact: true})
+	}
 	told := false
 	for began := time.Now(); ; {
-		topic, err := c.Topic(ctx, name)
+		topic, err := env.Kafka.Topic(ctx, name)
 		if err == nil || !problem.Has(err, kafka.ErrNoTopic) {
 			return topic, err
 		}

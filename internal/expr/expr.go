@@ -1,0 +1,427 @@
+// Package expr is the language in which a firm writes what it computes: CEL
+// (cel.dev) over one row, with exact decimals, dates, moments with zones,
+// intervals and code lists. docs/model.md has the functions.
+package expr
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/codes"
+	"github.com/tallywire/tallywire/internal/config"
+)
+
+// Scope is what an expression may name.
+type Scope struct {
+	Row   *change.Table // whose columns are row.NAME; nil: they are not known yet, and may be anything
+	Codes codes.Lists
+}
+
+// Mistake is what is wrong with an expression.
+type Mistake struct {
+	Line, Column int // in the expression, from 1
+	Text, Remedy string
+}
+
+// Program is a compiled expression. Safe for concurrent use.
+type Program struct {
+	Text    string
+	Columns []int       // of Scope.Row that it reads; nil without one
+	List    *codes.List // its value is a value of this list, or null; nil: of any
+
+	run   cel.Program
+	slots map[string]int // column of a variable
+}
+
+// costLimit bounds what loops over lists; nothing else can take long.
+const costLimit = 100_000
+
+var base = sync.OnceValues(func() (*cel.Env, error) {
+	return cel.NewCustomEnv(append([]cel.EnvOption{cel.EnableIdentifierEscapeSyntax()}, library()...)...)
+})
+
+// Compile makes a program whose value fits a column, or tells all mistakes.
+func Compile(text string, s Scope, want *change.Column) (*Program, []Mistake) {
+	c := &compiler{scope: s, vars: map[string]*types.Type{}}
+	return c.compile(text, func(out *types.Type) string {
+		kind, ok := kindOf(out)
+		switch {
+		case out.Kind() == types.DynKind, ok && fits(kind, want.Kind):
+			return ""
+		}
+		return fmt.Sprintf("the expression is a %s, %s is %s", typeName(out), want.Name, want.Type)
+	})
+}
+
+// Condition makes a program whose value is true or false.
+func Condition(text string, s Scope) (*Program, []Mistake) {
+	c := &compiler{scope: s, vars: map[string]*types.Type{}}
+	return c.compile(text, func(out *types.Type) string {
+		if out.Kind() == types.DynKind || out.Kind() == types.BoolKind {
+			return ""
+		}
+		return fmt.Sprintf("a condition is true or false, this is a %s", typeName(out))
+	})
+}
+
+type compiler struct {
+	scope Scope
+	info  *ast.SourceInfo
+	vars  map[string]*types.Type // by column
+	bad   []Mistake
+	loops bool
+}
+
+func (c *compiler) fail(id int64, remedy, format string, args ...any) {
+	at := c.info.GetStartLocation(id)
+	c.bad = append(c.bad, Mistake{Line: at.Line(), Column: at.Column() + 1, Text: fmt.Sprintf(format, args...), Remedy: remedy})
+}
+
+func didYouMean(name string, names []string) string {
+	if near := config.Nearest(name, names); near != "" {
+		return fmt.Sprintf("Did you mean %s?", near)
+	}
+	return ""
+}
+
+func (c *compiler) compile(text string, check func(*types.Type) string) (*Program, []Mistake) {
+	env, err := base()
+	if err != nil {
+		panic("BUG: the library of expressions: " + err.Error())
+	}
+	parsed, issues := env.Parse(text)
+	if issues.Err() != nil {
+		return nil, c.issues(issues)
+	}
+	c.info = parsed.NativeRep().SourceInfo()
+	root := parsed.NativeRep().Expr()
+	c.visit(root)
+	if env, err = env.Extend(c.options()...); err != nil {
+		panic("BUG: the columns of an expression: " + err.Error())
+	}
+	checked, issues := env.Check(parsed)
+	if issues.Err() != nil {
+		c.bad = append(c.bad, c.issues(issues)...)
+	}
+	if len(c.bad) > 0 {
+		slices.SortStableFunc(c.bad, func(a, b Mistake) int { return (a.Line-b.Line)*1000 + a.Column - b.Column })
+		return nil, c.bad
+	}
+	if wrong := check(checked.OutputType()); wrong != "" {
+		return nil, []Mistake{{Line: 1, Column: 1, Text: wrong}}
+	}
+	opts := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
+	if c.loops {
+		opts = append(opts, cel.CostLimit(costLimit))
+	}
+	run, err := env.Program(checked, opts...)
+	if err != nil { // a part of constants has no value
+		return nil, []Mistake{{Line: 1, Column: 1, Text: err.Error()}}
+	}
+	p := &Program{Text: text, run: run, slots: map[string]int{}}
+	if t := c.scope.Row; t != nil {
+		for _, name := range slices.Sorted(maps.Keys(c.vars)) {
+			i := t.Column(name)
+			p.slots["row."+name] = i
+			p.Columns = append(p.Columns, i)
+		}
+	}
+	if root.Kind() == ast.CallKind && root.AsCall().FunctionName() == "code" {
+		p.List = c.list(root.AsCall().Args())
+	}
+	return p, nil
+}
+
+// options declare the columns that are used, and the code lists.
+func (c *compiler) options() []cel.EnvOption {
+	lookup := func(args ...ref.Val) ref.Val {
+		name, ok := args[0].(types.String)
+		l := c.scope.Codes[string(name)]
+		if !ok || l == nil {
+			return wrong("code", args...)
+		}
+		if v, ok := l.Value(text(args[1])); ok {
+			return types.String(v)
+		}
+		return fail(args[1], "code list %s (%s) does not have it", l.Name, l.File)
+	}
+	opts := []cel.EnvOption{function("code", strict(lookup), to(stringN, types.StringType, stringN), to(stringN, types.StringType, intN))}
+	for _, name := range slices.Sorted(maps.Keys(c.vars)) {
+		opts = append(opts, cel.Variable("row."+name, c.vars[name]))
+	}
+	return opts
+}
+
+// visit finds the columns that are used, and checks what CEL's checker cannot.
+func (c *compiler) visit(e ast.Expr) {
+	switch e.Kind() {
+	case ast.IdentKind:
+		if e.AsIdent() == "row" {
+			c.fail(e.ID(), "Write row.NAME, or row.`NAME` for a name that is no plain word.", "row is used by its columns")
+			c.vars["?"] = types.DynType // it is told: the checker need not
+		}
+	case ast.SelectKind:
+		s := e.AsSelect()
+		if o := s.Operand(); o.Kind() == ast.IdentKind && o.AsIdent() == "row" {
+			c.column(e, s)
+			return
+		}
+		c.visit(s.Operand())
+	case ast.CallKind:
+		call := e.AsCall()
+		if call.IsMemberFunction() {
+			c.visit(call.Target())
+		}
+		for _, a := range call.Args() {
+			c.visit(a)
+		}
+		c.arguments(e.ID(), call.FunctionName(), call.Args())
+	case ast.ListKind:
+		for _, x := range e.AsList().Elements() {
+			c.visit(x)
+		}
+	case ast.MapKind:
+		for _, x := range e.AsMap().Entries() {
+			c.visit(x.AsMapEntry().Key())
+			c.visit(x.AsMapEntry().Value())
+		}
+	case ast.ComprehensionKind:
+		l := e.AsComprehension()
+		c.loops = true
+		for _, x := range []ast.Expr{l.IterRange(), l.AccuInit(), l.LoopCondition(), l.LoopStep(), l.Result()} {
+			c.visit(x)
+		}
+	}
+}
+
+func (c *compiler) column(e ast.Expr, s ast.SelectExpr) {
+	name := s.FieldName()
+	if s.IsTestOnly() {
+		c.fail(e.ID(), "", "a column is always there: write row.%s != null", name)
+		c.vars["?"] = types.DynType
+	}
+	c.vars[name] = types.DynType
+	t := c.scope.Row
+	if t == nil {
+		return
+	}
+	i := t.Column(name)
+	if i < 0 {
+		names := make([]string, len(t.Columns))
+		for i := range t.Columns {
+			names[i] = t.Columns[i].Name
+		}
+		c.fail(e.ID(), didYouMean(name, names), "%s has no column %q", t.Topic, name)
+		return
+	}
+	if c.vars[name] = typeOf(&t.Columns[i]); c.vars[name] == nil {
+		c.vars[name] = types.DynType
+		c.fail(e.ID(), "", "column %s is %s, which an expression cannot read", name, t.Columns[i].Type)
+	}
+}
+
+// list is the code list that a call names; nil: it names none.
+func (c *compiler) list(args []ast.Expr) *codes.List {
+	name, ok := literal(args[0]).(types.String)
+	if !ok {
+		return nil
+	}
+	return c.scope.Codes[string(name)]
+}
+
+func literal(e ast.Expr) ref.Val {
+	if e.Kind() != ast.LiteralKind {
+		return nil
+	}
+	return e.AsLiteral()
+}
+
+// arguments checks those that decide what is meant: the list, the zone, the
+// rounding. They are written out.
+func (c *compiler) arguments(id int64, name string, args []ast.Expr) {
+	zoned := map[string]int{"moment": 2, "datetime": 2, "day": 2}
+	rounded := map[string]int{"round": 3, "div": 4, "hours": 3}
+	switch n := len(args); {
+	case name == "code" && n == 2:
+		s, ok := literal(args[0]).(types.String)
+		switch {
+		case !ok:
+			c.fail(args[0].ID(), "", "a code list is named by a text in quotes")
+		case c.scope.Codes[string(s)] == nil:
+			c.fail(args[0].ID(), didYouMean(string(s), c.scope.Codes.Names()), "there is no code list %q", string(s))
+		}
+	case zoned[name] > 0 && n == zoned[name]:
+		if s, ok := literal(args[1]).(types.String); ok {
+			if _, err := zone(string(s)); err != nil {
+				c.fail(args[1].ID(), "", "%q is %s", string(s), err)
+			}
+		}
+	case rounded[name] > 0 && n == rounded[name]:
+		if s, ok := literal(args[n-2]).(types.Int); ok {
+			if err := checkScale(int64(s)); err != nil {
+				c.fail(args[n-2].ID(), "", "%s", err)
+			}
+		}
+		if s, ok := literal(args[n-1]).(types.String); ok {
+			if err := checkMode(string(s)); err != nil {
+				c.fail(args[n-1].ID(), "", "%s", err)
+			}
+		}
+	}
+}
+
+var (
+	undeclared = regexp.MustCompile(`^undeclared reference to '([^']*)'`)
+	overload   = regexp.MustCompile(`^found no matching overload for '([^']*)' applied to '(.*)'$`)
+	wrapped    = regexp.MustCompile(`wrapper\((\w+)\)`)
+	operator   = regexp.MustCompile(`^_?(\W+?)_?$`)
+)
+
+// issues are mistakes that CEL found, in the words of this language.
+func (c *compiler) issues(issues *cel.Issues) (out []Mistake) {
+	for _, e := range issues.Errors() {
+		m := Mistake{Line: max(e.Location.Line(), 1), Column: e.Location.Column() + 1, Text: e.Message}
+		if f := undeclared.FindStringSubmatch(e.Message); f != nil {
+			if f[1] == "row" && c.vars["?"] != nil {
+				continue // told
+			}
+			m.Text, m.Remedy = fmt.Sprintf("there is no %s here", f[1]), c.meant(f[1])
+		} else if f := overload.FindStringSubmatch(e.Message); f != nil {
+			args := wrapped.ReplaceAllString(f[2], "$1")
+			m.Text, m.Remedy = fmt.Sprintf("%s does not go with %s", spoken(f[1]), args), instead(f[1], args)
+		}
+		m.Text = strings.TrimPrefix(m.Text, "Syntax error: ")
+		out = append(out, m)
+	}
+	return out
+}
+
+// spoken is an operator as it is written.
+func spoken(name string) string {
+	switch f := operator.FindStringSubmatch(name); {
+	case name == operators.Conditional:
+		return "? :"
+	case f != nil:
+		return f[1]
+	}
+	return name
+}
+
+// instead says what to write where an operator does not do.
+func instead(name, args string) string {
+	switch {
+	case name == "_/_":
+		return `Write div(a, b, 6, "half_even"), which is exact and says how it rounds.`
+	case strings.Contains(args, "decimal") && strings.Contains(args, "double"):
+		return `An exact number with a point is decimal("1.5"); decimal(row.NAME) makes one of a float.`
+	}
+	return ""
+}
+
+// meant is the remedy for a name that is not there.
+func (c *compiler) meant(name string) string {
+	if t := c.scope.Row; t != nil && t.Column(name) >= 0 {
+		return fmt.Sprintf("The column is row.%s.", name)
+	}
+	if r := didYouMean(name, append(Functions(), "row")); r != "" {
+		return r
+	}
+	return "Columns are row.NAME, texts stand in quotes."
+}
+
+// Functions are the names of all functions, in order.
+func Functions() []string {
+	env, err := base()
+	if err != nil {
+		panic("BUG: the library of expressions: " + err.Error())
+	}
+	names := []string{"code"}
+	for f := range env.Functions() {
+		if !strings.ContainsAny(f, "_@!-") {
+			names = append(names, f)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func typeName(t *types.Type) string { return wrapped.ReplaceAllString(t.String(), "$1") }
+
+// Row is what programs run on, one after the other: a row of a batch. It is for
+// one goroutine, and may be used again.
+type Row struct {
+	Batch *change.Batch
+	Of    []change.Value
+
+	p *Program
+}
+
+// ResolveName implements cel.Activation.
+func (r *Row) ResolveName(name string) (any, bool) {
+	i, ok := r.p.slots[name]
+	if !ok {
+		return nil, false
+	}
+	return load(r.Batch, r.Of[i], name[len("row."):]), true
+}
+
+// Parent implements cel.Activation.
+func (r *Row) Parent() cel.Activation { return nil }
+
+func (p *Program) eval(r *Row) (ref.Val, error) {
+	r.p = p
+	v, _, err := p.run.Eval(r)
+	if err == nil {
+		return v, nil
+	}
+	f := &Failure{}
+	if !errors.As(err, &f) {
+		f = &Failure{What: err.Error()}
+		if strings.Contains(f.What, "no such overload") {
+			f.What = "a value is null, or of another type, where it cannot be: coalesce(value, other) gives one that is not null"
+		}
+	}
+	return nil, f
+}
+
+// Value computes a value of the row's batch for a column. An error is a *Failure.
+func (p *Program) Value(r *Row, want *change.Column) (change.Value, error) {
+	b := r.Batch
+	v, err := p.eval(r)
+	if err != nil {
+		return change.Value{}, err
+	}
+	x, ok := store(b, v)
+	if !ok || !fits(x.Kind(), want.Kind) {
+		return change.Value{}, &Failure{What: fmt.Sprintf("the value is a %s, %s is %s", typeName(v.Type().(*types.Type)), want.Name, want.Type)}
+	}
+	if want.Kind == change.String && x.Kind() != change.String && !x.IsNull() {
+		return b.Span(change.String, b.AppendText(nil, x)), nil
+	}
+	return x, nil
+}
+
+// Holds says whether a condition holds for a row. An error is a *Failure.
+func (p *Program) Holds(r *Row) (bool, error) {
+	v, err := p.eval(r)
+	if err != nil {
+		return false, err
+	}
+	is, ok := v.(types.Bool)
+	if !ok {
+		return false, &Failure{What: "the condition is neither true nor false, but " + typeName(v.Type().(*types.Type))}
+	}
+	return bool(is), nil
+}
