@@ -111,6 +111,7 @@ func TestCatalogueMistakes(t *testing.T) {
 		"type":       {field(`, "type": ["null", "strin"], "default": null`), []string{"field x", `unknown type "strin"`}},
 		"references": {field(`, "type": ["null", "string"], "default": null, "references": "ps.partner"`), []string{"field x of ps.project references ps.partner"}},
 		"currency":   {field(`, "type": ["null", {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}], "default": null, "currency": "money"`), []string{"field x: currency money"}},
+		"fallback":   {field(`, "type": ["null", "string"], "default": null, "fallback": "commit_time"`), []string{"field x: fallback is commit_time, of a field that is a moment"}},
 		"values":     {field(`, "type": ["null", "string"], "default": null, "values": ["a", "a"]`), []string{"field x: values must be different"}},
 		"several": {
 			strings.NewReplacer(`"sensitivity": "internal"}`, `"sensitivity": "secret"}`, `"key": ["partner_id"]`, `"key": ["partner"]`).Replace(engagement),

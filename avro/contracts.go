@@ -32,7 +32,11 @@ type Field struct {
 	Values      []string // all that the text may be, of a closed list; nil: it is open
 	Currency    string   // of an amount: the field that holds its currency; "": none of this record
 	References  string   // the topic whose key the field holds; "": none
+	Fallback    string   // CommitTime, where the source says nothing; "": none
 }
+
+// CommitTime as a Fallback is when the change was committed at its source.
+const CommitTime = "commit_time"
 
 // fieldName is what Avro allows (specification, "Names").
 var fieldName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
@@ -117,7 +121,7 @@ func parseField(n *field) (f Field, col change.Column, err error) {
 	}
 	f = Field{
 		Name: n.name, Doc: str("doc"), Owner: str("owner"), Sensitivity: Sensitivity(str("sensitivity")),
-		Currency: str("currency"), References: str("references"),
+		Currency: str("currency"), References: str("references"), Fallback: str("fallback"),
 	}
 	var bad []error
 	switch f.Sensitivity {
@@ -133,6 +137,9 @@ func parseField(n *field) (f Field, col change.Column, err error) {
 	}
 	if f.References != "" && col.Kind != change.String {
 		bad = append(bad, fmt.Errorf("it references %s and is no string", f.References))
+	}
+	if f.Fallback != "" && (f.Fallback != CommitTime || col.Kind != change.TimestampTZ) {
+		bad = append(bad, fmt.Errorf("fallback is %s, of a field that is a moment (timestamp-micros)", CommitTime))
 	}
 	f.Values, err = closedList(n, col.Kind)
 	return f, col, errors.Join(append(bad, err)...)

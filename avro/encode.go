@@ -114,11 +114,7 @@ func (e *Encoder) buildCanonical(ctx context.Context, reg *Registry) error {
 		return ErrTable.New("a row for %s has %d columns, its contract has %d fields", t.Topic, len(t.Columns), len(e.cols))
 	}
 	e.textKey = true
-	keyID, err := reg.Register(ctx, t.Topic+"-key", keySchema)
-	if err != nil {
-		return err
-	}
-	id, err := reg.Register(ctx, t.Topic+"-value", c.Schema)
+	keyID, id, err := reg.RegisterContract(ctx, c)
 	if err != nil {
 		return err
 	}

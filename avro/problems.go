@@ -47,5 +47,5 @@ var (
 		"Give the user in registry.url the right to read and register schemas, then start again.")
 	ErrIncompatible = problem.Define("TW-REGISTRY-INCOMPATIBLE", problem.Halt,
 		"A new schema is not compatible with those that its subject has.",
-		"If every reader can take the new schema, set the subject's compatibility to NONE (PUT /config/SUBJECT), and start again. Undoing the change of the table helps only as long as nothing was written since.")
+		"If every reader can take the new schema, register it all the same: of a contract by `tallywire contracts register --breaking`, of a table by setting the subject's compatibility to NONE (PUT /config/SUBJECT). Then start again. Undoing the change of the table helps only as long as nothing was written since.")
 )

@@ -101,8 +101,7 @@ func (r *Registry) SchemaByID(ctx context.Context, id int32) (string, error) {
 	}
 	s, err := r.client.SchemaByID(ctx, int(id))
 	if err != nil {
-		var re *sr.ResponseError
-		if errors.As(err, &re) && re.StatusCode == http.StatusNotFound {
+		if missing(err) {
 			return "", ErrUnknownSchema.New("registry %s has no schema with id %d", r.url, id)
 		}
 		return "", r.classify(ctx, err, "fetching a schema by id")
@@ -143,8 +142,7 @@ func (r *Registry) Table(ctx context.Context, topic string) (*change.Table, erro
 func (r *Registry) latest(ctx context.Context, subject string) (*node, error) {
 	s, err := r.client.SchemaByVersion(ctx, subject, -1)
 	if err != nil {
-		var re *sr.ResponseError
-		if errors.As(err, &re) && re.StatusCode == http.StatusNotFound {
+		if missing(err) {
 			return nil, nil
 		}
 		return nil, r.classify(ctx, err, "fetching the last schema of subject "+subject)

@@ -38,3 +38,11 @@ type Env struct {
 	// Table of nil: not known. It is nil outside of doctor.
 	Tables func(ctx context.Context, topic string) (*change.Table, error)
 }
+
+// Catalogue gives Contracts, or the pack.
+func (e *Env) Catalogue() (avro.Catalogue, error) {
+	if e.Contracts != nil {
+		return e.Contracts, nil
+	}
+	return avro.Pack()
+}

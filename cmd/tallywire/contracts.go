@@ -7,19 +7,19 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tallywire/tallywire/avro"
-	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/config"
 )
 
 func (a *app) contractsCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "contracts",
-		Short: "List, show and check what the canonical topics hold",
+		Short: "List, show, check and register what the canonical topics hold",
 		Long: `A contract says what a canonical topic holds: an Avro schema whose fields have
 an owner, a sensitivity and, where it applies, a closed list of values, the
 field of an amount's currency, and the entity that an id is of. A pack of them
@@ -44,6 +44,7 @@ entities, and fields that may be null.`,
 		RunE:    func(_ *cobra.Command, dirs []string) error { return a.checkContracts(dirs) },
 	}
 	c.AddCommand(list, show, check)
+	c.AddCommand(a.schemaCmds()...)
 	return c
 }
 
@@ -91,11 +92,7 @@ func (a *app) showContract(topic string, asAvro bool) error {
 	}
 	c := all[topic]
 	if c == nil {
-		e := avro.ErrContract.New("there is no contract of %q", topic)
-		if near := config.Nearest(topic, all.Topics()); near != "" {
-			e.Text += fmt.Sprintf("; did you mean %q?", near)
-		}
-		return e.WithRemedy("Use one of: %s.", strings.Join(all.Topics(), ", "))
+		return noContract(topic, all)
 	}
 	if asAvro {
 		_, err := fmt.Fprintln(a.out, strings.TrimSpace(c.Schema))
@@ -111,12 +108,13 @@ func (a *app) showContract(topic string, asAvro bool) error {
 		Values      []string         `json:"values,omitempty"`
 		Currency    string           `json:"currency,omitempty"`
 		References  string           `json:"references,omitempty"`
+		Fallback    string           `json:"fallback,omitempty"`
 		Doc         string           `json:"doc"`
 	}
 	rows := make([]row, len(c.Fields))
 	for i, f := range c.Fields {
 		col := &c.Table.Columns[i]
-		rows[i] = row{f.Name, col.Type, col.Nullable, isKey(c.Table, i), f.Sensitivity, f.Owner, f.Values, f.Currency, f.References, f.Doc}
+		rows[i] = row{f.Name, col.Type, col.Nullable, slices.Contains(c.Table.Key, i), f.Sensitivity, f.Owner, f.Values, f.Currency, f.References, f.Fallback, f.Doc}
 	}
 	return a.print(rows, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: %s\n\n", c.Topic, c.Doc)
@@ -135,21 +133,15 @@ func (a *app) showContract(topic string, asAvro bool) error {
 			if r.Currency != "" {
 				more = append(more, "in "+r.Currency)
 			}
+			if r.Fallback != "" {
+				more = append(more, "else "+r.Fallback)
+			}
 			if r.Values != nil {
 				more = append(more, strings.Join(r.Values, "|"))
 			}
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Name, r.Type, null, r.Sensitivity, strings.Join(more, ", "), r.Doc)
 		}
 	})
-}
-
-func isKey(t *change.Table, column int) bool {
-	for _, k := range t.Key {
-		if k == column {
-			return true
-		}
-	}
-	return false
 }
 
 func (a *app) checkContracts(dirs []string) error {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/kafka"
@@ -93,4 +94,24 @@ func (d *doctor) unfed(ctx context.Context, part, topic string, filled []string)
 		err.WithRemedy("Did you mean %s?", near)
 	}
 	d.note(part, what, err)
+}
+
+// takes asks the registry whether it takes the contracts that are filled.
+func (d *doctor) takes(ctx context.Context, p *supervise.Pipeline) {
+	if d.schemas == nil {
+		return
+	}
+	for _, t := range p.Transforms {
+		for _, topic := range t.Outputs {
+			c := d.contracts[topic]
+			if c == nil {
+				continue
+			}
+			s, err := d.schemas.Standing(ctx, c)
+			if err == nil && len(s.Against) > 0 {
+				err = avro.ErrIncompatible.New("subject %s: %s", avro.ValueSubject(topic), s.Against[0])
+			}
+			d.note("transforms."+t.Name, "the registry takes the contract of "+topic, err)
+		}
+	}
 }

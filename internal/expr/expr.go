@@ -187,7 +187,10 @@ func (c *compiler) visit(e ast.Expr) {
 		for _, a := range call.Args() {
 			c.visit(a)
 		}
-		c.arguments(e.ID(), call.FunctionName(), call.Args())
+		c.arguments(call.FunctionName(), call.Args())
+		if own := equality[call.FunctionName()]; own != "" {
+			e.SetKindCase(ast.NewExprFactory().NewCall(e.ID(), own, call.Args()...))
+		}
 	case ast.ListKind:
 		for _, x := range e.AsList().Elements() {
 			c.visit(x)
@@ -250,7 +253,7 @@ func literal(e ast.Expr) ref.Val {
 
 // arguments checks those that decide what is meant: the list, the zone, the
 // rounding. They are written out.
-func (c *compiler) arguments(id int64, name string, args []ast.Expr) {
+func (c *compiler) arguments(name string, args []ast.Expr) {
 	zoned := map[string]int{"moment": 2, "datetime": 2, "day": 2}
 	rounded := map[string]int{"round": 3, "div": 4, "hours": 3}
 	switch n := len(args); {
@@ -269,15 +272,15 @@ func (c *compiler) arguments(id int64, name string, args []ast.Expr) {
 			}
 		}
 	case rounded[name] > 0 && n == rounded[name]:
-		if s, ok := literal(args[n-2]).(types.Int); ok {
-			if err := checkScale(int64(s)); err != nil {
-				c.fail(args[n-2].ID(), "", "%s", err)
-			}
+		if s, ok := literal(args[n-2]).(types.Int); !ok {
+			c.fail(args[n-2].ID(), "", "the digits after the point are a whole number that stands here")
+		} else if err := checkScale(int64(s)); err != nil {
+			c.fail(args[n-2].ID(), "", "%s", err)
 		}
-		if s, ok := literal(args[n-1]).(types.String); ok {
-			if err := checkMode(string(s)); err != nil {
-				c.fail(args[n-1].ID(), "", "%s", err)
-			}
+		if s, ok := literal(args[n-1]).(types.String); !ok {
+			c.fail(args[n-1].ID(), "", "the mode of rounding is a text in quotes that stands here")
+		} else if err := checkMode(string(s)); err != nil {
+			c.fail(args[n-1].ID(), "", "%s", err)
 		}
 	}
 }
@@ -310,13 +313,18 @@ func (c *compiler) issues(issues *cel.Issues) (out []Mistake) {
 
 // spoken is an operator as it is written.
 func spoken(name string) string {
+	for written, own := range equality {
+		if name == own {
+			name = written
+		}
+	}
 	switch f := operator.FindStringSubmatch(name); {
 	case name == operators.Conditional:
 		return "? :"
 	case f != nil:
 		return f[1]
 	}
-	return name
+	return strings.TrimPrefix(name, "@")
 }
 
 // instead says what to write where an operator does not do.

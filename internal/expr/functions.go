@@ -46,7 +46,7 @@ func add(args ...ref.Val) ref.Val {
 		}
 	case date:
 		if b, ok := args[1].(types.Int); ok {
-			return a.plus(int64(b))
+			return plusDays(a, int64(b))
 		}
 	case interval:
 		if b, ok := args[1].(interval); ok {
@@ -79,7 +79,7 @@ func subtract(args ...ref.Val) ref.Val {
 			if b == math.MinInt64 {
 				return fail(nil, "a date out of range")
 			}
-			return a.plus(-int64(b))
+			return plusDays(a, -int64(b))
 		case date:
 			if infinite(int64(a)) || infinite(int64(b)) {
 				return fail(nil, "the days to an infinite date")
@@ -334,8 +334,8 @@ func absolute(args ...ref.Val) ref.Val {
 	return wrong("abs", args...)
 }
 
-// plus adds days.
-func (d date) plus(days int64) ref.Val {
+// plusDays adds days.
+func plusDays(d date, days int64) ref.Val {
 	if infinite(int64(d)) {
 		return d
 	}

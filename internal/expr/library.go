@@ -50,7 +50,11 @@ func function(name string, impl func(args ...ref.Val) ref.Val, sigs ...sig) cel.
 		default:
 			bind = cel.FunctionBinding(impl)
 		}
-		opts = append(opts, cel.Overload(fmt.Sprintf("tallywire_%s_%d", name, i), s.args, s.out, bind))
+		given := []cel.OverloadOpt{bind}
+		if name == "coalesce" { // what comes after the first that is not null may have no value
+			given = append(given, decls.OverloadIsNonStrict())
+		}
+		opts = append(opts, cel.Overload(fmt.Sprintf("tallywire_%s_%d", name, i), s.args, s.out, given...))
 	}
 	return cel.Function(name, opts...)
 }
@@ -101,7 +105,7 @@ func ordered() []sig {
 func stdlib() cel.EnvOption {
 	include := &env.LibrarySubset{}
 	for _, name := range []string{
-		operators.LogicalAnd, operators.LogicalOr, operators.LogicalNot, operators.NotStrictlyFalse, operators.Index, operators.In, operators.Modulo,
+		operators.LogicalAnd, operators.LogicalOr, operators.LogicalNot, operators.NotStrictlyFalse, operators.Index, operators.Modulo,
 		"size", "contains", "startsWith", "endsWith", "matches",
 	} {
 		include.IncludeFunctions = append(include.IncludeFunctions, env.NewFunction(name))
@@ -109,23 +113,37 @@ func stdlib() cel.EnvOption {
 	return cel.StdLib(cel.StdLibSubset(include))
 }
 
-// same declares what CEL's planner does itself, for operands of one type: == and
-// !=, and the choice c ? a : b, whose branches may be null.
+// equality has our own names of CEL's operators: CEL's planner takes those, and
+// of an int and a decimal says that they differ.
+var equality = map[string]string{operators.Equals: "@equal", operators.NotEquals: "@differ", operators.In: "@among"}
+
+// same declares equality, for operands of one type, and the choice c ? a : b,
+// which is the planner's, and whose branches may be null.
 func same() []cel.EnvOption {
-	var equal, choice []sig
-	for _, t := range append(append([]*types.Type{}, scalars...), someList, types.NewMapType(types.StringType, types.NewTypeParamType("A"))) {
-		equal = append(equal, to(types.BoolType, t, t))
+	var equals, choice, member []sig
+	var choices []cel.FunctionOpt
+	anything := types.NewTypeParamType("A")
+	someMap := types.NewMapType(types.StringType, anything)
+	for _, t := range append(append([]*types.Type{}, scalars...), someList, someMap) {
+		equals = append(equals, to(types.BoolType, t, t))
 		choice = append(choice, to(t, types.BoolType, t, t))
 	}
-	equal = append(equal, to(types.BoolType, decimalType, intN))
-	declare := func(name string, sigs []sig) cel.EnvOption {
-		var opts []cel.FunctionOpt
-		for i, s := range sigs {
-			opts = append(opts, cel.Overload(fmt.Sprintf("tallywire_%s_%d", name, i), s.args, s.out))
+	equals = append(equals, to(types.BoolType, decimalType, intN), to(types.BoolType, intN, decimalType))
+	for _, s := range equals {
+		if elem := s.args[1]; elem.Kind() != types.ListKind && elem.Kind() != types.MapKind {
+			member = append(member, to(types.BoolType, s.args[0], types.NewListType(elem)))
 		}
-		return cel.Function(name, opts...)
 	}
-	return []cel.EnvOption{declare(operators.Equals, equal), declare(operators.NotEquals, equal), declare(operators.Conditional, choice)}
+	member = append(member, to(types.BoolType, stringN, someMap))
+	for i, s := range choice {
+		choices = append(choices, cel.Overload(fmt.Sprintf("tallywire_choice_%d", i), s.args, s.out))
+	}
+	return []cel.EnvOption{
+		cel.Function(operators.Conditional, choices...),
+		function(equality[operators.Equals], func(args ...ref.Val) ref.Val { return types.Bool(equal(args[0], args[1])) }, equals...),
+		function(equality[operators.NotEquals], func(args ...ref.Val) ref.Val { return types.Bool(!equal(args[0], args[1])) }, equals...),
+		function(equality[operators.In], among, member...),
+	}
 }
 
 func library() []cel.EnvOption {

@@ -8,6 +8,7 @@ import (
 
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
 )
 
 // The types beside CEL's own bool, int, double, string and bytes.
@@ -19,15 +20,40 @@ var (
 	intervalType = types.NewOpaqueType("interval") // months, days and microseconds, kept apart
 )
 
+// A date is the days since 1970-01-01, a moment the microseconds since 1970-01-01
+// 00:00 UTC, a datetime those since 00:00 on that clock; infinite as in change.
 type (
-	date     int64 // days since 1970-01-01, or infinite as in change
-	moment   int64 // microseconds since 1970-01-01 00:00 UTC, or infinite
-	datetime int64 // microseconds since 1970-01-01 00:00 on that clock, or infinite
-	interval struct {
-		months, days int32
-		us           int64
-	}
+	date     = count[dateKind]
+	moment   = count[momentKind]
+	datetime = count[datetimeKind]
 )
+
+type (
+	dateKind     struct{}
+	momentKind   struct{}
+	datetimeKind struct{}
+)
+
+func (dateKind) is() *types.Type     { return dateType }
+func (momentKind) is() *types.Type   { return momentType }
+func (datetimeKind) is() *types.Type { return datetimeType }
+
+// count is a number of days or microseconds, of a type of its own.
+type count[K interface{ is() *types.Type }] int64
+
+func (c count[K]) Type() ref.Type {
+	var k K
+	return k.is()
+}
+func (c count[K]) ConvertToNative(t reflect.Type) (any, error) { return noNative(c, t) }
+func (c count[K]) ConvertToType(t ref.Type) ref.Val            { return convert(c, t) }
+func (c count[K]) Value() any                                  { return c }
+func (c count[K]) Equal(o ref.Val) ref.Val                     { return types.Bool(ref.Val(c) == o) }
+
+type interval struct {
+	months, days int32
+	us           int64
+}
 
 // Failure is why an expression has no value for a row. The values that it met
 // are kept apart: not everybody may see them.
@@ -75,29 +101,35 @@ func (d *Decimal) Equal(o ref.Val) ref.Val {
 	return types.Bool(e != nil && d.cmp(e) == 0)
 }
 
-func (d date) ConvertToNative(t reflect.Type) (any, error) { return noNative(d, t) }
-func (d date) ConvertToType(t ref.Type) ref.Val            { return convert(d, t) }
-func (d date) Type() ref.Type                              { return dateType }
-func (d date) Value() any                                  { return d }
-func (d date) Equal(o ref.Val) ref.Val                     { return types.Bool(ref.Val(d) == o) }
-
-func (m moment) ConvertToNative(t reflect.Type) (any, error) { return noNative(m, t) }
-func (m moment) ConvertToType(t ref.Type) ref.Val            { return convert(m, t) }
-func (m moment) Type() ref.Type                              { return momentType }
-func (m moment) Value() any                                  { return m }
-func (m moment) Equal(o ref.Val) ref.Val                     { return types.Bool(ref.Val(m) == o) }
-
-func (c datetime) ConvertToNative(t reflect.Type) (any, error) { return noNative(c, t) }
-func (c datetime) ConvertToType(t ref.Type) ref.Val            { return convert(c, t) }
-func (c datetime) Type() ref.Type                              { return datetimeType }
-func (c datetime) Value() any                                  { return c }
-func (c datetime) Equal(o ref.Val) ref.Val                     { return types.Bool(ref.Val(c) == o) }
-
 func (i interval) ConvertToNative(t reflect.Type) (any, error) { return noNative(i, t) }
 func (i interval) ConvertToType(t ref.Type) ref.Val            { return convert(i, t) }
 func (i interval) Type() ref.Type                              { return intervalType }
 func (i interval) Value() any                                  { return i }
 func (i interval) Equal(o ref.Val) ref.Val                     { return types.Bool(ref.Val(i) == o) }
+
+// equal says whether two values are the same, numbers by what they count.
+func equal(a, b ref.Val) bool {
+	if n, m := toDecimal(a), toDecimal(b); n != nil && m != nil {
+		return n.cmp(m) == 0
+	}
+	return a.Equal(b) == types.True
+}
+
+// among says whether a list has a value, or a map a key.
+func among(args ...ref.Val) ref.Val {
+	switch all := args[1].(type) {
+	case traits.Lister:
+		for it := all.Iterator(); it.HasNext() == types.True; {
+			if equal(args[0], it.Next()) {
+				return types.True
+			}
+		}
+		return types.False
+	case traits.Container:
+		return all.Contains(args[0])
+	}
+	return wrong("in", args...)
+}
 
 // toDecimal is the number of a decimal or an int; nil of anything else.
 func toDecimal(v ref.Val) *Decimal {

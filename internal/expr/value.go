@@ -160,13 +160,16 @@ func kindOf(t *types.Type) (kind change.Kind, ok bool) {
 	return 0, false
 }
 
-// text is the exact text of a value, as PostgreSQL prints it.
+// text is the exact text of a value, as PostgreSQL prints it; true and false are
+// words.
 func text(v ref.Val) string {
 	switch v := v.(type) {
 	case types.String:
 		return string(v)
 	case types.Int:
 		return strconv.FormatInt(int64(v), 10)
+	case types.Bool:
+		return strconv.FormatBool(bool(v))
 	}
 	b := change.Get()
 	defer b.Release()

@@ -18,6 +18,7 @@ import (
 	"github.com/tallywire/tallywire/internal/codes"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/deliver"
@@ -213,7 +214,11 @@ func (p *Pipeline) Run(ctx context.Context, env *pipeline.Env) error {
 				mu.Lock()
 				errs = append(errs, placed(kind, name, err))
 				mu.Unlock()
-				halted.Go(func() { behind(watching) })
+				halted.Go(func() {
+					if err := outage.Guard(func() error { behind(watching); return nil }); err != nil {
+						env.Obs.Component(kind, name).Log.Error("its lag is not shown", "code", outage.ErrPanic.ID, "error", err)
+					}
+				})
 			}
 		})
 	}

@@ -153,8 +153,19 @@ func (t *transform) awaitInputs(ctx context.Context, inputs []string) (int32, er
 	return first.Partitions, nil
 }
 
+// ensureOutputs makes the topics, and asks the registry for the schemas of those
+// that have a contract: what it refuses is known before the first record.
 func (t *transform) ensureOutputs(ctx context.Context) error {
+	contracts, err := t.env.Catalogue()
+	if err != nil {
+		return err
+	}
 	for _, name := range t.spec.Outputs {
+		if c := contracts[name]; c != nil {
+			if _, _, err := t.env.Registry.RegisterContract(ctx, c); err != nil {
+				return err
+			}
+		}
 		if _, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: name, Partitions: t.env.Partitions, Compact: true}); err != nil {
 			return err
 		}

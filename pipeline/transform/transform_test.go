@@ -586,3 +586,22 @@ func TestTransformOutlivesAPanic(t *testing.T) {
 		b.Once()
 	})
 }
+
+// What the registry would refuse is known at the start, not with the first record
+// of a quiet topic.
+func TestTransformAsksTheRegistryAtTheStart(t *testing.T) {
+	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
+	spec := b.TransformSpec(&enginetest.Copier{Topic: b.Output()})
+	spec.Outputs = append(spec.Outputs, "ps.customer")
+	b.Registry.SetDown(true)
+	transforming(b, b.Env, spec)
+	select {
+	case <-b.Registry.Refused:
+	case <-time.After(testkit.Patience):
+		t.Fatal("the registry was not asked")
+	}
+	b.Registry.SetDown(false)
+	b.Many(20)
+	b.Drained()
+	b.Once()
+}

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"math/big"
 	"net/url"
 	"slices"
 	"strings"
@@ -33,11 +34,11 @@ type property struct{ name, value string }
 type propertyKind uint8
 
 const (
-	text    propertyKind = iota
-	code                 // Code[n] in AL: upper case, no blanks around
-	date                 // 0001-01-01 when empty
-	decimal              // a JSON number
-	guid                 // all noughts when empty
+	text     propertyKind = iota
+	code                  // Code[n] in AL: upper case, no blanks around
+	date                  // 0001-01-01 when empty
+	quantity              // a JSON number of five decimals, as Business Central keeps quantities
+	guid                  // all noughts when empty
 )
 
 // entity is how one topic is delivered.
@@ -78,7 +79,7 @@ var entities = map[string]*entity{
 	topicTime: {
 		topic: topicTime, rank: 2, set: "timeRegistrationEntries", custom: true, match: "externalReference", final: true,
 		// By ids, not numbers: a number may change, and the entry is still the same.
-		kinds: map[string]propertyKind{"externalReference": text, "employeeId": guid, "jobId": guid, "jobTaskNumber": code, "date": date, "quantity": decimal, "status": text},
+		kinds: map[string]propertyKind{"externalReference": text, "employeeId": guid, "jobId": guid, "jobTaskNumber": code, "date": date, "quantity": quantity, "status": text},
 	},
 }
 
@@ -112,7 +113,12 @@ func (k propertyKind) normal(v string) string {
 		if v = strings.ToLower(v); v == "00000000-0000-0000-0000-000000000000" {
 			return ""
 		}
-	case decimal:
+	case quantity:
+		// The contract's hours have six decimals; rounded here, what is compared
+		// is what is kept.
+		if r, ok := new(big.Rat).SetString(v); ok && len(v) < 100 && !strings.ContainsAny(v, "eE/") {
+			v = r.FloatString(5)
+		}
 		if strings.Contains(v, ".") {
 			v = strings.TrimSuffix(strings.TrimRight(v, "0"), ".")
 		}
@@ -171,7 +177,7 @@ func (e *entity) body(w *wanted) []byte {
 	m := make(map[string]any, len(w.props))
 	for _, p := range w.props {
 		switch k := e.kinds[p.name]; {
-		case k == decimal:
+		case k == quantity:
 			m[p.name] = json.Number(p.value)
 		case k == date && p.value == "":
 			m[p.name] = "0001-01-01"

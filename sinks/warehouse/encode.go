@@ -12,6 +12,7 @@ import (
 	"math/big"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/tallywire/tallywire/change"
@@ -66,16 +67,42 @@ func (c *column) typeName() string {
 	return "text"
 }
 
+// param is parameter n, of the type that appendField writes: the column may be
+// wider.
+func (c *column) param(n int) string {
+	base, _, _ := strings.Cut(c.typeName(), "(")
+	return fmt.Sprintf("$%d::%s", n, base)
+}
+
 // fits reports whether a column of a type, as Postgres writes it, takes all that
 // the contract allows: it may be wider, by hand or by a later version.
-func (c *column) fits(typ string) bool {
-	want := c.typeName()
-	var p, s, hasP, hasS int
-	if n, _ := fmt.Sscanf(want, "numeric(%d,%d)", &p, &s); n == 2 {
-		n, _ := fmt.Sscanf(typ, "numeric(%d,%d)", &hasP, &hasS)
-		return typ == "numeric" || n == 2 && hasS >= s && hasP-hasS >= p-s
+func (c *column) fits(typ string) bool { return holds(typ, c.typeName()) }
+
+// widens reports whether a column of a type becomes the contract's without
+// losing a value.
+func (c *column) widens(typ string) bool { return holds(c.typeName(), typ) }
+
+// holds reports whether every value of type narrow is one of type wide.
+func holds(wide, narrow string) bool {
+	numeric := func(typ string) (precision, scale int, ok bool) {
+		n, _ := fmt.Sscanf(typ, "numeric(%d,%d)", &precision, &scale)
+		return precision, scale, n == 2
 	}
-	return typ == want || want == "integer" && typ == "bigint"
+	p, s, narrowIs := numeric(narrow)
+	wideP, wideS, wideIs := numeric(wide)
+	switch {
+	case wide == narrow:
+		return true
+	case narrow == "integer":
+		return wide == "bigint" || wide == "numeric" || wideIs && wideP-wideS >= 10
+	case narrow == "bigint":
+		return wide == "numeric" || wideIs && wideP-wideS >= 19
+	case narrowIs:
+		return wide == "numeric" || wideIs && wideS >= s && wideP-wideS >= p-s
+	case narrow == "real":
+		return wide == "double precision"
+	}
+	return false
 }
 
 // columnKind is the kind that a column of a contract has in the warehouse:

@@ -6,6 +6,7 @@ package warehouse
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"unsafe"
 
 	"github.com/tallywire/tallywire/change"
@@ -92,7 +93,7 @@ func (e *entity) shape(t *change.Table) ([]int, error) {
 	}
 	if known < len(t.Columns) {
 		for _, col := range t.Columns {
-			if !e.has(col.Name) {
+			if e.column(col.Name) == nil {
 				return nil, ErrField.New("records of topic %s have a field %q that its contract does not know", e.topic, col.Name)
 			}
 		}
@@ -107,15 +108,6 @@ func (e *entity) shape(t *change.Table) ([]int, error) {
 	}
 	e.shapes[t] = sh
 	return sh, nil
-}
-
-func (e *entity) has(name string) bool {
-	for i := range e.columns {
-		if e.columns[i].name == name {
-			return true
-		}
-	}
-	return false
 }
 
 // append encodes one change as a row of the stage.
@@ -140,7 +132,7 @@ func (e *entity) append(b *change.Batch, c *change.Change, index int, shape []in
 			v = row[src]
 		}
 		var err error
-		if deleted && !e.isKey(i) {
+		if deleted && !slices.Contains(e.key, i) {
 			r.buf = appendNull(r.buf)
 		} else if r.buf, err = appendField(r.buf, b, col, v); err != nil {
 			r.buf = r.buf[:at]
@@ -159,15 +151,6 @@ func (e *entity) append(b *change.Batch, c *change.Change, index int, shape []in
 	r.start = append(r.start, at)
 	r.index = append(r.index, index)
 	return nil
-}
-
-func (e *entity) isKey(i int) bool {
-	for _, k := range e.key {
-		if k == i {
-			return true
-		}
-	}
-	return false
 }
 
 func coord(c *change.Change) string {

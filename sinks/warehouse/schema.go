@@ -83,7 +83,7 @@ func (e *entity) statements() {
 	var names, params, sets, keys []string
 	for i, c := range e.columns {
 		names = append(names, quote(c.name))
-		params = append(params, fmt.Sprintf("$%d", i+1))
+		params = append(params, c.param(i+1))
 		if !slices.Contains(e.key, i) {
 			sets = append(sets, quote(c.name)+" = excluded."+quote(c.name))
 		}
@@ -104,7 +104,7 @@ func (e *entity) statements() {
 
 	var one, all []string
 	for i, k := range keys {
-		one = append(one, fmt.Sprintf("t.%s = $%d", k, i+1))
+		one = append(one, fmt.Sprintf("t.%s = %s", k, e.columns[e.key[i]].param(i+1)))
 		all = append(all, fmt.Sprintf("t.%s = s.%s", k, k))
 	}
 	n := len(keys)
@@ -147,6 +147,7 @@ var marginSQL string
 // columns that do not let a cost be computed.
 var (
 	marginNeeds = []string{"ps.time_entry_costed", "ps.project", "ps.invoice", "ps.invoice_line"}
+	marginView  = "ps.margin_by_project_month"
 	marginOpen  = "legal_entity, currency, project_id, project_number, project_name, customer_id, month, approved_hours, waiting_entries, waiting_hours, revenue"
 )
 
@@ -191,10 +192,8 @@ func (s *Sink) migrate(ctx context.Context, conn *pgx.Conn) error {
 		}
 	}
 	if s.hasMargin() {
-		sql := marginSQL + fmt.Sprintf("REVOKE ALL ON ps.margin_by_project_month FROM %[1]s; GRANT SELECT (%[3]s) ON ps.margin_by_project_month TO %[1]s; GRANT SELECT ON ps.margin_by_project_month TO %[2]s;",
-			RoleReader, RoleCost, marginOpen)
-		if _, err := tx.Exec(ctx, sql); err != nil {
-			return classify("making the view ps.margin_by_project_month", err)
+		if err := makeMargin(ctx, tx); err != nil {
+			return classify("making the view "+marginView, err)
 		}
 	}
 	return classify("preparing the warehouse's tables", tx.Commit(ctx))
@@ -220,48 +219,114 @@ func (s *Sink) hasMargin() bool {
 	return true
 }
 
-func (s *Sink) migrateTable(ctx context.Context, tx pgx.Tx, e *entity) error {
-	rows, err := tx.Query(ctx, `SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, NOT a.atthasdef AND a.attidentity = '' FROM pg_attribute a
-		WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped`, e.table())
+// makeMargin makes the view, or makes it anew where its columns have other types
+// than those of an earlier version.
+func makeMargin(ctx context.Context, tx pgx.Tx) error {
+	sql := marginSQL + fmt.Sprintf("REVOKE ALL ON %[4]s FROM %[1]s; GRANT SELECT (%[3]s) ON %[4]s TO %[1]s; GRANT SELECT ON %[4]s TO %[2]s;",
+		RoleReader, RoleCost, marginOpen, marginView)
+	replace, err := tx.Begin(ctx)
 	if err != nil {
 		return err
 	}
-	type is struct {
-		typ             string
-		notNull, unsaid bool // unsaid: it has no default
+	if _, err = replace.Exec(ctx, sql); err == nil {
+		return replace.Commit(ctx)
 	}
-	there := map[string]is{}
-	var name, typ string
-	var notNull, unsaid bool
-	if _, err := pgx.ForEachRow(rows, []any{&name, &typ, &notNull, &unsaid}, func() error { there[name] = is{typ, notNull, unsaid}; return nil }); err != nil {
+	if pe := (*pgconn.PgError)(nil); !errors.As(err, &pe) || pe.Code != "42P16" { // invalid_table_definition
+		return err
+	}
+	if err := replace.Rollback(ctx); err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, "DROP VIEW "+marginView+";"+sql)
+	return err
+}
+
+// migrateTable makes a table, or brings it to what its contract says.
+func (s *Sink) migrateTable(ctx context.Context, tx pgx.Tx, e *entity) error {
+	there, err := existing(ctx, tx, e)
+	if err != nil {
 		return err
 	}
 	if len(there) == 0 {
 		return s.createTable(ctx, tx, e)
 	}
-	var sql strings.Builder
+	sql, widened, err := e.plan(there)
+	if err != nil {
+		return err
+	}
+	if widened && slices.Contains(marginNeeds, e.topic) {
+		sql = "DROP VIEW IF EXISTS " + marginView + ";\n" + sql // a column under a view keeps its type
+	}
+	_, err = tx.Exec(ctx, sql+e.dressing())
+	if pe := (*pgconn.PgError)(nil); widened && errors.As(err, &pe) && (pe.Code == "0A000" || pe.Code == "2BP01") {
+		return ErrTable.New("a column of table %s must be widened, and a view depends on it: %s", e.topic, strings.TrimSpace(pe.Message+" "+pe.Detail)).
+			WithRemedy("Drop that view, start again, and make the view anew: its columns have other types then.")
+	}
+	return err
+}
+
+// had is a column that a table has.
+type had struct {
+	typ             string
+	notNull, unsaid bool // unsaid: it has no default
+}
+
+// existing are the columns of a table, none when it is not there.
+func existing(ctx context.Context, tx pgx.Tx, e *entity) (map[string]had, error) {
+	rows, err := tx.Query(ctx, `SELECT a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, NOT a.atthasdef AND a.attidentity = '' FROM pg_attribute a
+		WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped`, e.table())
+	if err != nil {
+		return nil, err
+	}
+	there := map[string]had{}
+	var name, typ string
+	var notNull, unsaid bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &typ, &notNull, &unsaid}, func() error { there[name] = had{typ, notNull, unsaid}; return nil })
+	return there, err
+}
+
+// plan says how the columns there become those of the contract: what is missing
+// is added, what is too narrow widened, what may be null is let be null. Nothing
+// is taken away.
+func (e *entity) plan(there map[string]had) (sql string, widened bool, err error) {
+	var b strings.Builder
+	alter := func(column, format string, args ...any) {
+		fmt.Fprintf(&b, "ALTER TABLE %s ALTER COLUMN %s %s;\n", e.table(), quote(column), fmt.Sprintf(format, args...))
+	}
 	for i := range e.columns {
 		c := &e.columns[i]
 		has, ok := there[c.name]
-		delete(there, c.name)
 		switch {
 		case !ok && !c.nullable:
-			return ErrTable.New("table %s has no column %q, which is never null, so its rows cannot be completed", e.topic, c.name)
+			return "", false, ErrTable.New("table %s has no column %q, which is never null, so its rows cannot be completed", e.topic, c.name)
 		case !ok:
-			fmt.Fprintf(&sql, "ALTER TABLE %s ADD COLUMN %s %s;\n", e.table(), quote(c.name), c.typeName())
-		case !c.fits(has.typ):
-			return ErrTable.New("column %q of table %s is %s, its contract says %s", c.name, e.topic, has.typ, c.typeName())
-		case has.notNull && c.nullable:
-			fmt.Fprintf(&sql, "ALTER TABLE %s ALTER COLUMN %s DROP NOT NULL;\n", e.table(), quote(c.name))
+			fmt.Fprintf(&b, "ALTER TABLE %s ADD COLUMN %s %s;\n", e.table(), quote(c.name), c.typeName())
+			continue
+		case c.fits(has.typ):
+		case c.widens(has.typ):
+			alter(c.name, "TYPE %s", c.typeName())
+			widened = true
+		default:
+			return "", false, ErrTable.New("column %q of table %s is %s, its contract says %s", c.name, e.topic, has.typ, c.typeName())
+		}
+		if has.notNull && c.nullable {
+			alter(c.name, "DROP NOT NULL")
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(there)) { // what no contract has, nobody fills
-		if there[name].notNull && there[name].unsaid && !slices.Contains(ownColumns, name) {
-			fmt.Fprintf(&sql, "ALTER TABLE %s ALTER COLUMN %s DROP NOT NULL;\n", e.table(), quote(name))
+		if there[name].notNull && there[name].unsaid && !slices.Contains(ownColumns, name) && e.column(name) == nil {
+			alter(name, "DROP NOT NULL")
 		}
 	}
-	if _, err := tx.Exec(ctx, sql.String()+e.dressing()); err != nil {
-		return err
+	return b.String(), widened, nil
+}
+
+// column is that of a name; nil: the contract has none.
+func (e *entity) column(name string) *column {
+	for i := range e.columns {
+		if e.columns[i].name == name {
+			return &e.columns[i]
+		}
 	}
 	return nil
 }

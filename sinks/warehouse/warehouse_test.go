@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -152,6 +153,12 @@ func (f *feed) batch(rows ...map[string]any) *change.Batch {
 
 func (f *feed) value(b *change.Batch, col change.Column, v any) change.Value {
 	switch col.Kind {
+	case change.Int:
+		n, _ := v.(int)
+		return change.IntValue(int64(n))
+	case change.Float32:
+		x, _ := v.(float64)
+		return change.Float32Value(float32(x))
 	case change.String:
 		s, _ := v.(string)
 		return b.SpanString(change.String, s)
@@ -497,7 +504,7 @@ func TestContractGrows(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, conn, "SELECT has_column_privilege('tallywire_reader', 'ps.customer', 'email', 'SELECT')", "t")
-	exec(t, conn, "DROP VIEW ps.margin_by_project_month; ALTER TABLE ps.invoice ALTER COLUMN total TYPE numeric(10,2)")
+	exec(t, conn, "DROP VIEW ps.margin_by_project_month; ALTER TABLE ps.invoice ALTER COLUMN total TYPE numeric(10,3)")
 	if err := open(t, dsn).Prepare(t.Context()); !problem.Has(err, ErrTable) || !strings.Contains(err.Error(), `"total"`) {
 		t.Errorf("a changed type: %v", err)
 	}
@@ -513,6 +520,70 @@ func TestContractGrows(t *testing.T) {
 	want(t, conn, "SELECT count(*)::text FROM ps.margin_by_project_month", "0")
 }
 
+// Would be lost: a start, once a contract has a wider field; or the view above it,
+// and who may read it.
+func TestContractWidens(t *testing.T) {
+	dsn, conn := fresh(t)
+	if err := open(t, dsn).Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	margin := text(t, conn, "SELECT pg_get_viewdef('ps.margin_by_project_month'::regclass)")
+	types := "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'ps.time_entry_costed'::regclass AND attname IN ('hours', 'cost') ORDER BY attname"
+	is := text(t, conn, types)
+	older := func() { // as an older version made them, with rows
+		exec(t, conn, `DROP VIEW ps.margin_by_project_month;
+			ALTER TABLE ps.time_entry_costed ALTER hours TYPE numeric(5,1), ALTER cost TYPE numeric(9,2);
+			CREATE VIEW ps.margin_by_project_month AS SELECT NULL::text AS legal_entity, NULL::text AS currency, project_id, 1::numeric(9,2) AS project_number FROM ps.time_entry_costed`)
+	}
+	older()
+	if err := open(t, dsn).Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want(t, conn, types, is)
+	want(t, conn, "SELECT pg_get_viewdef('ps.margin_by_project_month'::regclass)", margin)
+	want(t, conn, "SELECT has_column_privilege('tallywire_reader', 'ps.margin_by_project_month', 'revenue', 'SELECT'), has_column_privilege('tallywire_reader', 'ps.margin_by_project_month', 'margin', 'SELECT')", "t|f")
+
+	// A view of the firm's own is not dropped: it is named.
+	older()
+	exec(t, conn, "CREATE VIEW ps.own AS SELECT sum(cost) FROM ps.time_entry_costed")
+	err := open(t, dsn).Prepare(t.Context())
+	if !problem.Has(err, ErrTable) || !strings.Contains(err.Error(), "view ps.own depends on column") {
+		t.Fatalf("a view of the firm's own: %v", err)
+	}
+	want(t, conn, "SELECT count(*)::text FROM ps.margin_by_project_month", "0")
+	exec(t, conn, "DROP VIEW ps.own")
+	if err := open(t, dsn).Prepare(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// Would be lost: rows of a contract whose columns are wider than it says.
+func TestColumnsWiderThanTheContract(t *testing.T) {
+	dir := t.TempDir()
+	schema := `{"type":"record","name":"Seat","namespace":"firm","topic":"ps.seat","doc":"Seats.","owner":"IT","key":["seat_id"],"fields":[
+		{"name":"seat_id","type":"string","doc":"Its number.","owner":"IT","sensitivity":"internal"},
+		{"name":"floor","type":["null","int"],"default":null,"doc":"Its floor.","owner":"IT","sensitivity":"internal"},
+		{"name":"share","type":["null","float"],"default":null,"doc":"Of the room.","owner":"IT","sensitivity":"internal"}]}`
+	if err := os.WriteFile(filepath.Join(dir, "seat.avsc"), []byte(schema), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	all := must(avro.LoadCatalogue(dir))
+	dsn, conn := fresh(t)
+	s := must(New(Config{DSN: secret.DSNOf(dsn), Topics: []string{"ps.seat"}}, Options{Name: "warehouse", Contracts: all}))
+	t.Cleanup(func() { _ = s.Close() })
+	if err := s.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_ = s.Close()
+	exec(t, conn, "ALTER TABLE ps.seat ALTER floor TYPE numeric, ALTER share TYPE double precision")
+	f := &feed{topic: &change.Topic{Name: "ps.seat", ID: [16]byte{1}, Partitions: 1}, table: all["ps.seat"].Table}
+	claim(t, s, "a", f)
+	row := func(floor int) *change.Batch { return f.batch(m{"seat_id": "7", "floor": floor, "share": 0.5}) }
+	write(t, s, "a", row(1))
+	write(t, s, "a", row(2))
+	want(t, conn, "SELECT seat_id, floor, share FROM ps.seat", "7|2|0.5")
+}
+
 // Would be lost: rows without a value that their contract does not ask for any
 // more; or a start, once a later version has widened a column.
 func TestContractAsksForLess(t *testing.T) {
@@ -526,13 +597,13 @@ func TestContractAsksForLess(t *testing.T) {
 	write(t, s, "a", f.batch(m{"cost_rate_id": "1", "rate": 82_5000}))
 	want(t, conn, "SELECT cost_rate_id, rate, valid_to, former, own FROM ps.cost_rate", "1|82.500000|-|-|2026-01-01")
 	want(t, conn, "SELECT attnotnull FROM pg_attribute WHERE attrelid = 'ps.cost_rate'::regclass AND attname = 'own'", "t")
-	for _, typ := range []string{"numeric(14,3)", "numeric(11,4)", "bigint"} {
+	for _, typ := range []string{"numeric(14,3)", "numeric(20,3)", "text"} {
 		exec(t, conn, "ALTER TABLE ps.cost_rate ALTER rate TYPE "+typ)
 		if err := open(t, dsn, "ps.cost_rate").Prepare(t.Context()); !problem.Has(err, ErrTable) || !strings.Contains(err.Error(), typ) {
 			t.Errorf("a narrower type: %v", err)
 		}
 	}
-	exec(t, conn, "ALTER TABLE ps.cost_rate ALTER rate TYPE numeric")
+	exec(t, conn, "ALTER TABLE ps.cost_rate ALTER rate TYPE numeric USING rate::numeric")
 	if err := open(t, dsn, "ps.cost_rate").Prepare(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -60,7 +60,7 @@ func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
 	if !p.inKey {
 		var beyond []string
 		for c, in := range p.keyCols {
-			if in && !contains(t.Key, c) {
+			if in && !slices.Contains(t.Key, c) {
 				beyond = append(beyond, t.Columns[c].Name)
 			}
 		}
@@ -71,7 +71,7 @@ func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
 	var large []string
 	look := func(cols []int) {
 		for _, c := range cols {
-			if name := t.Columns[c].Name; mayBeLeftOut(&t.Columns[c]) && !contains(t.Key, c) && !slices.Contains(large, name) {
+			if name := t.Columns[c].Name; mayBeLeftOut(&t.Columns[c]) && !slices.Contains(t.Key, c) && !slices.Contains(large, name) {
 				large = append(large, name)
 			}
 		}

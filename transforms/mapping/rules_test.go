@@ -125,13 +125,86 @@ func TestWhere(t *testing.T) {
 	}
 }
 
-// Several rules read one topic: a row becomes all of it or, when one of them
-// cannot, none.
-func TestSeveralRulesOfOneTopic(t *testing.T) {
-	people := mapping.Topic{From: lines.Topic, To: "ps.resource", Fields: map[string]cfg.Scalar{
+// Would be parked for ever: rows that the condition leaves out because they have
+// no key. Their old key is deleted all the same.
+func TestWhereLeavesOutWhatHasNoKey(t *testing.T) {
+	r := entryRule()
+	r.Where = "row.comments != null"
+	for name, key := range map[string]string{"null": "comments", "no value": `row.comments != null ? row.comments : after(row.project, "x")`} {
+		r.Fields["time_entry_id"] = theText(key)
+		named := func(b *change.Batch, id int64, comments string) []change.Value {
+			row := line(b, id)
+			row[6] = change.NullValue()
+			if comments != "" {
+				row[6] = b.SpanString(change.String, comments)
+			}
+			return row
+		}
+		fill := func(b *change.Batch) {
+			b.Append(lines, change.Create).New = named(b, 1, "")
+			for _, was := range [][2]string{{"", ""}, {"A", ""}, {"", "B"}, {"C", "D"}} {
+				c := b.Append(lines, change.Update)
+				c.Old, c.New = named(b, 2, was[0]), named(b, 2, was[1])
+			}
+			b.Append(lines, change.Delete).Old = named(b, 3, "")
+			b.Append(lines, change.Delete).Old = named(b, 4, "E")
+		}
+		one := applied(t, rules(t, r), fill)
+		two := applied(t, rules(t, r, peopleRule(r.Where)), fill) // whose keys are numbers
+		for _, o := range []*outlet{one, two} {
+			var got []string
+			for _, g := range o.got {
+				if f, is := strings.CutPrefix(g, "ps.time_entry "); is {
+					got = append(got, f[:3])
+				}
+			}
+			want(t, got, "d A", "u B", "d C", "u D", "d E")
+			if len(o.rejected) > 0 {
+				t.Errorf("%s: rejected %v", name, o.rejected)
+			}
+		}
+	}
+}
+
+// peopleRule makes the people of lines.
+func peopleRule(where string) mapping.Topic {
+	return mapping.Topic{From: lines.Topic, To: "ps.resource", Where: where, Fields: map[string]cfg.Scalar{
 		"resource_id": theText("line-{user_id}"), "number": theText("user_id"), "first_name": theText(`coalesce(row.comments, "?")`), "last_name": theText("user_id"), "legal_entity": theText("=DE"), "email": theText("=a@b.example"),
 		"active": {Kind: cfg.BoolScalar, Text: "true"}, "updated_at": theText(`moment(row.made, "UTC")`),
 	}}
+}
+
+// An application that keeps no time of the last change still fills the contract:
+// by the commit. What another version's records had and the table has not is null.
+func TestCommitTimeWhereTheSourceHasNone(t *testing.T) {
+	r := entryRule()
+	for _, field := range []string{"task_number", "created_at", "updated_at"} {
+		delete(r.Fields, field)
+	}
+	commit := (change.Days(2026, 4, 1)*86400 + 3600) * 1_000_000
+	o := applied(t, rules(t, r), func(b *change.Batch) {
+		c := b.Append(lines, change.Create)
+		c.New, c.Time = line(b, 17), commit
+		b.Append(lines, change.Create).New = line(b, 18)
+	})
+	want(t, o.got, "ps.time_entry c line-17|7|1||2026-03-31|1.35|t|approved||120.50||2026-04-01 01:00:00+00|")
+	if len(o.rejected) != 1 || !problem.Has(o.rejected[0], mapping.ErrNull) || !strings.Contains(o.rejected[0].Error(), "and the change no time") {
+		t.Errorf("without a time: %v", o.rejected)
+	}
+	r.Fields["updated_at"] = theText(`row.deleted ? moment(row.made, "UTC") : null`)
+	o = applied(t, rules(t, r), func(b *change.Batch) {
+		c := b.Append(lines, change.Create)
+		c.New, c.Time = line(b, 17), commit
+	})
+	if len(o.got) != 1 || !strings.Contains(o.got[0], "|2026-04-01 01:00:00+00|") {
+		t.Errorf("a null of its own: %q, %v", o.got, o.rejected)
+	}
+}
+
+// Several rules read one topic: a row becomes all of it or, when one of them
+// cannot, none.
+func TestSeveralRulesOfOneTopic(t *testing.T) {
+	people := peopleRule("")
 	s, err := mapping.New("canonical", mapping.Config{Topics: []mapping.Topic{entryRule(), people}}, nil, codeList(t, statuses))
 	if err != nil {
 		t.Fatal(problem.Format(err))
@@ -197,7 +270,7 @@ func TestMistakesOfRules(t *testing.T) {
 	r.Where = "row.deleted = false"
 	for field, s := range map[string]cfg.Scalar{
 		"hours": theText(`roudn(row.hours, 2, "up")`), "status": theText(`code("status", row.status)`), "work_date": theText("=2026-02-30"),
-		"billable": {Kind: cfg.NumberScalar, Text: "1"}, "task_number": {}, "project_id": theText(`code("statsu", row.id)`),
+		"billable": {Kind: cfg.NumberScalar, Text: "1"}, "resource_id": {}, "project_id": theText(`code("statsu", row.id)`),
 		"created_at": {Kind: cfg.BoolScalar, Text: "true"},
 	} {
 		r.Fields[field] = s
@@ -206,7 +279,7 @@ func TestMistakesOfRules(t *testing.T) {
 	all := problem.Format(err)
 	for _, says := range []string{
 		"topics[0].where@1:13", "fields.hours@1:6", "Did you mean round?", `status.csv: field status of ps.time_entry is "drfat", none of draft`, `did you mean "draft"`,
-		`"2026-02-30" is no date`, `"1" is no boolean, which field billable is`, "field task_number is never null", `there is no code list "statsu"`, `"true" is no `,
+		`"2026-02-30" is no date`, `"1" is no boolean, which field billable is`, "field resource_id is never null", `there is no code list "statsu"`, `"true" is no `,
 	} {
 		if !strings.Contains(all, says) {
 			t.Errorf("it does not say %q", says)

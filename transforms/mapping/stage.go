@@ -111,6 +111,8 @@ type field struct {
 	value   change.Value // another constant
 	program *expr.Program
 	closed  bool // it must be one of the contract's values
+	// commitTime: where it is null, it is when the change was committed.
+	commitTime bool
 }
 
 type fieldKind uint8
@@ -216,7 +218,7 @@ func (s *Stage) fit(e *entry, t *change.Table) (*plan, []error) {
 	for _, k := range p.key {
 		for _, c := range p.fields[k].cols {
 			p.keyCols[c] = true
-			if !contains(t.Key, c) {
+			if !slices.Contains(t.Key, c) {
 				p.inKey = false
 			}
 		}
@@ -227,7 +229,7 @@ func (s *Stage) fit(e *entry, t *change.Table) (*plan, []error) {
 // compileField fits the source of field i to the columns of a table.
 func compileField(e *entry, scope expr.Scope, i int) (field, []error) {
 	src, target, t := &e.sources[i], &e.to.Columns[i], scope.Row
-	f := field{between: src.between, closed: e.contract[i].Values != nil}
+	f := field{between: src.between, closed: e.contract[i].Values != nil, commitTime: e.contract[i].Fallback == avro.CommitTime}
 	switch {
 	case src.text != nil:
 		f.kind, f.text = constantText, *src.text
@@ -246,7 +248,7 @@ func compileField(e *entry, scope expr.Scope, i int) (field, []error) {
 	var bad []error
 	for _, name := range src.cols {
 		c := t.Column(name)
-		if c < 0 && !src.named && target.Nullable {
+		if c < 0 && !src.named && (target.Nullable || f.commitTime) {
 			f.kind, f.value = constantValue, change.NullValue()
 			return f, nil
 		}
@@ -302,15 +304,6 @@ func way(col, target *change.Column) string {
 	return "; an expression makes one of the other: " + how
 }
 
-func contains(list []int, x int) bool {
-	for _, v := range list {
-		if v == x {
-			return true
-		}
-	}
-	return false
-}
-
 // scratch is memory for texts, and what expressions run on.
 type scratch struct {
 	text, oldKey, newKey []byte
@@ -360,9 +353,9 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 		}
 		if err != nil {
 			out.Reject(c, err)
-			c.Op = rejected
-			drop = true
+			c.Op = dropped
 		}
+		drop = drop || c.Op == dropped
 		if more == nil && (moved != nil || len(ps) > 1) {
 			more = append(make([]change.Change, 0, in.Len()+8), in.Changes[:i]...)
 		}
@@ -378,7 +371,7 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 		in.Changes = append(in.Changes[:0], more...)
 	}
 	if drop {
-		in.Keep(func(c *change.Change) bool { return c.Op != rejected })
+		in.Keep(func(c *change.Change) bool { return c.Op != dropped })
 	}
 	return out.Send(ctx, in)
 }
@@ -404,14 +397,19 @@ func appendMoved(dst []change.Change, c *change.Change, moved []change.Value) []
 		d.Op, d.Old, d.New = change.Delete, moved, nil
 		dst = append(dst, d)
 	}
+	if c.Op == dropped {
+		return dst
+	}
 	return append(dst, *c)
 }
 
-// rejected marks a change that is to be dropped.
-const rejected change.Op = 0
+// dropped marks a change of which nothing goes on: it was rejected, or it is of a
+// row that never was there.
+const dropped change.Op = 0
 
 // apply maps c by one rule; moved is the row with the old key, if the key
-// changed. A row for which the condition does not hold is deleted.
+// changed. A row for which the condition does not hold is deleted, or dropped
+// when it has no key.
 func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []change.Value, err error) {
 	switch c.Op {
 	case change.Truncate:
@@ -419,35 +417,27 @@ func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []ch
 	case change.Message:
 		return nil, ErrMessage.New("a logical message in %s", c.Table.Topic)
 	case change.Delete:
-		row, err := p.keyRow(b, c, c.Old, sc)
+		row, err := p.gone(b, c, c.Old, sc)
 		if err != nil {
 			return nil, err
 		}
-		c.Table, c.Old, c.New = p.to, row, nil
+		p.leave(c, row)
 		return nil, nil
 	}
 	if c.New == nil {
 		return nil, ErrNull.New("a change of %s without a row", c.Table.Topic)
 	}
-	in, err := p.holds(b, c, sc)
+	in, err := p.holds(b, c, c.New, sc)
 	if err != nil {
 		return nil, err
 	}
 	var row []change.Value
 	if in {
-		row = b.Row(len(p.fields))
-		for i := range p.fields {
-			if f := &p.fields[i]; f.kind == same && !f.closed {
-				if v := c.New[f.col]; !v.IsNull() && !v.IsUnchanged() {
-					row[i] = v
-					continue
-				}
-			}
-			if row[i], err = p.value(b, c, i, c.New, sc); err != nil {
-				return nil, err
-			}
-		}
-	} else if row, err = p.keyRow(b, c, c.New, sc); err != nil {
+		row, err = p.row(b, c, sc)
+	} else {
+		row, err = p.gone(b, c, c.New, sc)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if c.Op == change.Update {
@@ -455,26 +445,69 @@ func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []ch
 			return nil, err
 		}
 	}
-	c.Table, c.Old, c.New = p.to, nil, row
 	if !in {
 		// Whether its record was there before is not known here: before the
 		// update, or by another version of the rule.
-		c.Op, c.Old, c.New = change.Delete, row, nil
+		p.leave(c, row)
+		return moved, nil
 	}
+	c.Table, c.Old, c.New = p.to, nil, row
 	return moved, nil
 }
 
-// holds says whether the row is there for this rule.
-func (p *plan) holds(b *change.Batch, c *change.Change, sc *scratch) (bool, error) {
+// leave makes c the delete of the canonical row that has the key of row; nil:
+// there is none.
+func (p *plan) leave(c *change.Change, row []change.Value) {
+	if c.Table, c.Old, c.New = p.to, row, nil; row == nil {
+		c.Op = dropped
+		return
+	}
+	c.Op = change.Delete
+}
+
+// row maps all fields.
+func (p *plan) row(b *change.Batch, c *change.Change, sc *scratch) (row []change.Value, err error) {
+	row = b.Row(len(p.fields))
+	for i := range p.fields {
+		if f := &p.fields[i]; f.kind == same && !f.closed {
+			if v := c.New[f.col]; !v.IsNull() && !v.IsUnchanged() {
+				row[i] = v
+				continue
+			}
+		}
+		if row[i], err = p.value(b, c, i, c.New, sc); err != nil {
+			return nil, err
+		}
+	}
+	return row, nil
+}
+
+// gone is keyRow of a row that is not there any more; nil: it never was, since
+// its key is null, or has no value and the condition does not let it in.
+func (p *plan) gone(b *change.Batch, c *change.Change, from []change.Value, sc *scratch) ([]change.Value, error) {
+	row, err := p.keyRow(b, c, from, sc)
+	if problem.Has(err, ErrNull) {
+		return nil, nil
+	}
+	if problem.Has(err, ErrExpr) {
+		if in, no := p.holds(b, c, from, sc); no == nil && !in {
+			return nil, nil
+		}
+	}
+	return row, err
+}
+
+// holds says whether a row is there for this rule.
+func (p *plan) holds(b *change.Batch, c *change.Change, row []change.Value, sc *scratch) (bool, error) {
 	if p.where == nil {
 		return true, nil
 	}
 	for _, col := range p.whereCols {
-		if !sent(c, c.New, col) {
+		if !sent(c, row, col) {
 			return false, p.unsent(c, "the condition of "+p.to.Topic, "column "+c.Table.Columns[col].Name)
 		}
 	}
-	in, err := p.where.Holds(sc.over(b, c.New))
+	in, err := p.where.Holds(sc.over(b, row))
 	if err != nil {
 		return false, ErrExpr.New("the condition of %s, %s: %s", p.to.Topic, p.where.Text, what(err, false)).At("%s.where", p.e.path)
 	}
@@ -510,7 +543,8 @@ func what(err error, shown bool) string {
 	return fmt.Sprintf("%s: %q", f.What, value)
 }
 
-// moved gives the row with the old canonical key if the update changed it.
+// moved gives the row with the old canonical key if the update changed it; row
+// nil: it has no key now.
 func (p *plan) moved(b *change.Batch, c *change.Change, row []change.Value, sc *scratch) ([]change.Value, error) {
 	if c.Old == nil {
 		if p.inKey {
@@ -525,7 +559,7 @@ func (p *plan) moved(b *change.Batch, c *change.Change, row []change.Value, sc *
 			continue
 		}
 		if c.Old[col].IsUnchanged() {
-			if contains(c.Table.Key, col) {
+			if slices.Contains(c.Table.Key, col) {
 				continue // an old row of which only another part is known
 			}
 			return nil, p.unchanged(c, p.key[0], "the old value of "+c.Table.Columns[col].Name)
@@ -536,9 +570,9 @@ func (p *plan) moved(b *change.Batch, c *change.Change, row []change.Value, sc *
 	if bytes.Equal(sc.oldKey, sc.newKey) {
 		return nil, nil
 	}
-	old, err := p.keyRow(b, c, c.Old, sc)
-	if err != nil {
-		return nil, err
+	old, err := p.gone(b, c, c.Old, sc)
+	if err != nil || old == nil || row == nil {
+		return old, err
 	}
 	sc.oldKey = change.AppendKeyRow(sc.oldKey[:0], b, p.to, old)
 	sc.newKey = change.AppendKeyRow(sc.newKey[:0], b, p.to, row)
@@ -584,9 +618,11 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 	case constantText:
 		return b.SpanString(change.String, f.text), nil
 	case constantValue:
-		return f.value, nil
+		if !f.value.IsNull() || target.Nullable {
+			return f.value, nil
+		}
 	}
-	null := false
+	null := f.kind == constantValue
 	for _, col := range f.cols {
 		if !sent(c, from, col) {
 			return change.Value{}, p.unchanged(c, i, "column "+c.Table.Columns[col].Name)
@@ -602,6 +638,9 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 		null = computedValue.IsNull()
 	}
 	if null {
+		if f.commitTime && c.Time != 0 {
+			return change.TimestampTZValue(c.Time), nil
+		}
 		if !target.Nullable {
 			return change.Value{}, ErrNull.New("field %s of %s must not be null: %s", target.Name, p.to.Topic, p.nulls(c, f))
 		}
@@ -633,8 +672,11 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 
 // nulls says what is null.
 func (p *plan) nulls(c *change.Change, f *field) string {
-	if f.kind == computed {
+	switch f.kind {
+	case computed:
 		return "the expression " + f.program.Text + " is"
+	case constantValue:
+		return c.Table.Topic + " has no such column, and the change no time"
 	}
 	return fmt.Sprintf("%s of %s is", strings.Join(names(c.Table, f.cols), ", "), c.Table.Topic)
 }

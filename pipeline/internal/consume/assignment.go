@@ -16,7 +16,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
@@ -384,12 +383,9 @@ const tellAfter = 30 * time.Second
 // contract is made here, empty: whether something fills it or not, what fills
 // the others goes on.
 func AwaitTopic(ctx context.Context, env *pipeline.Env, name string, comp *obs.Component) (*change.Topic, error) {
-	contracts := env.Contracts
-	if contracts == nil {
-		var err error
-		if contracts, err = avro.Pack(); err != nil {
-			return nil, err
-		}
+	contracts, err := env.Catalogue()
+	if err != nil {
+		return nil, err
 	}
 	if contracts[name] != nil {
 		return env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: name, Default: env.Partitions, Compact: true})
