@@ -35,6 +35,11 @@ type Field struct {
 	Fallback    string   // CommitTime, where the source says nothing; "": none
 }
 
+// Optional says whether a source may have nothing for the field at index i.
+func (c *Contract) Optional(i int) bool {
+	return c.Table.Columns[i].Nullable || c.Fields[i].Fallback != ""
+}
+
 // CommitTime as a Fallback is when the change was committed at its source.
 const CommitTime = "commit_time"
 

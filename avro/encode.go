@@ -103,17 +103,9 @@ func (e *Encoder) buildCanonical(ctx context.Context, reg *Registry) error {
 		return ErrTable.New("topic %s has no contract", t.Topic).
 			WithRemedy("Add a contract of that topic to a directory of `contracts`, or correct the topic in the transform.")
 	}
-	n, err := parseSchema(c.Schema)
-	if err != nil {
-		return ErrTable.New("contract of %s: %w", t.Topic, err)
-	}
-	if e.cols, err = compileFields(n, t); err != nil {
+	if err := e.compileContract(c); err != nil {
 		return err
 	}
-	if len(e.cols) != len(t.Columns) {
-		return ErrTable.New("a row for %s has %d columns, its contract has %d fields", t.Topic, len(t.Columns), len(e.cols))
-	}
-	e.textKey = true
 	keyID, id, err := reg.RegisterContract(ctx, c)
 	if err != nil {
 		return err

@@ -26,7 +26,7 @@ const (
 	exitOK      = 0
 	exitFailed  = 1 // a problem; it is printed with its code and remedy
 	exitUsage   = 2 // the command line is wrong
-	exitDiffer  = 3 // verify, demo: the two sides differ
+	exitDiffer  = 3 // verify, demo, mapping preview: the two sides differ
 	exitUnwell  = 4 // doctor, status: something named is not well
 	exitRefused = 5 // replay: refused, nothing was changed
 )
@@ -114,13 +114,14 @@ records, costs time entries with the rate in force on the work date, and
 delivers to the warehouse and the ERP: in order, exactly once where the far
 side allows it.
 
-Start with  tallywire demo,  then write a configuration from
-examples/tallywire.yml and use  check, doctor, run.
+Start with  tallywire demo;  then have  tallywire init  draft a configuration
+for your database, or write one from examples/tallywire.yml, and use  check,
+doctor, run.
 
 Exit codes: 0 done; 1 failed, the problem is printed with its code and what to
-do; 2 the command line is wrong; 3 the two sides differ (verify, demo);
-4 something is not well (doctor, status); 5 refused, nothing was changed
-(replay).`,
+do; 2 the command line is wrong; 3 the two sides differ (verify, demo, mapping
+preview); 4 something is not well (doctor, status); 5 refused, nothing was
+changed (replay).`,
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if a.output != "text" && a.output != "json" {
@@ -135,8 +136,8 @@ do; 2 the command line is wrong; 3 the two sides differ (verify, demo);
 		return usage{fmt.Errorf("%w\nsee: %s --help", err, cmd.CommandPath())}
 	})
 	c.CompletionOptions.HiddenDefaultCmd = true
-	c.AddCommand(a.demoCmd(), a.runCmd(), a.checkCmd(), a.doctorCmd(), a.statusCmd(), a.contractsCmd(), a.consumeCmd(),
-		a.parkedCmd(), a.replayCmd(), a.verifyCmd(), a.versionCmd(), a.docsCmd())
+	c.AddCommand(a.demoCmd(), a.initCmd(), a.runCmd(), a.checkCmd(), a.doctorCmd(), a.statusCmd(), a.contractsCmd(), a.consumeCmd(),
+		a.mappingCmd(), a.parkedCmd(), a.replayCmd(), a.verifyCmd(), a.versionCmd(), a.docsCmd())
 	return c
 }
 
@@ -158,12 +159,15 @@ func (a *app) configFile() string {
 
 // load reads the configuration for a command that looks at what runs: where
 // there is no other, that of the demo.
-func (a *app) load() (*config.Config, error) {
+func (a *app) load() (*config.Config, error) { return config.Load(a.runningFile(), config.Options{}) }
+
+// runningFile is configFile or, where there is none, that of the demo.
+func (a *app) runningFile() string {
 	file := a.configFile()
 	if named := a.file != "" || os.Getenv("TALLYWIRE_CONFIG") != ""; !named && !exists(ownFile) && exists(demoFile) {
-		file = demoFile
+		return demoFile
 	}
-	return config.Load(file, config.Options{})
+	return file
 }
 
 func exists(file string) bool {

@@ -277,6 +277,12 @@ func TestModelWalkThroughs(t *testing.T) {
 		if code, out, errs := tw("check", "-c", filepath.Join(dir, "tallywire.yml")); code != exitOK {
 			t.Errorf("walk %d: exit %d\n%s%s", i, code, out, errs)
 		}
+		if !exists(filepath.Join(dir, "mappings")) {
+			continue
+		}
+		if code, out, errs := tw("mapping", "test", "-c", filepath.Join(dir, "tallywire.yml")); code != exitOK {
+			t.Errorf("walk %d: exit %d\n%s%s", i, code, out, errs)
+		}
 	}
 	for _, name := range expr.Functions() {
 		if !strings.Contains(string(text), "`"+name+"(") && !strings.Contains(string(text), "`"+name+"`") {

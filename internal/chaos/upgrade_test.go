@@ -72,6 +72,10 @@ func TestChaosUpgrade(t *testing.T) {
 	s.settled(patience)
 	s.loaded()
 	end := s.work(200)
+	// As docs/upgrading.md says, while the version before runs.
+	if out, stderr, code := command(t.Context(), "contracts", "register", "--breaking", "-c", s.config); code != 0 {
+		t.Fatalf("registering the contracts: exit %d\n%s%s", code, out, stderr)
+	}
 	// Up, back, and up again, by Ctrl-C and by kill -9.
 	for i, program := range []string{binary, before, binary, before, binary} {
 		s.pause(time.Duration(2000+rnd.IntN(3000)) * time.Millisecond)

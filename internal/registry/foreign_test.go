@@ -166,8 +166,8 @@ func checkForeign(t *testing.T, got map[string]map[string]any) {
 	}
 	if d := cmp.Diff(map[string]any{
 		"time_entry_id": "5", "resource_id": "12", "project_id": "17", "project_number": nil, "customer_id": nil, "customer_name": nil,
-		"legal_entity": nil, "currency": nil, "work_date": "date:2026-03-03", "hours": "Decimal:7.50", "billable": true, "status": "approved",
-		"cost_rate_id": nil, "rate": "Decimal:98.5000", "cost": "Decimal:738.750000", "waiting_for": nil,
+		"legal_entity": nil, "currency": nil, "work_date": "date:2026-03-03", "hours": "Decimal:7.500000", "billable": true, "status": "approved",
+		"cost_rate_id": nil, "rate": "Decimal:98.5000", "cost": "Decimal:738.7500000000", "waiting_for": nil,
 		"updated_at": "datetime:2026-02-02 02:40:00.000001+00:00",
 	}, can["value"]); d != "" {
 		t.Errorf("the canonical value:\n%s", d)

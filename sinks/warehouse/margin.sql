@@ -29,10 +29,10 @@ WITH parts AS (
      GROUP BY 1, 2
 ), sums AS (
     SELECT project_id, month,
-           COALESCE(sum(approved_hours), 0)::numeric(38,2) AS approved_hours,
+           COALESCE(sum(approved_hours), 0)::numeric(38,6) AS approved_hours,
            COALESCE(sum(waiting_entries), 0)::bigint AS waiting_entries,
-           COALESCE(sum(waiting_hours), 0)::numeric(38,2) AS waiting_hours,
-           CASE WHEN COALESCE(sum(waiting_entries), 0) = 0 THEN COALESCE(sum(cost), 0)::numeric(38,6) END AS labour_cost,
+           COALESCE(sum(waiting_hours), 0)::numeric(38,6) AS waiting_hours,
+           CASE WHEN COALESCE(sum(waiting_entries), 0) = 0 THEN COALESCE(sum(cost), 0)::numeric(38,10) END AS labour_cost,
            COALESCE(sum(revenue), 0)::numeric(38,2) AS revenue
       FROM parts
      GROUP BY project_id, month

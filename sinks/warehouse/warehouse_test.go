@@ -490,7 +490,7 @@ func TestRolesFollowSensitivity(t *testing.T) {
 	}
 	want(t, conn, "SELECT col_description('ps.cost_rate'::regclass, attnum) FROM pg_attribute WHERE attrelid = 'ps.cost_rate'::regclass AND attname = 'rate'", "Cost of one hour, in currency.")
 	want(t, conn, "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = 'ps.time_entry_costed'::regclass AND attname IN ('cost', 'work_date', 'updated_at') ORDER BY attname",
-		"numeric(20,6)\ntimestamp with time zone\ndate")
+		"numeric(24,10)\ntimestamp with time zone\ndate")
 }
 
 // Would be lost: a new field, or a start, when a contract grows.

@@ -122,27 +122,36 @@ func tableByID(ctx context.Context, q *pgx.Conn, id uint32) (*tableInfo, error) 
 	return ts[0], nil
 }
 
+// noKey says why a table cannot be captured, and how that is mended.
+func (t *tableInfo) noKey() (why, how string) {
+	sql := t.sql()
+	switch {
+	case t.key != nil && len(t.broken) > 0:
+		return fmt.Sprintf("its partitions %s have no replica identity, and their updates and deletes would fail", strings.Join(t.broken, ", ")),
+			fmt.Sprintf("ALTER TABLE %s REPLICA IDENTITY DEFAULT (or FULL), and so for each", t.broken[0])
+	case t.identity != 'n' && t.deferrable:
+		return "its primary key is DEFERRABLE, which is no replica identity: two rows may have it until the commit",
+			fmt.Sprintf("Make the key NOT DEFERRABLE, or ALTER TABLE %s REPLICA IDENTITY USING INDEX … on another unique index", sql)
+	case t.identity == 'n':
+		why = "REPLICA IDENTITY NOTHING"
+	default:
+		why = "no primary key and no replica identity index"
+	}
+	return why, fmt.Sprintf("ALTER TABLE %s ADD PRIMARY KEY (…), or ALTER TABLE %s REPLICA IDENTITY USING INDEX …", sql, sql)
+}
+
 // noKeyError lists tables that cannot be captured.
 func noKeyError(ts []*tableInfo) error {
 	var names []string
 	for _, t := range ts {
 		names = append(names, t.String())
 	}
-	first := ts[0].sql()
-	why := "no primary key and no replica identity index"
-	switch t := ts[0]; {
-	case len(ts) > 1:
-	case t.identity == 'n':
-		why = "REPLICA IDENTITY NOTHING"
-	case t.key != nil && len(t.broken) > 0:
-		return ErrNoKey.New("%s: its partitions %s have no replica identity, and their updates and deletes would fail", t, strings.Join(t.broken, ", ")).
-			WithRemedy("ALTER TABLE %s REPLICA IDENTITY DEFAULT (or FULL), and so for each; or leave it out: add \"!%s\" to `tables`.", t.broken[0], t)
-	case t.deferrable:
-		return ErrNoKey.New("%s: its primary key is DEFERRABLE, which is no replica identity: two rows may have it until the commit", t).
-			WithRemedy("Make the key NOT DEFERRABLE, or ALTER TABLE %s REPLICA IDENTITY USING INDEX … on another unique index; or leave it out: add \"!%s\" to `tables`.", first, t)
+	why, how := ts[0].noKey()
+	if len(ts) > 1 {
+		why = "no primary key and no replica identity index"
 	}
 	return ErrNoKey.New("%s: %s", strings.Join(names, ", "), why).
-		WithRemedy("ALTER TABLE %s ADD PRIMARY KEY (…), or ALTER TABLE %s REPLICA IDENTITY USING INDEX …; or leave it out: add \"!%s\" to `tables`.", first, first, ts[0])
+		WithRemedy("%s; or leave it out: add \"!%s\" to `tables`.", how, ts[0])
 }
 
 // wireColumn is a column as the stream or the load has it.

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
@@ -86,11 +88,7 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 		note(noKeyError(noKey), "every table has a key")
 	}
 	for _, t := range tables {
-		var may bool
-		err := q.QueryRow(ctx, "SELECT has_table_privilege($1::oid, 'SELECT')", t.id).Scan(&may)
-		if err = classify("checking the grants on "+t.String(), err); err == nil && !may {
-			err = ErrRefused.New("role %q may not read %s", srv.role, t).WithRemedy("GRANT SELECT ON %s TO %q", t.sql(), srv.role)
-		}
+		err := mayRead(ctx, q, srv, t)
 		if err != nil {
 			note(err, "reading %s is allowed", t)
 		}
@@ -133,4 +131,14 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 		note(nil, "slot %q is free", s.cfg.Slot)
 	}
 	return fs
+}
+
+// mayRead says that the role may not read a table.
+func mayRead(ctx context.Context, q *pgx.Conn, srv *server, t *tableInfo) error {
+	var may bool
+	err := q.QueryRow(ctx, "SELECT has_table_privilege($1::oid, 'SELECT')", t.id).Scan(&may)
+	if err = classify("checking the grants on "+t.String(), err); err == nil && !may {
+		err = ErrRefused.New("role %q may not read %s", srv.role, t).WithRemedy("GRANT SELECT ON %s TO %q", t.sql(), srv.role)
+	}
+	return err
 }

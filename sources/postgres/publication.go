@@ -76,11 +76,9 @@ func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*t
 	if pub == nil && !fresh {
 		return nil, c.notThere("does not exist, and slot %q does", c.Slot)
 	}
-	name := pgx.Identifier{c.Publication}.Sanitize()
-	sql := "CREATE PUBLICATION " + name + " FOR TABLE " + strings.Join(lacks, ", ") +
-		" WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
+	sql := c.publicationSQL(lacks)
 	if pub != nil {
-		sql = "ALTER PUBLICATION " + name + " ADD TABLE " + strings.Join(lacks, ", ")
+		sql = "ALTER PUBLICATION " + pgx.Identifier{c.Publication}.Sanitize() + " ADD TABLE " + strings.Join(lacks, ", ")
 	}
 	if _, err := q.Exec(ctx, sql); err != nil {
 		var pg *pgconn.PgError
@@ -91,6 +89,13 @@ func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*t
 		return nil, classify(fmt.Sprintf("making publication %q", c.Publication), err)
 	}
 	return readPublication(ctx, q, c.Publication)
+}
+
+// publicationSQL makes the publication of tables, each with its columns in
+// brackets if it is not to have all.
+func (c *Config) publicationSQL(tables []string) string {
+	return "CREATE PUBLICATION " + pgx.Identifier{c.Publication}.Sanitize() + " FOR TABLE " + strings.Join(tables, ", ") +
+		" WITH (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)"
 }
 
 // notThere says of the publication that it was missing while the slot was there.

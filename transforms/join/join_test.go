@@ -110,7 +110,7 @@ func (w *world) naive() map[string]row {
 		} else {
 			h, _ := e["hours"].Small()
 			x, _ := best["rate"].Small()
-			r["cost"] = change.DecimalValue(h*x, 6)
+			r["cost"] = change.DecimalValue(h*x*10_000, 10)
 		}
 		out[k] = r
 	}
@@ -363,35 +363,35 @@ func TestStoryOfAnEntry(t *testing.T) {
 	w.customer("4", "Northwind")
 	want("", "cost_rate of resource 12 on 2026-03-02")
 	w.rate("12", 8, 20000, -1, 600000, "EUR")
-	want("450.000000", "")
+	want("450.0000000000", "")
 	w.rate("12", 9, 20514, -1, 700000, "EUR") // from that very day on
-	want("525.000000", "")
+	want("525.0000000000", "")
 	w.rate("12", 10, 20514, -1, 710000, "EUR") // the same day: the higher id, 10 after 9
-	want("532.500000", "")
+	want("532.5000000000", "")
 	w.rate("12", 10, 20515, -1, 710000, "EUR") // its range shrinks
-	want("525.000000", "")
+	want("525.0000000000", "")
 	w.rate("12", 9, 20510, 20514, 700000, "EUR") // ends on that day, exclusive
-	want("450.000000", "")
+	want("450.0000000000", "")
 	w.rate("12", 8, 20000, -1, 650000, "EUR") // retroactive
-	want("487.500000", "")
+	want("487.5000000000", "")
 	w.rate("12", 8, 20000, -1, 650000, "USD")
 	want("", "currency EUR of project 17, the rate is in USD")
 	w.project("17", "4", "USD")
-	want("487.500000", "")
+	want("487.5000000000", "")
 	w.delete("ps.cost_rate", "12/8")
 	want("", "cost_rate of resource 12 on 2026-03-02") // removed: it waits again
 	w.rate("12", 8, 20000, -1, 600000, "USD")
-	want("450.000000", "")
+	want("450.0000000000", "")
 	// The rate moves to another person: mapping sends a delete and a new key.
 	w.delete("ps.cost_rate", "12/8")
 	w.rate("13", 8, 20000, -1, 600000, "USD")
 	want("", "cost_rate of resource 12 on 2026-03-02")
 	w.entry(1, "13", "17", 20514, 800) // and the entry follows
-	want("480.000000", "")
+	want("480.0000000000", "")
 	w.project("17", "5", "USD")
 	want("", "customer 5")
 	w.customer("5", "Contoso")
-	want("480.000000", "")
+	want("480.0000000000", "")
 	w.delete("ps.customer", "5")
 	want("", "customer 5")
 	w.delete("ps.time_entry", "1")
@@ -434,7 +434,7 @@ func TestLossWhileIdle(t *testing.T) {
 	}
 	w.rate("12", 8, 0, -1, 600000, "EUR")
 	got := settled(t, w)
-	if c := w.field(t, got, "1", "cost"); c != "60.000000" {
+	if c := w.field(t, got, "1", "cost"); c != "60.0000000000" {
 		t.Fatalf("cost %q", c)
 	}
 }
@@ -460,7 +460,7 @@ func TestOverflowIsRejected(t *testing.T) {
 		for !w.right.done() {
 			w.right.tolerate(w.right.work(t.Context(), 1000, false))
 		}
-		if cost := w.field(t, settled(t, w), "1", "cost"); cost != "592592592.600000" {
+		if cost := w.field(t, settled(t, w), "1", "cost"); cost != "592592592.6000000000" {
 			t.Errorf("the cost is %s", cost)
 		}
 		return

@@ -298,7 +298,7 @@ func TestColumnsOfAnotherType(t *testing.T) {
 	b.Append(lines, change.Create).New = line(b, 1)
 	err := rules(t, r).Apply(t.Context(), b, &outlet{})
 	all := problem.Format(err)
-	for _, says := range []string{`round(decimal(row.hours), 2, "half_even")`, `moment(row.made, "UTC")`, "fields.work_date@1:8", "Did you mean made?"} {
+	for _, says := range []string{`round(decimal(row.hours), 6, "half_even")`, `moment(row.made, "UTC")`, "fields.work_date@1:8", "Did you mean made?"} {
 		if !strings.Contains(all, says) {
 			t.Errorf("it does not say %q:\n%s", says, all)
 		}

@@ -5,7 +5,6 @@ package mapping
 import (
 	"fmt"
 	"strings"
-	"unicode"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/config"
@@ -26,7 +25,7 @@ type source struct {
 
 // source reads what is written for field i.
 func (s *Stage) source(e *entry, i int, written config.Scalar) (source, []*problem.Error) {
-	src, err := parseSource(written, &e.to.Columns[i])
+	src, err := parseSource(written, &e.to.Columns[i], e.optional(i))
 	target := &e.to.Columns[i]
 	switch {
 	case err != nil:
@@ -66,11 +65,11 @@ func (s *Stage) expression(e *entry, i int, text string) (bad []*problem.Error) 
 
 // parseSource tells the forms apart: after an equals sign a constant, with
 // columns in braces a template, a plain name is a column, the rest an expression.
-func parseSource(written config.Scalar, target *change.Column) (source, error) {
+func parseSource(written config.Scalar, target *change.Column, optional bool) (source, error) {
 	s := written.Text
 	switch {
 	case written.Kind == config.NullScalar:
-		if !target.Nullable {
+		if !optional {
 			return source{}, fmt.Errorf("field %s is never null", target.Name)
 		}
 		v := change.NullValue()
@@ -81,23 +80,13 @@ func parseSource(written config.Scalar, target *change.Column) (source, error) {
 		return constant(s[1:], target)
 	case s == "":
 		return source{}, fmt.Errorf("a column, a template, a constant or an expression is missing")
-	case isName(s):
+	case expr.Plain(s):
 		return source{cols: []string{s}}, nil
 	}
 	if src, ok := template(s); ok {
 		return src, nil
 	}
 	return source{expression: s}, nil
-}
-
-// isName: letters, digits and underscores, as a column's name mostly is.
-func isName(s string) bool {
-	for i, r := range s {
-		if r != '_' && !unicode.IsLetter(r) && (i == 0 || r != '$' && !unicode.IsDigit(r)) {
-			return false
-		}
-	}
-	return true
 }
 
 // template reads "{a}/{b}"; ok is false of what is none.

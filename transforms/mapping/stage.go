@@ -72,6 +72,11 @@ func (e *entry) closed(i int, text string) *problem.Error {
 	return p
 }
 
+// optional says whether the source may have nothing for field i.
+func (e *entry) optional(i int) bool {
+	return e.to.Columns[i].Nullable || e.contract[i].Fallback != ""
+}
+
 // shown says whether a message may have values of field i.
 func (e *entry) shown(i int) bool {
 	s := e.contract[i].Sensitivity
@@ -248,7 +253,7 @@ func compileField(e *entry, scope expr.Scope, i int) (field, []error) {
 	var bad []error
 	for _, name := range src.cols {
 		c := t.Column(name)
-		if c < 0 && !src.named && (target.Nullable || f.commitTime) {
+		if c < 0 && !src.named && e.optional(i) {
 			f.kind, f.value = constantValue, change.NullValue()
 			return f, nil
 		}
@@ -271,37 +276,23 @@ func compileField(e *entry, scope expr.Scope, i int) (field, []error) {
 		return f, nil
 	}
 	col := &t.Columns[f.col]
-	switch {
-	case col.Kind == target.Kind:
-		f.kind = same
-	case target.Kind == change.Decimal && col.Kind == change.Int:
-		f.kind = same // the encoder writes it at the contract's scale
-	case target.Kind == change.String && col.Kind != change.Bytes && col.Kind != change.Array:
-		f.kind = asText
-	default:
+	text, ok := expr.Takes(col, target)
+	if !ok {
 		return f, []error{ErrColumn.New("column %s of %s is %s, field %s of %s is %s%s", col.Name, t.Topic, col.Type, target.Name, e.to.Topic, target.Type, way(col, target)).At("%s", src.path)}
+	}
+	f.kind = same
+	if text {
+		f.kind = asText
 	}
 	return f, nil
 }
 
 // way is how an expression makes the field of such a column.
 func way(col, target *change.Column) string {
-	var how string
-	switch {
-	case target.Kind == change.Decimal && (col.Kind == change.Float64 || col.Kind == change.Float32):
-		how = fmt.Sprintf(`round(decimal(row.%s), %d, "half_even")`, col.Name, target.Scale)
-	case target.Kind == change.Decimal && col.Kind == change.Interval:
-		how = fmt.Sprintf(`hours(row.%s, %d, "half_even")`, col.Name, target.Scale)
-	case target.Kind == change.TimestampTZ && (col.Kind == change.Timestamp || col.Kind == change.Date):
-		how = fmt.Sprintf(`moment(row.%s, "UTC")`, col.Name)
-	case target.Kind == change.Date && col.Kind == change.Timestamp:
-		how = fmt.Sprintf(`day(row.%s)`, col.Name)
-	case target.Kind == change.Date && col.Kind == change.TimestampTZ:
-		how = fmt.Sprintf(`day(row.%s, "UTC")`, col.Name)
-	default:
-		return ""
+	if how := expr.Way(col, target); how != "" {
+		return "; an expression makes one of the other: " + how
 	}
-	return "; an expression makes one of the other: " + how
+	return ""
 }
 
 // scratch is memory for texts, and what expressions run on.

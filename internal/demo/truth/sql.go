@@ -60,7 +60,7 @@ const costed = `SELECT t.id::text AS time_entry_id, t.employee_id::text AS resou
 		WHEN r.id IS NULL THEN 'cost_rate of resource ' || t.employee_id || ' on ' || to_char(t.work_date, 'YYYY-MM-DD')
 		WHEN r.currency <> p.currency THEN 'currency ' || p.currency || ' of project ' || p.id || ', the rate is in ' || r.currency
 		END AS waiting_for) v
-	CROSS JOIN LATERAL (SELECT v.waiting_for, CASE WHEN v.waiting_for IS NULL THEN (t.hours * r.rate)::numeric(20,6) END AS cost) w`
+	CROSS JOIN LATERAL (SELECT v.waiting_for, CASE WHEN v.waiting_for IS NULL THEN (t.hours * r.rate)::numeric(24,10) END AS cost) w`
 
 // margin by project and month: cost by work date, revenue by invoice date; no
 // cost and no margin while an approved entry of the month waits.
@@ -69,8 +69,8 @@ const margin = `SELECT m.project_id || '/' || m.month AS key, p.legal_entity, p.
 		m.revenue - m.labour_cost AS margin, (m.revenue - m.labour_cost) / NULLIF(m.revenue, 0) * 100 AS margin_pct
 	FROM (
 		SELECT COALESCE(h.project_id, v.project_id) AS project_id, COALESCE(h.month, v.month) AS month,
-			COALESCE(h.hours, 0)::numeric(38,2) AS approved_hours, COALESCE(h.waiting, 0) AS waiting_entries, COALESCE(h.waiting_hours, 0)::numeric(38,2) AS waiting_hours,
-			CASE WHEN COALESCE(h.waiting, 0) = 0 THEN COALESCE(h.cost, 0)::numeric(38,6) END AS labour_cost,
+			COALESCE(h.hours, 0)::numeric(38,6) AS approved_hours, COALESCE(h.waiting, 0) AS waiting_entries, COALESCE(h.waiting_hours, 0)::numeric(38,6) AS waiting_hours,
+			CASE WHEN COALESCE(h.waiting, 0) = 0 THEN COALESCE(h.cost, 0)::numeric(38,10) END AS labour_cost,
 			COALESCE(v.revenue, 0)::numeric(38,2) AS revenue
 		FROM (
 			SELECT project_id::bigint AS project_id, date_trunc('month', work_date::timestamp)::date AS month, sum(hours) AS hours, sum(cost) AS cost,

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -293,14 +294,28 @@ func (s *stream) next() [][]byte {
 	if s.done {
 		return nil
 	}
-	if s.results.ResultReader().NextRow() {
+	if r := s.results.ResultReader(); r.NextRow() {
 		s.n++
-		return s.results.ResultReader().Values()
+		row := r.Values()
+		for i, f := range r.FieldDescriptions() {
+			if f.DataTypeOID == pgtype.NumericOID { // the sides may keep different numbers of decimals
+				row[i] = trimmed(row[i])
+			}
+		}
+		return row
 	}
 	s.done = true
 	s.err = s.results.Close()
 	s.results = nil
 	return nil
+}
+
+// trimmed is a number without zeros at its end.
+func trimmed(n []byte) []byte {
+	if !bytes.ContainsRune(n, '.') {
+		return n
+	}
+	return bytes.TrimSuffix(bytes.TrimRight(n, "0"), []byte("."))
 }
 
 // close ends the transaction and gives the connection back; a connection in

@@ -196,7 +196,7 @@ func TestCompare(t *testing.T) {
 		"ps.time_entry_costed cost": {key, "[restricted]", "[restricted]"},
 		"ps.time_entry ":            {"77", "a row", "no row"},
 		"ps.customer ":              {`x'"\1`, "no row", "a row"},
-		"ps.project budget_hours":   {"2", "213.00", "null"},
+		"ps.project budget_hours":   {"2", "213", "null"},
 		truth.Margin + " margin":    {"", "[restricted]", "[restricted]"},
 	} {
 		d, ok := got[name]

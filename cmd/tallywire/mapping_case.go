@@ -1,0 +1,426 @@
+// mapping_case.go: a file of cases, rows in and records out, and how it is read.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
+	"github.com/tallywire/tallywire/transforms/mapping"
+)
+
+var (
+	errCase = problem.Define("TW-CASE-FORM", problem.Halt,
+		"A case of a mapping names what is not there, or holds a value that is none of its type.",
+		"Correct it where the message says; tallywire mapping test --help shows the form.")
+	errNoCase = problem.Define("TW-CASE-NONE", problem.Halt,
+		"No file of cases was found.",
+		"Write one beside the configuration, in mappings/, or name a file or a directory.")
+)
+
+// caseFile is what a user writes: cases of one raw topic.
+type caseFile struct {
+	Transform string                   `yaml:"transform"`
+	Topic     string                   `yaml:"topic"`
+	Columns   map[string]string        `yaml:"columns"`
+	Key       []string                 `yaml:"key"`
+	Identity  string                   `yaml:"replica_identity"`
+	Defaults  map[string]config.Scalar `yaml:"defaults"`
+	Cases     []mappingCase            `yaml:"cases"`
+}
+
+type mappingCase struct {
+	Name     string           `yaml:"name"`
+	Rows     []caseRow        `yaml:"rows"`
+	Records  *[]caseRecord    `yaml:"records"`
+	Rejected *[]caseRejection `yaml:"rejected"`
+}
+
+// caseRow is one change of the source's table.
+type caseRow struct {
+	Op     string                   `yaml:"op"`
+	Row    map[string]config.Scalar `yaml:"row"`
+	Old    map[string]config.Scalar `yaml:"old"`
+	Unsent []string                 `yaml:"unsent"`
+}
+
+// caseRecord is what must come out; what is left out is not compared.
+type caseRecord struct {
+	Topic  string                   `yaml:"topic"`
+	Key    config.Scalar            `yaml:"key"`
+	Op     string                   `yaml:"op"`
+	Fields map[string]config.Scalar `yaml:"fields"`
+}
+
+type caseRejection struct {
+	Error    string `yaml:"error"`
+	Contains string `yaml:"contains"`
+}
+
+// minimalCase is a whole file, for who has none; it fits examples/tallywire.yml.
+const minimalCase = `transform: canonical
+topic: psa.public.invoice_line
+key: [id]
+columns: {id: bigint, invoice_id: bigint, project_id: bigint, quantity: "numeric(12,2)", unit_price: "numeric(12,4)", amount: "numeric(14,2)"}
+cases:
+  - name: ids become text
+    rows:
+      - row: {id: 17, invoice_id: 3, project_id: 5, quantity: 2, unit_price: 60.50, amount: 121}
+    records:
+      - {topic: ps.invoice_line, key: 17, fields: {invoice_id: 3, amount: 121}}
+`
+
+var caseOps = map[string]change.Op{"create": change.Create, "update": change.Update, "delete": change.Delete, "read": change.Read}
+
+// cases are a file that was read and fits the configuration.
+type cases struct {
+	file  string
+	text  []byte
+	doc   *config.Document
+	form  caseFile
+	stage *mapping.Stage
+	all   avro.Catalogue
+	table *change.Table
+	types []pgoutput.Named // of the table's columns
+	bad   []error
+}
+
+// readCases reads a file. The error joins all that is wrong with it.
+func readCases(file string, text []byte, r *ruleBook) (*cases, error) {
+	c := &cases{file: file, text: text, all: r.contracts, form: caseFile{Identity: "default"}}
+	var err error
+	if c.doc, err = config.ReadDocument(file, text, &c.form); err != nil {
+		return nil, err
+	}
+	if c.stage, err = r.stage(c.form.Transform); err != nil {
+		if e := problem.Of(err); e != nil && problem.Has(err, errMapping) {
+			err = e.At("%s", c.doc.At("transform"))
+		}
+		return nil, err
+	}
+	c.checkTable()
+	if len(c.bad) == 0 {
+		for i := range c.form.Cases {
+			c.checkCase(i)
+		}
+	}
+	return c, errors.Join(c.bad...)
+}
+
+func (c *cases) fail(path, format string, args ...any) { _ = c.mistake(path, format, args...) }
+
+// mistake is fail, of what gets a remedy of its own.
+func (c *cases) mistake(path, format string, args ...any) *problem.Error {
+	e := errCase.New(format, args...).At("%s", c.doc.At(path))
+	c.bad = append(c.bad, e)
+	return e
+}
+
+// unknown is a mistake in a name.
+func (c *cases) unknown(path, what, name string, names []string) {
+	e := c.mistake(path, "%s", fmt.Sprintf(what, name))
+	if near := config.Nearest(name, slices.Clone(names)); near != "" {
+		e.Text += fmt.Sprintf("; did you mean %q?", near)
+	}
+	if len(names) > 0 {
+		slices.Sort(names)
+		_ = e.WithRemedy("Use one of: %s.", strings.Join(names, ", "))
+	}
+}
+
+// checkTable makes the table of the rows.
+func (c *cases) checkTable() {
+	f := &c.form
+	if !slices.Contains(c.stage.From(), f.Topic) {
+		c.unknown("topic", "the transform reads no topic %q", f.Topic, c.stage.From())
+	}
+	if f.Identity != "default" && f.Identity != "full" {
+		c.fail("replica_identity", "%q is neither default nor full", f.Identity)
+	}
+	parts := strings.SplitN(f.Topic, ".", 3)
+	t := &change.Table{Source: parts[0], Topic: f.Topic, Name: f.Topic, OldFull: f.Identity == "full"}
+	if len(parts) == 3 {
+		t.Schema, t.Name = parts[1], parts[2]
+	}
+	if len(f.Columns) == 0 {
+		_ = c.mistake("columns", "no columns are named").WithRemedy("Name those of the table with their types: columns: {id: bigint, name: text}.")
+	}
+	for _, name := range slices.Sorted(maps.Keys(f.Columns)) {
+		n, ok := pgoutput.NamedType(f.Columns[name])
+		if !ok {
+			e := c.mistake("columns."+name, "column %s: %q is no type that is built in", name, f.Columns[name])
+			base, _, _ := strings.Cut(f.Columns[name], "(")
+			if near := config.Nearest(base, pgoutput.TypeNames()); near != "" {
+				e.Text += fmt.Sprintf("; did you mean %q?", near)
+			}
+			_ = e.WithRemedy("Write the type as psql shows it (\\d TABLE). One of your own or of an extension, an enum say, is written as text.")
+			continue
+		}
+		col := n.Column
+		col.Name, col.Nullable = name, !slices.Contains(f.Key, name)
+		t.Columns = append(t.Columns, col)
+		c.types = append(c.types, n)
+	}
+	c.table = t.Index()
+	if len(c.bad) == 0 {
+		b := change.Get()
+		c.values(b, f.Defaults, "defaults")
+		b.Release()
+	}
+	if len(f.Key) == 0 {
+		_ = c.mistake("key", "the table's key is missing").WithRemedy("Name its columns: key: [id].")
+	}
+	for i, k := range f.Key {
+		if at := t.Column(k); at >= 0 {
+			t.Key = append(t.Key, at)
+		} else if f.Columns[k] == "" {
+			c.unknown(fmt.Sprintf("key[%d]", i), "there is no column %q", k, c.columns())
+		}
+	}
+}
+
+func (c *cases) columns() []string { return slices.Sorted(maps.Keys(c.form.Columns)) }
+
+// checkCase looks at all that one case names.
+func (c *cases) checkCase(i int) {
+	k, path := &c.form.Cases[i], fmt.Sprintf("cases[%d]", i)
+	if k.Name == "" {
+		_ = c.mistake(path, "a case has no name").WithRemedy("Say in its name what it shows: name: an unknown status is parked.")
+	}
+	if len(k.Rows) == 0 {
+		c.fail(path, "the case %q has no rows", k.Name)
+	}
+	b := change.Get()
+	defer b.Release()
+	for j := range k.Rows {
+		c.row(b, &k.Rows[j], fmt.Sprintf("%s.rows[%d]", path, j))
+	}
+	if k.Records != nil {
+		for j := range *k.Records {
+			c.checkRecord(&(*k.Records)[j], fmt.Sprintf("%s.records[%d]", path, j))
+		}
+	}
+	if k.Rejected == nil {
+		return
+	}
+	for j, r := range *k.Rejected {
+		var codes []string
+		for _, code := range problem.All() {
+			codes = append(codes, code.ID)
+		}
+		if !slices.Contains(codes, r.Error) {
+			e := c.mistake(fmt.Sprintf("%s.rejected[%d].error", path, j), "there is no code %q", r.Error)
+			if near := config.Nearest(r.Error, codes); near != "" {
+				e.Text += fmt.Sprintf("; did you mean %q?", near)
+			}
+			_ = e.WithRemedy("docs/errors.md lists them; those of a mapping begin with TW-MAP.")
+		}
+	}
+}
+
+func (c *cases) checkRecord(r *caseRecord, path string) {
+	fills := c.stage.Fills(c.form.Topic)
+	if r.Topic == "" && len(fills) == 1 {
+		r.Topic = fills[0]
+	}
+	if !slices.Contains(fills, r.Topic) {
+		if r.Topic == "" {
+			_ = c.mistake(path, "rows of %s become records of several topics: a record names its own", c.form.Topic).WithRemedy("Use one of: %s.", strings.Join(fills, ", "))
+			return
+		}
+		c.unknown(path+".topic", "no rule makes records of %q from this topic", r.Topic, fills)
+		return
+	}
+	switch r.Op {
+	case "":
+		r.Op = "upsert"
+	case "upsert", "delete":
+	default:
+		c.unknown(path+".op", "a record has no op %q", r.Op, []string{"upsert", "delete"})
+	}
+	t := c.all[r.Topic].Table
+	for _, name := range slices.Sorted(maps.Keys(r.Fields)) {
+		at := t.Column(name)
+		if at < 0 {
+			c.unknown(path+".fields."+name, "the contract of "+r.Topic+" has no field %q", name, names(t))
+			continue
+		}
+		if _, err := fieldText(&t.Columns[at], r.Fields[name]); err != nil {
+			c.fail(path+".fields."+name, "field %s of %s: %w", name, r.Topic, err)
+		}
+	}
+}
+
+func names(t *change.Table) []string {
+	out := make([]string, len(t.Columns))
+	for i := range t.Columns {
+		out[i] = t.Columns[i].Name
+	}
+	return out
+}
+
+// row appends one change as Postgres would send it.
+func (c *cases) row(b *change.Batch, r *caseRow, path string) {
+	op, ok := caseOps[r.Op]
+	switch {
+	case r.Op == "":
+		op = change.Create
+	case !ok:
+		c.unknown(path+".op", "a row has no op %q", r.Op, slices.Sorted(maps.Keys(caseOps)))
+		return
+	}
+	row := r.Row
+	switch {
+	case op == change.Delete && r.Row == nil:
+		row = r.Old
+	case op == change.Delete && r.Old != nil:
+		c.fail(path+".old", "a delete has the row that is gone, in row or in old")
+	case op != change.Update && r.Old != nil:
+		c.fail(path+".old", "a row that is %s has no old one", map[change.Op]string{change.Create: "created", change.Read: "read"}[op])
+	}
+	if row == nil {
+		_ = c.mistake(path, "a row is missing").WithRemedy("Write its columns: row: {id: 17}.")
+	}
+	now, old := c.withDefaults(b, row, path+".row"), c.values(b, r.Old, path+".old")
+	if op != change.Update && len(r.Unsent) > 0 {
+		c.fail(path+".unsent", "only an update leaves columns out")
+	}
+	unsent := map[int]bool{}
+	for i, name := range r.Unsent {
+		at := c.table.Column(name)
+		if at < 0 {
+			c.unknown(fmt.Sprintf("%s.unsent[%d]", path, i), "there is no column %q", name, c.columns())
+			continue
+		}
+		unsent[at] = true
+	}
+	d := b.Append(c.table, op)
+	switch op {
+	case change.Delete:
+		d.Old = now
+		if !c.table.OldFull {
+			c.keyOnly(d.Old)
+		}
+	case change.Update:
+		d.New = now
+		moved := false
+		for i := range old {
+			_, differs := r.Old[c.table.Columns[i].Name]
+			if !differs {
+				old[i] = now[i]
+			}
+			moved = moved || differs && slices.Contains(c.table.Key, i)
+		}
+		switch {
+		case c.table.OldFull:
+			d.Old = old
+		case moved:
+			d.Old = old
+			c.keyOnly(d.Old)
+		}
+	default:
+		d.New = now
+	}
+	for at := range unsent {
+		if d.New != nil {
+			d.New = slices.Clone(d.New) // the old row may hold the same values
+			d.New[at] = change.UnchangedValue()
+		}
+	}
+}
+
+// keyOnly leaves of an old row what REPLICA IDENTITY DEFAULT sends.
+func (c *cases) keyOnly(row []change.Value) {
+	for i := range row {
+		if !slices.Contains(c.table.Key, i) {
+			row[i] = change.UnchangedValue()
+		}
+	}
+}
+
+// withDefaults are the values of a row; what is not written is that of defaults.
+func (c *cases) withDefaults(b *change.Batch, row map[string]config.Scalar, path string) []change.Value {
+	out := c.values(b, row, path)
+	for at, v := range c.values(b, c.form.Defaults, "defaults") {
+		if _, written := row[c.table.Columns[at].Name]; !written {
+			out[at] = v
+		}
+	}
+	return out
+}
+
+// values are those of a row; what is not written is null.
+func (c *cases) values(b *change.Batch, row map[string]config.Scalar, path string) []change.Value {
+	out := b.Row(len(c.table.Columns))
+	for _, name := range slices.Sorted(maps.Keys(row)) {
+		at := c.table.Column(name)
+		if at < 0 {
+			c.unknown(path+"."+name, "there is no column %q", name, c.columns())
+			continue
+		}
+		if row[name].Kind == config.NullScalar {
+			continue
+		}
+		v, err := c.types[at].Value(b, row[name].Text)
+		if err != nil {
+			c.fail(path+"."+name, "column %s: %w", name, err)
+			continue
+		}
+		out[at] = v
+	}
+	return out
+}
+
+// fieldText is the canonical text of what is written for a field of a contract;
+// nil: null.
+func fieldText(col *change.Column, written config.Scalar) (*string, error) {
+	if written.Kind == config.NullScalar {
+		return nil, nil
+	}
+	n, ok := pgoutput.NamedType(col.Type)
+	if !ok {
+		return &written.Text, nil
+	}
+	b := change.Get()
+	defer b.Release()
+	v, err := n.Value(b, written.Text)
+	if err != nil {
+		return nil, err
+	}
+	text := valueText(b, col, v)
+	return text, nil
+}
+
+// valueText is the text of a field as its topic holds it, booleans in words and
+// numbers without zeros at their end; nil: null.
+func valueText(b *change.Batch, col *change.Column, v change.Value) *string {
+	if v.IsNull() {
+		return nil
+	}
+	text := string(b.AppendText(nil, v))
+	switch {
+	case v.Kind() == change.Bool:
+		text = fmt.Sprint(v.Bool())
+	case col.Kind == change.Decimal && v.Form() == change.Finite && strings.Contains(text, "."):
+		text = strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
+	}
+	return &text
+}
+
+// load reads a file for readCases.
+func loadCases(file string, r *ruleBook) (*cases, error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, errNoCase.New("reading cases: %w", err)
+	}
+	return readCases(file, text, r)
+}

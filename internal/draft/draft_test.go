@@ -1,0 +1,214 @@
+package draft
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/tallywire/tallywire/change"
+)
+
+// Lost if this fails: what lets others in goes to Kafka, and from there to
+// everyone who may read a topic.
+func TestSecrets(t *testing.T) {
+	for _, name := range []string{
+		"password", "hashed_password", "passwd", "user_pwd", "PasswordHash", "salt", "password_salt", "token", "accesstoken", "refresh_tokens",
+		"api_key", "apiKey", "API-Key", "api_key_id", "private_key", "client_secret", "otp", "otp_code", "twofa_totp_key", "recovery_codes", "pin", "ssh_key", "card_number", "cvv",
+	} {
+		if !IsSecret(&change.Column{Name: name, Kind: change.String}) {
+			t.Errorf("%s is not taken for a secret", name)
+		}
+	}
+	for _, name := range []string{"name", "login", "pinned", "opinion", "key", "hashtag", "description", "shipping", "saltwater", "option", "project_key", "passenger"} {
+		if IsSecret(&change.Column{Name: name, Kind: change.String}) {
+			t.Errorf("%s is taken for a secret", name)
+		}
+	}
+	for _, kind := range []change.Kind{change.Bool, change.TimestampTZ, change.Date} {
+		if IsSecret(&change.Column{Name: "password_changed", Kind: kind}) {
+			t.Errorf("of type %s it cannot be a secret", kind)
+		}
+	}
+	for table, want := range map[string]bool{"tokens": true, "api_keys": true, "user_credentials": true, "users": false, "projects": false} {
+		if HoldsSecrets(table) != want {
+			t.Errorf("%s: %v, want %v", table, !want, want)
+		}
+	}
+}
+
+// Lost if this fails: the same table under another convention of names is not
+// recognised.
+func TestNames(t *testing.T) {
+	for name, want := range map[string]string{
+		"time_entries": "time_entry", "TimeEntries": "time_entry", "TIME_ENTRY": "time_entry", "Time Entries": "time_entry", "timesheet-lines": "timesheet_line",
+		"people": "person", "status": "status", "addresses": "address", "boxes": "box", "staff": "staff", "": "",
+	} {
+		if got := singular(name); got != want {
+			t.Errorf("%q is %q, want %q", name, got, want)
+		}
+	}
+}
+
+// Lost if this fails: a name with a quote, a colon or a line break makes a file
+// that is not read, or says something else.
+func TestQuote(t *testing.T) {
+	for _, s := range []string{"public.users", "null", "On", "12", "a: b", "a # b", `it's "quoted"`, `back\slash`, "two\nlines", "row.x == null", "-", "!public.x", "ä", "{a}/{b}", "Ünïcode tablé", ""} {
+		var got map[string]any
+		if err := yaml.Unmarshal([]byte("x: "+quote(s)+" # "+comment(s)+"\ny: 1\n"), &got); err != nil || got["x"] != s || len(got) != 2 {
+			t.Errorf("%q is written as %s and read as %v, %v", s, quote(s), got, err)
+		}
+	}
+}
+
+// table makes a table of columns "name kind".
+func table(schema, name string, key int, columns ...any) *Table {
+	t := &Table{Table: &change.Table{Schema: schema, Name: name, Topic: "src." + schema + "." + name, Key: []int{key}}, Hidden: map[string]bool{}, References: map[string]string{}, Distinct: map[string]int64{}}
+	for i := 0; i < len(columns); i += 2 {
+		k := columns[i+1].(change.Kind)
+		t.Columns = append(t.Columns, change.Column{Name: columns[i].(string), Kind: k, Type: k.String(), Scale: -1, Precision: -1})
+	}
+	t.Index()
+	return t
+}
+
+func drafted(t *testing.T, tables ...*Table) map[string]*Rule {
+	t.Helper()
+	d, err := Make(&Database{Source: "src", Tables: tables})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := map[string]*Rule{}
+	for _, r := range d.Rules {
+		rules[r.Contract.Topic] = r
+	}
+	return rules
+}
+
+func field(t *testing.T, r *Rule, name string) Field {
+	t.Helper()
+	if r == nil {
+		t.Fatal("no rule")
+	}
+	for _, f := range r.Fields {
+		if f.Name == name {
+			return f
+		}
+	}
+	return Field{Name: "missing"}
+}
+
+// Lost if this fails: a table that only begins or ends like an entity is mapped
+// onto it, or the one that is the entity is passed over.
+func TestWhichTable(t *testing.T) {
+	users := table("public", "users", 0, "id", change.Int, "first_name", change.String, "last_name", change.String)
+	roles := table("public", "user_roles", 0, "id", change.Int, "name", change.String)
+	setting := table("public", "project_settings", 0, "id", change.Int, "name", change.String)
+	employees := table("public", "employees", 0, "id", change.Int, "first_name", change.String, "last_name", change.String)
+	if r := drafted(t, roles, users, setting)["ps.resource"]; r == nil || r.Table != users {
+		t.Errorf("users are not the resources: %v", r)
+	}
+	if r := drafted(t, roles, users, employees)["ps.resource"]; r == nil || r.Table != employees {
+		t.Errorf("employees are likelier resources than users: %v", r)
+	}
+	if r := drafted(t, roles, setting); len(r) != 0 {
+		t.Errorf("they are no entities: %v", r)
+	}
+	// What time entries lead to is likelier than what is only called so.
+	work := table("public", "time_entries", 0, "id", change.Int, "user_id", change.Int, "hours", change.Decimal, "work_date", change.Date)
+	work.References["user_id"] = "public.users"
+	if r := drafted(t, roles, users, employees, work)["ps.resource"]; r == nil || r.Table != employees {
+		t.Errorf("employees have the better name: %v", r)
+	}
+	logs := table("public", "worklogs", 0, "id", change.Int, "user_id", change.Int)
+	logs.References["user_id"] = "public.users"
+	if r := drafted(t, roles, users, employees, work, logs)["ps.resource"]; r == nil || r.Table != users {
+		t.Errorf("time entries and work logs lead to users: %v", r)
+	}
+	// Called by no name that is known: hours, a day, and who and for what.
+	work = table("public", "erfassung", 0, "id", change.Int, "user_id", change.Int, "project_id", change.Int, "datum", change.Date, "dauer", change.Float64)
+	if r := drafted(t, users, work)["ps.time_entry"]; r == nil || r.Table != work {
+		t.Errorf("hours on a day by a user for a project are time entries: %v", r)
+	}
+	work.Bound = "a reason"
+	d, err := Make(&Database{Source: "src", Tables: []*Table{users, work}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.rule("ps.time_entry") != nil {
+		t.Error("a table that stays out is mapped")
+	}
+	for _, m := range d.Missing {
+		if m.Topic == "ps.time_entry" && m.Like != work {
+			t.Error("it is not said which table looks like it")
+		}
+	}
+}
+
+// Lost if this fails: minutes are taken for hours, or a foreign key that leads
+// elsewhere for the one that is meant.
+func TestHowFieldsAreMade(t *testing.T) {
+	users := table("public", "users", 0, "id", change.Int, "name", change.String, "is_disabled", change.Bool, "first_name", change.String)
+	work := table("public", "worklogs", 0, "id", change.UUID, "performed_by", change.Int, "approved_by", change.Int, "job", change.Int, "log_date", change.Timestamp, "minutes", change.Int, "state", change.Int, "deleted_at", change.Timestamp, "comment", change.Bytes)
+	work.Columns[7].Nullable = true
+	work.References["performed_by"], work.References["approved_by"] = "public.users", "public.users"
+	work.Distinct["state"] = 4
+	rules := drafted(t, users, work)
+	r := rules["ps.time_entry"]
+	for name, want := range map[string]string{
+		"time_entry_id": "src-{id}", "resource_id": "src-{performed_by}", "project_id": "src-{job}", "work_date": "day(row.log_date)",
+		"hours": `div(row.minutes, 60, 6, "half_even")`, "status": "", "billable": "",
+	} {
+		if f := field(t, r, name); f.Text != want || f.Blank() != (want == "") {
+			t.Errorf("%s: %q, left to do %v; want %q", name, f.Text, f.Blank(), want)
+		}
+	}
+	if f := field(t, r, "status"); !strings.Contains(f.Note, "about 4 values") || !strings.Contains(f.Note, `code("time_entry_status", row.state)`) {
+		t.Errorf("the note of status: %s", f.Note)
+	}
+	if f := field(t, r, "note"); f.Name != "missing" {
+		t.Errorf("a field that may be null and has no column is written: %+v", f)
+	}
+	if r.Where != "row.deleted_at == null" {
+		t.Errorf("where is %q", r.Where)
+	}
+	if f := field(t, rules["ps.resource"], "active"); f.Text != "!row.is_disabled" {
+		t.Errorf("active is %q", f.Text)
+	}
+	work.Columns[1].Name = "checked_by"
+	work.References = map[string]string{"checked_by": "public.users", "approved_by": "public.users"}
+	work.Index()
+	if f := field(t, drafted(t, users, work)["ps.time_entry"], "resource_id"); !f.Blank() || !strings.Contains(f.Note, "checked_by and approved_by") {
+		t.Errorf("which of two foreign keys it is cannot be known: %+v", f)
+	}
+	work.Columns[4].Kind, work.Columns[4].Type = change.String, "text"
+	work.Columns[5].Name = "duration"
+	work.Index()
+	if f := field(t, drafted(t, users, work)["ps.time_entry"], "hours"); !f.Blank() || !strings.Contains(f.Note, "3600") {
+		t.Errorf("a whole number of what nobody says is taken for hours: %+v", f)
+	}
+	if f := field(t, drafted(t, users, work)["ps.time_entry"], "work_date"); !f.Blank() || !strings.Contains(f.Note, "'date(row.log_date)'") {
+		t.Errorf("whether a text is a date cannot be known: %+v", f)
+	}
+	// A column of the field's own name would be taken without a word.
+	work.Columns[8].Name = "note"
+	work.Index()
+	if f := field(t, drafted(t, users, work)["ps.time_entry"], "note"); !f.Null {
+		t.Errorf("a column of the same name and another type is not put aside: %+v", f)
+	}
+}
+
+// Lost if this fails: a name that no expression can hold makes a file that
+// check refuses beyond what is left to do.
+func TestNamesThatCannotBeWritten(t *testing.T) {
+	odd := table("public", "worklogs", 0, "a:b", change.Int, "user:id", change.Int, "Dauer", change.Float64, "Status:", change.String, "is:deleted", change.Bool, "work-date", change.Timestamp, "billable?", change.Bool, "über", change.String)
+	r := drafted(t, odd)["ps.time_entry"]
+	for name, want := range map[string]string{"time_entry_id": "", "resource_id": "", "status": "", "billable": "", "work_date": "day(row.`work-date`)"} {
+		if f := field(t, r, name); f.Text != want || f.Blank() != (want == "") {
+			t.Errorf("%s: %q, want %q", name, f.Text, want)
+		}
+	}
+	if r.Where != "" {
+		t.Errorf("where is %q", r.Where)
+	}
+}

@@ -1,0 +1,218 @@
+// Match: which table is which entity, by the names of table and columns, by
+// types and by foreign keys.
+
+package draft
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/tallywire/tallywire/avro"
+)
+
+// Draft is what was guessed of a database.
+type Draft struct {
+	*Database
+	Rules   []*Rule
+	Missing []Missing
+
+	pack avro.Catalogue
+}
+
+// Rule is one rule of a mapping.
+type Rule struct {
+	Contract *avro.Contract
+	Table    *Table
+	Fields   []Field // those that are written, the key first
+	Where    string  // a condition that may be meant: rows that are not marked as deleted
+	Needs    string  // SQL without which deletes are parked; "": nothing
+	score    int
+	why      []string
+}
+
+// Blanks are the fields that are left to do.
+func (r *Rule) Blanks() []string {
+	var out []string
+	for _, f := range r.Fields {
+		if f.Blank() {
+			out = append(out, f.Name)
+		}
+	}
+	return out
+}
+
+// Missing is a contract that no table seems to hold.
+type Missing struct {
+	Topic string
+	Like  *Table // one that does and cannot be captured as it is, or nil
+}
+
+// Make guesses.
+func Make(db *Database) (*Draft, error) {
+	pack, err := avro.Pack()
+	if err != nil {
+		return nil, fmt.Errorf("reading the contracts: %w", err)
+	}
+	d := &Draft{Database: db, pack: pack}
+	for i := range known {
+		e := &known[i]
+		best := d.best(e, pack[e.topic], func(t *Table) bool { return t.Left == nil && t.Bound == "" })
+		like := d.best(e, pack[e.topic], func(t *Table) bool { return t.Left != nil || t.Bound != "" })
+		switch {
+		case best != nil:
+			d.Rules = append(d.Rules, best)
+		case like != nil:
+			d.Missing = append(d.Missing, Missing{e.topic, like.Table})
+		default:
+			d.Missing = append(d.Missing, Missing{Topic: e.topic})
+		}
+	}
+	return d, nil
+}
+
+// rule is the one of a topic, or nil.
+func (d *Draft) rule(topic string) *Rule {
+	for _, r := range d.Rules {
+		if r.Contract.Topic == topic {
+			return r
+		}
+	}
+	return nil
+}
+
+// best is the rule of the table that fits best, or nil.
+func (d *Draft) best(e *entity, c *avro.Contract, may func(*Table) bool) *Rule {
+	var best *Rule
+	for _, t := range d.Tables {
+		if !may(t) || slices.ContainsFunc(d.Rules, func(r *Rule) bool { return r.Table == t }) {
+			continue
+		}
+		if r := d.weigh(e, c, t); r != nil && (best == nil || r.score > best.score) {
+			best = r
+		}
+	}
+	return best
+}
+
+// What a match is worth. A table that is called like the entity is it, unless
+// another is more; one whose name only ends so must have some of the fields, and
+// one that is called otherwise all that make the entity what it is.
+const (
+	exactName, endOfName  = 40, 24
+	laterName             = 2 // less for each name that is likelier
+	needed, optional      = 6, 2
+	common                = 1 // fields that many tables have
+	leads                 = 6 // a foreign key leads to the right table
+	followed              = 8 // a foreign key of what refers to the entity leads here
+	leastAtEnd, leastSure = 10, 24
+)
+
+// weigh drafts the rule of a table and says how well it fits; nil: not at all.
+func (d *Draft) weigh(e *entity, c *avro.Contract, t *Table) *Rule {
+	r := &Rule{Contract: c, Table: t}
+	name, exact := nameScore(e, t)
+	sure := len(e.sure) > 0
+	var columns []string
+	score := 0
+	for _, f := range d.fields(e, c, t) {
+		if f.Text != "" || f.Null || f.blank {
+			r.Fields = append(r.Fields, f)
+		}
+		col := c.Table.Column(f.Name)
+		found := f.column != "" && !f.Blank()
+		switch {
+		case f.key, !found:
+		case slices.Contains([]string{"updated_at", "created_at", "name", "number"}, f.Name):
+			score += common
+		case c.Optional(col):
+			score += optional
+		default:
+			score += needed
+		}
+		if found && !f.key && !slices.Contains(columns, f.column) {
+			columns = append(columns, f.column)
+		}
+		if f.leads != "" {
+			score += leads
+			r.why = append(r.why, f.column+" leads to "+f.leads)
+		}
+		if slices.Contains(e.sure, f.Name) && !found {
+			sure = false
+		}
+	}
+	from := d.followers(c.Topic, t)
+	if len(from) > 0 {
+		score += followed * min(len(from), 3)
+		r.why = append(r.why, "foreign keys of "+list(from))
+	}
+	switch {
+	case exact && score > 0, name > 0 && score >= leastAtEnd:
+		r.why = append([]string{fmt.Sprintf("its name and the columns %s", list(columns))}, r.why...)
+	case sure && score >= leastSure:
+		r.why = append([]string{"the columns " + list(columns)}, r.why...)
+	default:
+		return nil
+	}
+	r.score = name + score
+	m := maker{d, e, c, t}
+	r.Where = m.where()
+	if e.under != "" && !t.OldFull {
+		for _, f := range r.Fields {
+			if f.Name == e.under && f.column != "" && !slices.ContainsFunc(t.Key, func(k int) bool { return t.Columns[k].Name == f.column }) {
+				r.Needs = fmt.Sprintf("ALTER TABLE %s.%s REPLICA IDENTITY FULL", sqlName(t.Schema), sqlName(t.Name))
+			}
+		}
+	}
+	return r
+}
+
+// followers are the tables that are called like an entity that refers to topic,
+// and that have a foreign key to t.
+func (d *Draft) followers(topic string, t *Table) []string {
+	var out []string
+	for _, other := range d.Tables {
+		for i := range known {
+			e := &known[i]
+			if score, _ := nameScore(e, other); other == t || score == 0 || !slices.ContainsFunc(d.pack[e.topic].Fields, func(f avro.Field) bool { return f.References == topic }) {
+				continue
+			}
+			for _, to := range other.References {
+				if to == t.Full() && !slices.Contains(out, other.Full()) {
+					out = append(out, other.Full())
+				}
+			}
+		}
+	}
+	return out
+}
+
+// nameScore says how well a table's name fits, 0: not at all.
+func nameScore(e *entity, t *Table) (score int, exact bool) {
+	name := singular(t.Name)
+	for i, s := range e.tables {
+		if name == s {
+			return exactName - laterName*i, true
+		}
+		if strings.HasSuffix(name, "_"+s) {
+			score = max(score, endOfName-laterName*i, laterName)
+		}
+	}
+	return score, false
+}
+
+// sqlName is a name as SQL takes it.
+func sqlName(s string) string {
+	if plainName.MatchString(s) && s == strings.ToLower(s) {
+		return s
+	}
+	return `"` + strings.ReplaceAll(s, `"`, `""`) + `"`
+}
+
+// list is a list for reading.
+func list(names []string) string {
+	if n := len(names); n > 1 {
+		return strings.Join(names[:n-1], ", ") + " and " + names[n-1]
+	}
+	return strings.Join(names, "")
+}

@@ -1,0 +1,94 @@
+// Trial: what the rules make of rows, outside of a pipeline.
+
+package mapping
+
+import (
+	"context"
+	"slices"
+
+	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
+)
+
+// Trial applies the rules of a stage to rows and keeps what comes out. Nothing is
+// written. Not safe for concurrent use.
+type Trial struct {
+	stage    *Stage
+	encoders map[*change.Table]*avro.Encoder
+	octets   []byte
+
+	out      *change.Batch
+	rejected []Rejection
+}
+
+// Rejection is a row that the rules made nothing of, or not all.
+type Rejection struct {
+	Row int // its index in the batch
+	Err error
+}
+
+// NewTrial makes one; all are the contracts that the stage was made with.
+func NewTrial(s *Stage, all avro.Catalogue) (*Trial, error) {
+	t := &Trial{stage: s, encoders: map[*change.Table]*avro.Encoder{}}
+	for _, e := range s.order {
+		enc, err := avro.NewOfflineEncoder(all[e.to.Topic], e.to)
+		if err != nil {
+			return nil, err
+		}
+		t.encoders[e.to] = enc
+	}
+	return t, nil
+}
+
+// Apply applies the rules to the rows of in, which it takes over, and whose Coord
+// it sets. out holds the records in their order, each with the index of its row
+// as Coord.Offset; the caller releases it. A record that its contract does not
+// hold is rejected, as it would be on its way into the topic. An error is one of
+// the rules against the table, as that of Stage.Apply.
+func (t *Trial) Apply(ctx context.Context, in *change.Batch) (out *change.Batch, rejected []Rejection, err error) {
+	for i := range in.Changes {
+		in.Changes[i].Coord = change.Coord{Offset: int64(i)}
+	}
+	t.out, t.rejected = nil, nil
+	if err := t.stage.Apply(ctx, in, (*trialOutlet)(t)); err != nil {
+		return nil, nil, err
+	}
+	t.out.Keep(func(c *change.Change) bool {
+		if c.New == nil {
+			return true
+		}
+		var err error
+		if t.octets, err = t.encoders[c.Table].AppendValue(t.octets[:0], t.out, c); err != nil {
+			t.rejected = append(t.rejected, Rejection{int(c.Coord.Offset), err})
+		}
+		return err == nil
+	})
+	slices.SortStableFunc(t.rejected, func(a, b Rejection) int { return a.Row - b.Row })
+	return t.out, t.rejected, nil
+}
+
+// trialOutlet is what the stage sends to.
+type trialOutlet Trial
+
+func (t *trialOutlet) Send(_ context.Context, b *change.Batch) error {
+	t.out = b
+	return nil
+}
+
+func (t *trialOutlet) Reject(c *change.Change, err error) {
+	t.rejected = append(t.rejected, Rejection{int(c.Coord.Offset), err})
+}
+
+// Fills are the canonical topics that rows of a raw topic become records of.
+func (s *Stage) Fills(from string) []string {
+	var out []string
+	for _, e := range s.byFrom[from] {
+		if !slices.Contains(out, e.to.Topic) {
+			out = append(out, e.to.Topic)
+		}
+	}
+	return out
+}
+
+// Name is that of the transform.
+func (s *Stage) Name() string { return s.name }
