@@ -4,6 +4,7 @@ package pipeline
 
 import (
 	"context"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
@@ -33,6 +34,9 @@ type Env struct {
 	Instance string
 	// Partitions is how many partitions a topic gets when we create it.
 	Partitions int32
+	// Retention is how long raw records stay in topics that we create; 0: for
+	// ever.
+	Retention time.Duration
 	// Tables tells a Doctor what the records of a topic are, or would be, as
 	// far as that can be known: from its source, else from the registry. A
 	// Table of nil: not known. It is nil outside of doctor.

@@ -54,8 +54,6 @@ type IngestLimits struct {
 	// TopicsBytes is what a position may repeat of the names of its raw topics,
 	// in octets, about; more lie beside it. Default 16 KiB.
 	TopicsBytes int
-	// Retention of raw topics; 0: for ever.
-	Retention time.Duration
 	// Workers encode in parallel; default: one per core.
 	Workers int
 }

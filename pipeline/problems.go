@@ -18,6 +18,9 @@ var (
 	ErrTopicRecreated = problem.Define("TW-TOPIC-RECREATED", problem.Halt,
 		"A topic was deleted and created again: committed offsets mean other records now.",
 		"Decide where to go on and say so with kafka-consumer-groups --reset-offsets (--to-earliest reads all of the new topic) or `tallywire replay`, then start again.")
+	errRetention = problem.Define("TW-RETENTION", problem.Halt,
+		"Records of a topic go sooner than a transform looks back: what it remembers of them could not be made again.",
+		"Raise kafka.retention, or lower the window; of a topic that is there: kafka-configs --alter --topic TOPIC --add-config retention.ms=MILLISECONDS. Then start again.")
 	ErrCoPartition = problem.Define("TW-CO-PARTITION", problem.Halt,
 		"Topics that are read together do not lie together: another number of partitions, or a partition that was given to another process.",
 		"Give the topics the same number of partitions before they are read for the first time, and run the same configuration in every process of the group; then start again.")

@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"strconv"
 	"strings"
 	"time"
 )
@@ -35,7 +36,29 @@ type TransformSpec struct {
 	// Trim are inputs whose records are deleted behind the committed offset,
 	// now and then: queues that only this group reads.
 	Trim []string
+	// Window is how far back from where it reads its state is made again; the
+	// records of its inputs stay for as long, at least. 0: nothing of that kind.
+	Window time.Duration
 	TransformLimits
+}
+
+// Within says that records stay for less time than the window; 0 or less: they
+// stay for ever.
+func (t *TransformSpec) Within(what string, keep time.Duration) error {
+	if keep <= 0 || keep >= t.Window {
+		return nil
+	}
+	return errRetention.New("%s stay for %s, transform %s looks back %s", what, keep, t.Name, t.Window)
+}
+
+// Kept is Within of an input, by its topic's settings; one that may not be looked
+// at is not said to lose records.
+func (t *TransformSpec) Kept(topic string, settings map[string]string) error {
+	ms, err := strconv.ParseInt(settings["retention.ms"], 10, 64)
+	if err != nil || ms > t.Window.Milliseconds() {
+		return nil //nolint:nilerr // as it says
+	}
+	return t.Within("records of "+topic, time.Duration(ms)*time.Millisecond)
 }
 
 // TransformLimits bound what one transaction takes; zero values give the

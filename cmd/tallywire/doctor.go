@@ -153,6 +153,7 @@ func (d *doctor) look(ctx context.Context) error {
 	}
 	each(func(ctx context.Context) { d.fed(ctx, p) })
 	each(func(ctx context.Context) { d.takes(ctx, p) })
+	each(func(ctx context.Context) { d.keeps(ctx, p) })
 	return nil
 }
 

@@ -158,3 +158,65 @@ func TestConsumeNamesATopicThatIsNotThere(t *testing.T) {
 		t.Errorf("exit code %d: %s%s", code, out, errs)
 	}
 }
+
+// Lost if this fails: what a transform remembers is made again from records that
+// Kafka has dropped, or a reader that was away keeps what was deleted.
+func TestTopicsKeepForLongEnough(t *testing.T) {
+	broker, err := embedded.StartMiniKafka(t.Context(), t.TempDir(), "127.0.0.1:0", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer broker.Close()
+	cl, err := kgo.NewClient(kgo.SeedBrokers(broker.Addr()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	make := func(topic string, settings map[string]*string) {
+		if _, err := adm.CreateTopic(t.Context(), 4, 1, settings, topic); err != nil {
+			t.Fatal(err)
+		}
+	}
+	make("psa.public.customer", map[string]*string{"retention.ms": kadm.StringPtr("3600000")})
+	make("ps.customer", map[string]*string{"cleanup.policy": kadm.StringPtr("compact"), "delete.retention.ms": kadm.StringPtr("86400000")})
+	file := filepath.Join(t.TempDir(), "tallywire.yml")
+	write := func(retention string) {
+		text := `
+kafka: {brokers: ["` + broker.Addr() + `"], retention: ` + retention + `}
+registry: {embedded: true}
+redis: {embedded: true}
+control: {embedded: true}
+transforms:
+  canonical:
+    type: map
+    dedupe: {mode: identity, identity: [id], window: 24h}
+    topics: [{from: psa.public.customer, to: ps.customer}]
+`
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("1h")
+	if code, _, errs := tw("check", "-c", file); code != exitFailed || !strings.Contains(errs, "TW-RETENTION") || !strings.Contains(errs, "stay for 1h0m0s, transform canonical looks back 24h0m0s") {
+		t.Errorf("check: exit %d\n%s", code, errs)
+	}
+	write("48h") // of topics that are made: the one that is there keeps its own
+	if code, _, errs := tw("check", "-c", file); code != exitOK {
+		t.Errorf("check: exit %d\n%s", code, errs)
+	}
+	code, out, errs := tw("doctor", "-c", file)
+	if code != exitUnwell || !strings.Contains(out, "TW-RETENTION: records of psa.public.customer stay for 1h0m0s") || !strings.Contains(out, "--topic ps.customer --add-config delete.retention.ms=604800000") {
+		t.Errorf("doctor: exit %d\n%s%s", code, out, errs)
+	}
+	// Remedy: TW-RETENTION
+	if _, err := adm.AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "retention.ms", Value: kadm.StringPtr("-1")}}, "psa.public.customer"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := adm.AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "delete.retention.ms", Value: kadm.StringPtr("604800000")}}, "ps.customer"); err != nil {
+		t.Fatal(err)
+	}
+	if _, out, _ = tw("doctor", "-c", file); strings.Contains(out, "TW-RETENTION") || strings.Contains(out, "delete.retention.ms") {
+		t.Errorf("doctor, afterwards:\n%s", out)
+	}
+}

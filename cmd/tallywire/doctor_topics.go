@@ -4,8 +4,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/tallywire/tallywire/avro"
@@ -112,6 +114,35 @@ func (d *doctor) takes(ctx context.Context, p *supervise.Pipeline) {
 				err = avro.ErrIncompatible.New("subject %s: %s", avro.ValueSubject(topic), s.Against[0])
 			}
 			d.note("transforms."+t.Name, "the registry takes the contract of "+topic, err)
+		}
+	}
+}
+
+// keeps looks for how long topics that are there keep what is needed of them: raw
+// records for the windows of transforms, and deletes for readers that were away.
+func (d *doctor) keeps(ctx context.Context, p *supervise.Pipeline) {
+	if d.cluster == nil {
+		return
+	}
+	for _, t := range p.Transforms {
+		settings, err := d.cluster.Settings(ctx, slices.Concat(t.Topics, t.Outputs)...)
+		if err != nil {
+			d.note("transforms."+t.Name, "its topics keep records for long enough", err)
+			continue
+		}
+		for _, topic := range t.Topics {
+			if settings[topic] != nil && t.Window > 0 {
+				d.note("transforms."+t.Name, "records of "+topic+" stay for its window", t.Kept(topic, settings[topic]))
+			}
+		}
+		for _, topic := range t.Outputs {
+			ms, err := strconv.ParseInt(settings[topic]["delete.retention.ms"], 10, 64)
+			if want := d.cfg.Kafka.DeleteRetention.Milliseconds(); err == nil && settings[topic]["cleanup.policy"] == "compact" && ms < want {
+				d.found = append(d.found, finding{
+					Part: "transforms." + t.Name, What: "deletes of " + topic + " are seen for kafka.delete_retention", OK: true,
+					Advice: fmt.Sprintf("a reader that was away for more than %d minutes misses deletes; kafka-configs --alter --topic %s --add-config delete.retention.ms=%d", ms/60_000, topic, want),
+				})
+			}
 		}
 	}
 }

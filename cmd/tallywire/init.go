@@ -52,8 +52,7 @@ not be guessed stands as "" and is named, with its line, by tallywire check.
 It reads the catalog and the planner's statistics in a read-only transaction,
 and no row of any table. The DSN is not written: the configuration names an
 environment variable. Columns that look like secrets (passwords, tokens, keys)
-are not captured; their tables stay out until a publication leaves them out,
-for which the file holds the statement.
+are not captured: the file lists them, and the publication is made without them.
 
 The login should be the one that capture will use: it needs LOGIN, REPLICATION
 and SELECT on the tables. What it lacks is told, with the statement that helps.`,
@@ -163,18 +162,17 @@ func plainPath(err error) error {
 
 // drafted is what init says of its work.
 type drafted struct {
-	File        string            `json:"file"`
-	Source      string            `json:"source"`
-	DSN         string            `json:"dsn"`
-	Tables      []string          `json:"tables"`
-	Secrets     []draftedSecrets  `json:"secrets"`
-	LeftOut     []draftedTable    `json:"left_out"`
-	Contracts   []draftedContract `json:"contracts"`
-	Missing     []string          `json:"missing"`
-	Left        int               `json:"fields_left"`
-	Publication string            `json:"publication,omitempty"`
-	Problems    []problem.Report  `json:"problems"`
-	Next        []string          `json:"next"`
+	File      string            `json:"file"`
+	Source    string            `json:"source"`
+	DSN       string            `json:"dsn"`
+	Tables    []string          `json:"tables"`
+	Secrets   []draftedSecrets  `json:"secrets"`
+	LeftOut   []draftedTable    `json:"left_out"`
+	Contracts []draftedContract `json:"contracts"`
+	Missing   []string          `json:"missing"`
+	Left      int               `json:"fields_left"`
+	Problems  []problem.Report  `json:"problems"`
+	Next      []string          `json:"next"`
 }
 
 type draftedTable struct {
@@ -198,7 +196,7 @@ type draftedContract struct {
 
 func initResult(d *draft.Draft, file, ref string, next []string) *drafted {
 	r := &drafted{
-		File: file, Source: d.Source, DSN: ref, Publication: d.Publication, Next: next,
+		File: file, Source: d.Source, DSN: ref, Next: next,
 		Tables: []string{}, Secrets: []draftedSecrets{}, LeftOut: []draftedTable{}, Contracts: []draftedContract{}, Missing: []string{}, Problems: []problem.Report{},
 	}
 	for _, t := range d.Tables {
@@ -211,10 +209,11 @@ func initResult(d *draft.Draft, file, ref string, next []string) *drafted {
 				why = strings.Join(t.Secrets, ", ") + ": " + why
 			}
 			r.LeftOut = append(r.LeftOut, draftedTable{t.Full(), why, "Capture it only if that is meant: add it to tables."})
-		case len(t.Secrets) > 0:
-			r.Secrets = append(r.Secrets, draftedSecrets{t.Full(), t.Secrets})
 		default:
 			r.Tables = append(r.Tables, t.Full())
+			if len(t.Secrets) > 0 {
+				r.Secrets = append(r.Secrets, draftedSecrets{t.Full(), t.Secrets})
+			}
 		}
 	}
 	for _, rule := range d.Rules {
@@ -260,7 +259,7 @@ func (r *drafted) text(w io.Writer) {
 		fmt.Fprintf(w, "No table was found for %s.\n", strings.Join(r.Missing, ", "))
 	}
 	for _, s := range r.Secrets {
-		fmt.Fprintf(w, "%s stays out until a publication is made without %s; the file has the statement.\n", s.Table, strings.Join(s.Columns, ", "))
+		fmt.Fprintf(w, "%s is captured without %s, which look like secrets.\n", s.Table, strings.Join(s.Columns, ", "))
 	}
 	for _, t := range r.LeftOut {
 		fmt.Fprintf(w, "%s is left out: %s.\n", t.Table, t.Why)

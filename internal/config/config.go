@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -48,6 +49,9 @@ type Config struct {
 type Kafka struct {
 	Brokers []string `yaml:"brokers" doc:"Bootstrap brokers, host:port each." example:"[kafka-1:9092, kafka-2:9092]"`
 	Listen  string   `yaml:"listen" doc:"Where the embedded broker listens."`
+
+	Retention       time.Duration `yaml:"retention" doc:"How long raw records stay, in topics that are made from now on; 0: for ever. Replays reach back as far. At least the largest window that a transform declares."`
+	DeleteRetention time.Duration `yaml:"delete_retention" doc:"How long it is seen that a record was deleted (delete.retention.ms), in compacted topics that are made from now on: longer than a reader may be away."`
 }
 
 // Registry names the schema registry.
@@ -85,7 +89,7 @@ type Log struct {
 // Default is a Config with every default.
 func Default() *Config {
 	return &Config{
-		Kafka:    Kafka{Listen: "127.0.0.1:9092"},
+		Kafka:    Kafka{Listen: "127.0.0.1:9092", DeleteRetention: 7 * 24 * time.Hour},
 		Registry: Registry{Listen: "127.0.0.1:8081"},
 		Redis:    Redis{Listen: "127.0.0.1:0"},
 		Control:  Control{Listen: "127.0.0.1:5434"},

@@ -16,9 +16,6 @@ type Database struct {
 	Server string // "PostgreSQL 17.2"
 	Tables []*Table
 
-	// Publication makes the one that leaves Secrets out; "": there are none to
-	// leave out, or it is there.
-	Publication string
 	// Problems are what capture lacks: settings, rights.
 	Problems []*problem.Error
 }
@@ -29,9 +26,9 @@ type Table struct {
 	Rows        int64 // as the server estimates, -1: it does not
 	Partitioned bool
 	Left        *problem.Error    // why it cannot be captured; nil: it can
-	Secrets     []string          // columns that look like secrets and would be captured
+	Secrets     []string          // columns that look like secrets, and are to be left out
 	Without     []string          // columns that the publication leaves out
-	Bound       string            // why the table stays out for its secrets; "": a publication leaves them out
+	Bound       string            // why the table stays out for its secrets; "": they can be left out
 	Hidden      map[string]bool   // columns that are not captured, or must not be
 	References  map[string]string // by column: the table, schema.name, that its foreign key leads to
 	Distinct    map[string]int64  // by column, of some: how many values it has, about
@@ -40,5 +37,5 @@ type Table struct {
 // Full is schema.name.
 func (t *Table) Full() string { return t.Schema + "." + t.Name }
 
-// Taken reports whether it can be captured as it is.
-func (t *Table) Taken() bool { return t.Left == nil && t.Bound == "" && len(t.Secrets) == 0 }
+// Taken reports whether it is captured, without its secrets.
+func (t *Table) Taken() bool { return t.Left == nil && t.Bound == "" }

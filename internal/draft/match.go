@@ -57,8 +57,8 @@ func Make(db *Database) (*Draft, error) {
 	d := &Draft{Database: db, pack: pack}
 	for i := range known {
 		e := &known[i]
-		best := d.best(e, pack[e.topic], func(t *Table) bool { return t.Left == nil && t.Bound == "" })
-		like := d.best(e, pack[e.topic], func(t *Table) bool { return t.Left != nil || t.Bound != "" })
+		best := d.best(e, pack[e.topic], (*Table).Taken)
+		like := d.best(e, pack[e.topic], func(t *Table) bool { return !t.Taken() })
 		switch {
 		case best != nil:
 			d.Rules = append(d.Rules, best)

@@ -149,19 +149,16 @@ func (w *writer) source(d *Draft, dsn string) {
 	}
 	w.line("    type: postgres")
 	w.line("    dsn: %s", dsn)
-	if d.Publication != "" {
-		w.publication(d)
-	}
-	var taken [][2]string
-	var secret, left []*Table
+	var taken, secrets [][2]string
+	var left []*Table
 	for _, t := range d.Tables {
-		switch {
-		case t.Left != nil || t.Bound != "":
+		if !t.Taken() {
 			left = append(left, t)
-		case len(t.Secrets) > 0:
-			secret = append(secret, t)
-		default:
-			taken = append(taken, [2]string{"- " + quote(t.Full()), about(t)})
+			continue
+		}
+		taken = append(taken, [2]string{"- " + quote(t.Full()), about(t)})
+		for _, name := range t.Secrets {
+			secrets = append(secrets, [2]string{"- " + quote(t.Full()+"."+name), ""})
 		}
 	}
 	if len(taken) == 0 { // nothing would mean all
@@ -170,13 +167,6 @@ func (w *writer) source(d *Draft, dsn string) {
 		w.line("    tables:")
 	}
 	w.columns("      ", taken)
-	if len(secret) > 0 {
-		w.line("      # When the publication is made, take the # away before these:")
-		for _, t := range secret {
-			w.line("      # - %s # %s", comment(quote(t.Full())), about(t))
-			w.comments("      #     ", "without "+list(t.Secrets))
-		}
-	}
 	if len(left) > 0 {
 		w.line("      # Left out:")
 		for _, t := range left {
@@ -191,6 +181,11 @@ func (w *writer) source(d *Draft, dsn string) {
 			w.comments("      #     ", why)
 		}
 	}
+	if len(secrets) > 0 {
+		w.line("    # These look like secrets, and do not leave the database:")
+		w.line("    without:")
+		w.columns("      ", secrets)
+	}
 }
 
 // about is what a reader wants to know of a table.
@@ -203,17 +198,6 @@ func about(t *Table) string {
 		s += "; the publication leaves out " + list(t.Without)
 	}
 	return comment(s)
-}
-
-// publication writes the statement that leaves secrets out.
-func (w *writer) publication(d *Draft) {
-	w.comments("    # ", "To do: some tables have columns that look like secrets. What is captured are the columns of the publication, and one that tallywire makes has all. So have the owner of the tables make it without them, before the first run. A column that is added to such a table later is captured when it is added to the publication.")
-	for _, l := range strings.Split(d.Publication+";", "\n") {
-		indent := l[:len(l)-len(strings.TrimLeft(l, " "))]
-		for i, l := range wrap(l, wide) {
-			w.line("    #   %s%s%s", indent, strings.Repeat("  ", min(i, 1)), l)
-		}
-	}
 }
 
 func (w *writer) transforms(d *Draft) {

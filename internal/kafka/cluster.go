@@ -51,6 +51,9 @@ func Headers(r *kgo.Record) (h avro.Headers) {
 type Config struct {
 	Brokers  []string // host:port of one broker at least
 	ClientID string   // as brokers log it; "": tallywire
+	// DeleteRetention is how long compacted topics that are made keep what says
+	// that a record is deleted; 0: as long as the broker has it.
+	DeleteRetention time.Duration
 	// Opts come after our own in every client: TLS, SASL.
 	Opts []kgo.Opt
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -54,8 +55,37 @@ func TestEnsureTopicHoldsThePartitionCount(t *testing.T) {
 	}
 }
 
-// If this failed, an outage would halt a pipeline, or a lack of rights be
-// tried again for ever.
+// How long records and deletes are kept is that of the configuration.
+func TestTopicsAreMadeWithTheirRetention(t *testing.T) {
+	fake, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fake.Close()
+	c, err := New(Config{Brokers: fake.ListenAddrs(), DeleteRetention: 36 * time.Hour}, obs.New(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, spec := range []TopicSpec{{Name: "raw", Retention: 48 * time.Hour}, {Name: "ever"}, {Name: "compacted", Compact: true}} {
+		if _, err := c.EnsureTopic(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := c.Settings(t.Context(), "raw", "ever", "compacted", "none")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for topic, want := range map[string][3]string{"raw": {"delete", "172800000", "86400000"}, "ever": {"delete", "-1", "86400000"}, "compacted": {"compact", "-1", "129600000"}} {
+		if s := all[topic]; [3]string{s["cleanup.policy"], s["retention.ms"], s["delete.retention.ms"]} != want {
+			t.Errorf("%s: %v, want %v", topic, s, want)
+		}
+	}
+	if all["none"] != nil {
+		t.Errorf("a topic that is not there has settings: %v", all["none"])
+	}
+}
+
 // If this failed, a source would not start while a transform waits for its
 // topics, or not see a transaction that its predecessor left open in a new one.
 func TestTopicsOfAreThoseOfNow(t *testing.T) {
@@ -95,6 +125,8 @@ func TestTopicsOfAreThoseOfNow(t *testing.T) {
 	want("psa.a", "psa.b")
 }
 
+// If this failed, an outage would halt a pipeline, or a lack of rights be
+// tried again for ever.
 func TestWrapTellsOutageFromRefusal(t *testing.T) {
 	dead, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

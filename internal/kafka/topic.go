@@ -59,6 +59,9 @@ func (c *Cluster) create(ctx context.Context, spec TopicSpec) error {
 		// Kafka looks at it under delete only; kfake always, and would take
 		// the newest version of a row that was changed a week ago.
 		set("retention.ms", "-1")
+		if keep := c.cfg.DeleteRetention; keep > 0 {
+			set("delete.retention.ms", strconv.FormatInt(keep.Milliseconds(), 10))
+		}
 	} else {
 		set("cleanup.policy", "delete")
 		ms := int64(-1)
@@ -173,21 +176,33 @@ func (c *Cluster) Topics(ctx context.Context, names ...string) (map[string]*chan
 // there for each that is gone, or its tombstone was. Kafka refuses DeleteRecords
 // on them. A topic whose settings we may not read is not said to be one.
 func (c *Cluster) CompactedOnly(ctx context.Context, names ...string) (map[string]bool, error) {
+	all, err := c.Settings(ctx, names...)
+	out := map[string]bool{}
+	for name, settings := range all {
+		out[name] = settings["cleanup.policy"] == "compact"
+	}
+	return out, err
+}
+
+// Settings are those of topics, by topic and name. One whose settings we may not
+// read, or that is not there, has none.
+func (c *Cluster) Settings(ctx context.Context, names ...string) (map[string]map[string]string, error) {
 	rs, err := c.admin.DescribeTopicConfigs(ctx, names...)
 	if err != nil {
 		return nil, Wrap(err, "reading the settings of topics %q", names)
 	}
-	out := map[string]bool{}
+	out := map[string]map[string]string{}
 	for _, r := range rs {
-		if errors.Is(r.Err, kerr.TopicAuthorizationFailed) {
+		if errors.Is(r.Err, kerr.TopicAuthorizationFailed) || errors.Is(r.Err, kerr.UnknownTopicOrPartition) {
 			continue // to read a topic does not take the right to know
 		}
 		if r.Err != nil {
 			return nil, Wrap(r.Err, "reading the settings of topic %q", r.Name)
 		}
+		out[r.Name] = map[string]string{}
 		for _, k := range r.Configs {
-			if k.Key == "cleanup.policy" && k.Value != nil {
-				out[r.Name] = *k.Value == "compact"
+			if k.Value != nil {
+				out[r.Name][k.Key] = *k.Value
 			}
 		}
 	}

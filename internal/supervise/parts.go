@@ -63,7 +63,7 @@ func (p *Parts) Close() error {
 // embeds the rest. What is down is tried again until ctx ends; each try is
 // logged. Close the Parts, also after an error of a later step.
 func Open(ctx context.Context, cfg *config.Config, o *obs.Obs) (*Parts, error) {
-	p := &Parts{Env: &pipeline.Env{Obs: o, Instance: cfg.Instance, Partitions: cfg.Partitions}}
+	p := &Parts{Env: &pipeline.Env{Obs: o, Instance: cfg.Instance, Partitions: cfg.Partitions, Retention: cfg.Kafka.Retention}}
 	var err error
 	if p.Env.Contracts, err = avro.LoadCatalogue(cfg.ContractDirs()...); err != nil {
 		return nil, err
@@ -131,7 +131,7 @@ func (p *Parts) kafka(ctx context.Context, cfg *config.Config) error {
 		cfg.Kafka.Brokers = brokers
 		p.note("Kafka (embedded)", e.Addr())
 	}
-	c, err := kafka.New(kafka.Config{Brokers: brokers, ClientID: "tallywire-" + cfg.Instance}, p.Env.Obs)
+	c, err := kafka.New(kafka.Config{Brokers: brokers, ClientID: "tallywire-" + cfg.Instance, DeleteRetention: cfg.Kafka.DeleteRetention}, p.Env.Obs)
 	if err != nil {
 		return err
 	}

@@ -91,11 +91,23 @@ func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
 		errs = append(errs, c.Place(err))
 		p.Sinks = append(p.Sinks, spec)
 	}
-	errs = append(errs, p.collisions(), p.sharedOutputs())
+	errs = append(errs, p.collisions(), p.sharedOutputs(), p.windows(cfg.Kafka))
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// windows: what is kept of raw records reaches as far back as transforms look.
+func (p *Pipeline) windows(k config.Kafka) error {
+	var errs []error
+	if k.Retention < 0 || k.DeleteRetention < 0 {
+		errs = append(errs, config.ErrValue.New("kafka.retention and kafka.delete_retention are no less than 0").At("kafka"))
+	}
+	for _, t := range p.Transforms {
+		errs = append(errs, t.Within("raw records", k.Retention))
+	}
+	return errors.Join(errs...)
 }
 
 // collisions: two consumer groups of one name would share offsets, and each

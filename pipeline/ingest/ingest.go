@@ -108,5 +108,5 @@ func (in *ingest) ensureWanted(ctx context.Context, s *session) error {
 // rawTopic says how a raw topic is made. An existing one keeps its partitions;
 // the position says whether they are still those it was filled with.
 func (in *ingest) rawTopic(t *change.Table) kafka.TopicSpec {
-	return kafka.TopicSpec{Name: t.Topic, Default: in.env.Partitions, Retention: in.limits.Retention}
+	return kafka.TopicSpec{Name: t.Topic, Default: in.env.Partitions, Retention: in.env.Retention}
 }

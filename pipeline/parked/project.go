@@ -25,8 +25,8 @@ const (
 	lookEvery   = 500 * time.Millisecond
 	eventsAtOne = 500
 	bytesAtOne  = 4 << 20
-	// Releases are kept in the topic for its delete.retention.ms, a day unless
-	// somebody set it lower. After that long the projector begins anew.
+	// Releases are kept in the topic for kafka.delete_retention, a day at least
+	// unless somebody set it lower. After that long the projector begins anew.
 	beginAnew    = time.Hour
 	foreignEvery = 30 * time.Second
 )

@@ -102,6 +102,9 @@ func (t *transform) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := t.lookBack(ctx); err != nil {
+		return err
+	}
 	parkedTopic, err := t.env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: parked.TopicOf(t.spec.Name), Partitions: partitions, Compact: true})
 	if err != nil {
 		return err
@@ -151,6 +154,23 @@ func (t *transform) awaitInputs(ctx context.Context, inputs []string) (int32, er
 		return 0, outage.ErrUnclassified.New("transform %q reads no topic", t.spec.Name)
 	}
 	return first.Partitions, nil
+}
+
+// lookBack checks that records of the inputs stay for as long as the window (D2).
+func (t *transform) lookBack(ctx context.Context) error {
+	if t.spec.Window == 0 {
+		return nil
+	}
+	settings, err := t.env.Kafka.Settings(ctx, t.spec.Topics...)
+	if err != nil {
+		return err
+	}
+	for _, topic := range t.spec.Topics {
+		if err := t.spec.Kept(topic, settings[topic]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ensureOutputs makes the topics, and asks the registry for the schemas of those

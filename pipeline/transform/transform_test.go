@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -601,6 +602,34 @@ func TestTransformAsksTheRegistryAtTheStart(t *testing.T) {
 		t.Fatal("the registry was not asked")
 	}
 	b.Registry.SetDown(false)
+	b.Many(20)
+	b.Drained()
+	b.Once()
+}
+
+// Lost if this fails: a repetition passes as new, since what was remembered of the
+// first could not be made again (D2).
+func TestTransformThatLooksBackFurther(t *testing.T) {
+	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
+	spec := b.TransformSpec(&enginetest.Copier{Topic: b.Output()})
+	spec.Topics, spec.CoPartitioned, spec.Window = []string{b.In.Topic}, nil, 48*time.Hour
+	keep := func(ms string) {
+		if _, err := b.Direct.Admin().AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "retention.ms", Value: &ms}}, b.In.Topic); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep("86400000")
+	_, ended := transforming(b, b.Env, spec)
+	select {
+	case err := <-ended:
+		if problem.Of(err) == nil || problem.Of(err).ID != "TW-RETENTION" || !strings.Contains(err.Error(), "stay for 24h0m0s") {
+			t.Fatalf("ended with %v, want TW-RETENTION", err)
+		}
+	case <-time.After(testkit.Patience):
+		t.Fatal("it runs over records that go too soon")
+	}
+	keep("172800000")
+	transforming(b, b.Env, spec)
 	b.Many(20)
 	b.Drained()
 	b.Once()

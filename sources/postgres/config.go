@@ -32,6 +32,7 @@ type Config struct {
 	Slot         string        `yaml:"slot" doc:"Replication slot: lower-case letters, digits, underscore, at most 63. Made at the first start. Default: tallywire_<name of the source>." example:"tallywire_psa"`
 	Publication  string        `yaml:"publication" doc:"Publication. When there is none it is made, listing the tables. Default: tallywire_<name of the source>." example:"tallywire_psa"`
 	Tables       []string      `yaml:"tables" doc:"Tables to capture, as schema.table with * for any run of characters; a leading ! leaves out. A table without a key is left out with a warning, unless it is named without *: then the source does not start." example:"[public.*, \"!public.audit_*\"]"`
+	Without      []string      `yaml:"without" doc:"Columns that are not captured, as schema.table.column with * for any run of characters: passwords, tokens. The publication is made without them; one that has them stops the source, and says how it is mended. Not of the key, and not of a table with REPLICA IDENTITY FULL, which needs all columns. A column that is added to such a table later is not captured before it is added to the publication." example:"[public.users.hashed_password, \"public.*.salt\"]"`
 	Load         string        `yaml:"load" doc:"initial: a source without a position first loads all rows of its tables; never: it starts with the changes that its slot holds, and rows that were there before are not captured until they change."`
 	Delivery     string        `yaml:"delivery" doc:"exactly-once: a read-committed consumer sees each change once. at-least-once: records go out outside of Kafka transactions, so that they are seen some milliseconds earlier; after a crash, or an outage that ends the session, those since the last position (some tenths of a second, more when Kafka was away) come again."`
 	IdleInterval time.Duration `yaml:"idle_interval" doc:"How often, at most, the slot is moved on while none of the captured tables changes, so that it does not hold WAL of others. 100ms to 1h."`
@@ -79,6 +80,11 @@ func (c *Config) Validate() error {
 	for i, t := range c.Tables {
 		if schema, table, ok := strings.Cut(strings.TrimPrefix(t, "!"), "."); !ok || schema == "" || table == "" {
 			return errConfig.New("tables[%d]: %q is not of the form schema.table", i, t)
+		}
+	}
+	for i, w := range c.Without {
+		if strings.Count(w, ".") < 2 && !strings.Contains(w, "*") {
+			return errConfig.New("without[%d]: %q is not of the form schema.table.column", i, w)
 		}
 	}
 	return nil

@@ -30,6 +30,10 @@ func (s *Source) Tables(ctx context.Context) ([]*change.Table, error) {
 	if err != nil {
 		return nil, err
 	}
+	cuts, err := s.cfg.cuts(ctx, q, infos)
+	if err != nil {
+		return nil, err
+	}
 	var tables []*change.Table
 	for _, t := range infos {
 		p := pub[t.String()]
@@ -39,6 +43,9 @@ func (s *Source) Tables(ctx context.Context) ([]*change.Table, error) {
 		cols, notNull, err := columnsOf(ctx, q, t.id)
 		if err != nil {
 			return nil, err
+		}
+		if x := cuts[t.id]; p == nil && x != nil {
+			p = &publishedTable{columns: x.keep} // as it will be
 		}
 		if p != nil {
 			cols = p.published(cols)
@@ -99,6 +106,10 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 				"%d of its partitions have not (%s): of a row of theirs before an update or a delete only the key is known. ALTER TABLE %s REPLICA IDENTITY FULL, and so for each", n, strings.Join(t.partly[:min(n, 5)], ", "), t.partly[0])})
 		}
 	}
+	cuts, cutErr := s.cfg.cuts(ctx, q, tables)
+	if len(s.cfg.Without) > 0 {
+		note(cutErr, "what is to be left out can be")
+	}
 	slot, slotErr := readSlot(ctx, q, s.cfg.Slot)
 	pub, err := readPublication(ctx, q, s.cfg.Publication)
 	switch {
@@ -117,6 +128,9 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 			}
 		}
 		note(err, "publication %q holds all of them", s.cfg.Publication)
+		if len(cuts) > 0 {
+			note(s.cfg.withholds(pub, tables, cuts), "publication %q leaves out what is to be left out", s.cfg.Publication)
+		}
 	}
 	switch {
 	case slotErr != nil:

@@ -59,7 +59,7 @@ func readPublication(ctx context.Context, q *pgx.Conn, name string) (map[string]
 
 // ensurePublication makes the publication, or adds what it lacks when nothing
 // has been captured yet. It gives what is published.
-func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*tableInfo, fresh bool) (map[string]*publishedTable, error) {
+func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*tableInfo, cuts map[uint32]*cut, fresh bool) (map[string]*publishedTable, error) {
 	pub, err := readPublication(ctx, q, c.Publication)
 	if err != nil {
 		return nil, err
@@ -67,7 +67,7 @@ func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*t
 	var lacks []string
 	for _, t := range tables {
 		if pub[t.String()] == nil {
-			lacks = append(lacks, t.sql())
+			lacks = append(lacks, t.item(cuts[t.id]))
 		}
 	}
 	if pub != nil && (len(lacks) == 0 || !fresh) {

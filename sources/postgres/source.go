@@ -274,7 +274,14 @@ func (se *session) chooseTables(ctx context.Context, fresh bool) error {
 		return ErrNoTables.New("no table with a key matches %s", strings.Join(se.cfg.Tables, ", "))
 	}
 	se.published = se.sys.flushed
-	if se.pub, err = se.cfg.ensurePublication(ctx, se.q, tables, fresh); err != nil {
+	cuts, err := se.cfg.cuts(ctx, se.q, tables)
+	if err != nil {
+		return err
+	}
+	if se.pub, err = se.cfg.ensurePublication(ctx, se.q, tables, cuts, fresh); err != nil {
+		return err
+	}
+	if err := se.cfg.withholds(se.pub, tables, cuts); err != nil {
 		return err
 	}
 	if se.publication, err = se.cfg.publicationID(ctx, se.q); err != nil {

@@ -208,8 +208,8 @@ func (s *survey) facts(ctx context.Context) error {
 	return nil
 }
 
-// publication finds the columns that look like secrets, and what publication
-// leaves them out: a source captures the columns that its publication has.
+// publication finds the columns that look like secrets, and that a publication
+// which is there does not leave out.
 func (s *survey) publication(ctx context.Context) error {
 	pub, err := readPublication(ctx, s.q, s.cfg.Publication)
 	if err != nil {
@@ -219,12 +219,9 @@ func (s *survey) publication(ctx context.Context) error {
 		}
 		s.db.Problems = append(s.db.Problems, p)
 	}
-	var items []string
-	hidden := false
 	for i, t := range s.infos {
 		d := s.db.Tables[i]
 		p := pub[t.String()]
-		var keep []string
 		for j := range d.Columns {
 			name := d.Columns[j].Name
 			switch {
@@ -239,31 +236,19 @@ func (s *survey) publication(ctx context.Context) error {
 				if slices.Contains(d.Key, j) {
 					d.Bound = "a secret that is of the key cannot be left out"
 				}
-			case !d.Hidden[name]:
-				keep = append(keep, pgx.Identifier{name}.Sanitize())
 			}
 		}
-		if len(d.Secrets) > 0 && t.identity == 'f' && d.Bound == "" {
-			d.Bound = fmt.Sprintf("REPLICA IDENTITY FULL needs all columns: ALTER TABLE %s REPLICA IDENTITY DEFAULT", t.sql())
+		if len(d.Secrets) > 0 && d.Bound == "" {
+			whole, err := t.whole(ctx, s.q)
+			if err != nil {
+				return err
+			}
+			if whole != "" {
+				d.Bound = fmt.Sprintf("REPLICA IDENTITY FULL needs all columns: ALTER TABLE %s REPLICA IDENTITY DEFAULT", whole)
+			}
 		}
 		if draft.HoldsSecrets(t.name) && p == nil {
 			d.Bound = "it is called like a table of secrets"
-		}
-		switch {
-		case d.Left != nil:
-		case d.Bound != "":
-		case len(d.Secrets) == 0:
-			items = append(items, t.sql())
-		default:
-			hidden = true
-			items = append(items, t.sql()+" ("+strings.Join(keep, ", ")+")")
-		}
-	}
-	if hidden { // a line for each table: it is for reading, too
-		lines := "\n  " + strings.Join(items, ",\n  ")
-		s.db.Publication = s.cfg.publicationSQL([]string{lines + "\n "})
-		if pub != nil {
-			s.db.Publication = "ALTER PUBLICATION " + pgx.Identifier{s.cfg.Publication}.Sanitize() + " SET TABLE " + lines
 		}
 	}
 	return nil

@@ -38,6 +38,7 @@ func TestSurvey(t *testing.T) {
 		CREATE TABLE loose (a int, UNIQUE (a));
 		CREATE TABLE session (token text PRIMARY KEY, n int);
 		CREATE TABLE whole (id int PRIMARY KEY, secret text); ALTER TABLE whole REPLICA IDENTITY FULL;
+		CREATE TABLE in_part (id int PRIMARY KEY, secret text) PARTITION BY RANGE (id); CREATE TABLE in_part_1 PARTITION OF in_part FOR VALUES FROM (0) TO (10); ALTER TABLE in_part_1 REPLICA IDENTITY FULL;
 		CREATE TABLE part (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (10);
 		CREATE VIEW seen AS SELECT * FROM hour; CREATE MATERIALIZED VIEW kept AS SELECT * FROM hour;
 		CREATE FOREIGN DATA WRAPPER w; CREATE SERVER far FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE abroad (id int) SERVER far;
@@ -53,14 +54,14 @@ func TestSurvey(t *testing.T) {
 	for _, x := range db.Tables {
 		names = append(names, x.Full())
 	}
-	if want := "other.thing public.hour public.loose public.no_key public.pair public.part public.session public.users public.whole"; strings.Join(names, " ") != want {
+	if want := "other.thing public.hour public.in_part public.loose public.no_key public.pair public.part public.session public.users public.whole"; strings.Join(names, " ") != want {
 		t.Errorf("tables are %v, want %s", names, want)
 	}
 	if len(db.Problems) > 0 || db.Name != d.name || !strings.HasPrefix(db.Server, "PostgreSQL 1") {
 		t.Errorf("%v, %s, %s", db.Problems, db.Name, db.Server)
 	}
 	u, h := of["public.users"], of["public.hour"]
-	if got := strings.Join(u.Secrets, " "); got != "hashed_password salt API Key" || u.Bound != "" || u.Left != nil || u.Taken() {
+	if got := strings.Join(u.Secrets, " "); got != "hashed_password salt API Key" || u.Bound != "" || u.Left != nil || !u.Taken() {
 		t.Errorf("secrets of users are %s, bound %q, left %v", got, u.Bound, u.Left)
 	}
 	if !u.Hidden["shown"] || !u.Hidden["salt"] || u.Hidden["login"] {
@@ -69,7 +70,7 @@ func TestSurvey(t *testing.T) {
 	if h.References["by_user"] != "public.users" || h.Distinct["state"] != 2 || h.Rows != 300 || !h.Taken() {
 		t.Errorf("%v %v %d", h.References, h.Distinct, h.Rows)
 	}
-	if of["public.session"].Bound == "" || of["public.whole"].Bound == "" || !of["public.part"].Partitioned {
+	if of["public.session"].Bound == "" || of["public.whole"].Bound == "" || of["public.in_part"].Bound == "" || !of["public.part"].Partitioned {
 		t.Error("a secret in the key, a secret under REPLICA IDENTITY FULL, or a partitioned table is not seen as such")
 	}
 
@@ -84,10 +85,13 @@ func TestSurvey(t *testing.T) {
 		t.Error("the remedy does not help, or the schema is not kept to")
 	}
 
-	// The publication leaves out what looks like secrets, and nothing else; the
-	// source captures its columns.
-	d.sql("%s", strings.ReplaceAll(db.Publication, "tallywire_psa", "tallywire_"+d.name))
-	src := d.source(func(c *Config) { c.Tables = []string{"public.users", "public.hour"} })
+	// A source that leaves out what looks like secrets captures the rest.
+	src := d.source(func(c *Config) {
+		c.Tables = []string{"public.users", "public.hour"}
+		for _, name := range u.Secrets {
+			c.Without = append(c.Without, "public.users."+name)
+		}
+	})
 	tables, err := src.Tables(t.Context())
 	if err != nil || len(tables) != 2 {
 		t.Fatal(tables, err)
@@ -99,9 +103,10 @@ func TestSurvey(t *testing.T) {
 	if got := strings.Join(cols, " "); got != "id login password_changed_at" {
 		t.Errorf("captured of users are %s", got)
 	}
-	again, err := Survey(t.Context(), secret.DSNOf(pg.DSN(d.name)), d.name, []string{"public"})
-	if err != nil || again.Publication != "" {
-		t.Errorf("with the publication there is nothing to make: %q, %v", again.Publication, err)
+	d.sql("%s", src.cfg.publicationSQL([]string{"users (id, login, password_changed_at)", "hour"}))
+	again, err := Survey(t.Context(), secret.DSNOf(pg.DSN(d.name)), strings.TrimPrefix(src.cfg.Publication, "tallywire_"), []string{"public"})
+	if err != nil {
+		t.Fatal(err)
 	}
 	for _, x := range again.Tables {
 		if want := map[string]string{"users": "hashed_password salt API Key"}[x.Name]; strings.Join(x.Without, " ") != want {

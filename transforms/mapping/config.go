@@ -97,6 +97,7 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	case "position":
 		spec.Stages = append(spec.Stages, dedupe.ByPosition(dedupe.ReadBack(env)))
 	case "identity":
+		spec.Window = cfg.Dedupe.Window
 		spec.Stages = append(spec.Stages, dedupe.ByIdentity(env, name, m.From(), cfg.Dedupe.Identity, cfg.Dedupe.Window))
 	}
 	spec.Stages = append(spec.Stages, m)
