@@ -2,6 +2,8 @@
 
 package change
 
+import "strings"
+
 // Column describes one field of a Table.
 type Column struct {
 	Name      string
@@ -29,6 +31,7 @@ type Table struct {
 	Columns   []Column
 	Key       []int  // indexes of the key's columns, in key order
 	OldFull   bool   // Old rows are complete (REPLICA IDENTITY FULL)
+	Partial   bool   // columns of it are left out at the source, which then sends no whole old rows
 	ID        uint32 // the source's own number for it; 0: it has none
 	byName    map[string]int
 }
@@ -40,6 +43,19 @@ func (t *Table) Index() *Table {
 		t.byName[t.Columns[i].Name] = i
 	}
 	return t
+}
+
+// SQLName is schema.name as SQL takes it: in quotes where it is no plain word.
+func (t *Table) SQLName() string {
+	quote := func(s string) string {
+		for i, r := range s {
+			if r != '_' && (r < 'a' || r > 'z') && (i == 0 || r < '0' || r > '9') {
+				return `"` + strings.ReplaceAll(s, `"`, `""`) + `"`
+			}
+		}
+		return s
+	}
+	return quote(t.Schema) + "." + quote(t.Name)
 }
 
 // Column gives the index of a column, or -1.

@@ -160,7 +160,10 @@ func (d *Draft) weigh(e *entity, c *avro.Contract, t *Table) *Rule {
 	if e.under != "" && !t.OldFull {
 		for _, f := range r.Fields {
 			if f.Name == e.under && f.column != "" && !slices.ContainsFunc(t.Key, func(k int) bool { return t.Columns[k].Name == f.column }) {
-				r.Needs = fmt.Sprintf("ALTER TABLE %s.%s REPLICA IDENTITY FULL", sqlName(t.Schema), sqlName(t.Name))
+				r.Needs = fmt.Sprintf("ALTER TABLE %s REPLICA IDENTITY FULL", t.SQLName())
+				if t.Partial || len(t.Secrets) > 0 { // the server would refuse updates
+					r.Needs = fmt.Sprintf("make a unique index of its key with %s, and ALTER TABLE %s REPLICA IDENTITY USING INDEX …", f.column, t.SQLName())
+				}
 			}
 		}
 	}
@@ -199,14 +202,6 @@ func nameScore(e *entity, t *Table) (score int, exact bool) {
 		}
 	}
 	return score, false
-}
-
-// sqlName is a name as SQL takes it.
-func sqlName(s string) string {
-	if plainName.MatchString(s) && s == strings.ToLower(s) {
-		return s
-	}
-	return `"` + strings.ReplaceAll(s, `"`, `""`) + `"`
 }
 
 // list is a list for reading.

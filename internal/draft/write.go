@@ -13,9 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-// plainName is a text that YAML and a rule take for a name.
-var plainName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-
+// plainText is a text that YAML and a rule take for a name.
 var plainText = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 
 // reserved are words that YAML, of one version or another, takes for something else.

@@ -45,7 +45,7 @@ func (s *Source) Tables(ctx context.Context) ([]*change.Table, error) {
 			return nil, err
 		}
 		if x := cuts[t.id]; p == nil && x != nil {
-			p = &publishedTable{columns: x.keep} // as it will be
+			p = &publishedTable{columns: x.keep, listed: true} // as it will be
 		}
 		if p != nil {
 			cols = p.published(cols)
@@ -54,6 +54,7 @@ func (s *Source) Tables(ctx context.Context) ([]*change.Table, error) {
 		if err != nil {
 			return nil, err
 		}
+		r.Table.Partial = p != nil && p.listed
 		tables = append(tables, r.Table)
 	}
 	return tables, nil

@@ -21,12 +21,19 @@ type publishedTable struct {
 	schema, name string
 	columns      []string
 	filter       *string
+	listed       bool // its columns are listed: others are left out, and those that will be added
 }
 
 // published cuts cols, in place, to those that the publication has.
 func (p *publishedTable) published(cols []wireColumn) []wireColumn {
 	return slices.DeleteFunc(cols, func(c wireColumn) bool { return !slices.Contains(p.columns, c.name) })
 }
+
+const publishedSQL = `
+SELECT t.schemaname::text, t.tablename::text, t.attnames::text[], t.rowfilter, EXISTS (
+       SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid JOIN pg_class c ON c.oid = r.prrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE p.pubname = t.pubname AND n.nspname = t.schemaname AND c.relname = t.tablename AND r.prattrs IS NOT NULL)
+  FROM pg_publication_tables t WHERE t.pubname = $1`
 
 // readPublication gives the tables of a publication with their columns and
 // filters, by schema.table; nil when there is no such publication.
@@ -43,14 +50,14 @@ func readPublication(ctx context.Context, q *pgx.Conn, name string) (map[string]
 		return nil, ErrPublication.New("publication %q does not publish all operations, or partitions by themselves", name).
 			WithRemedy("ALTER PUBLICATION %s SET (publish = 'insert, update, delete, truncate', publish_via_partition_root = true)", pgx.Identifier{name}.Sanitize())
 	}
-	rows, err := q.Query(ctx, `SELECT schemaname::text, tablename::text, attnames::text[], rowfilter FROM pg_publication_tables WHERE pubname = $1`, name)
+	rows, err := q.Query(ctx, publishedSQL, name)
 	if err != nil {
 		return nil, classify("reading the publication", err)
 	}
 	m := map[string]*publishedTable{}
 	_, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (struct{}, error) {
 		var t publishedTable
-		err := r.Scan(&t.schema, &t.name, &t.columns, &t.filter)
+		err := r.Scan(&t.schema, &t.name, &t.columns, &t.filter, &t.listed)
 		m[t.schema+"."+t.name] = &t
 		return struct{}{}, err
 	})

@@ -222,6 +222,7 @@ func (s *survey) publication(ctx context.Context) error {
 	for i, t := range s.infos {
 		d := s.db.Tables[i]
 		p := pub[t.String()]
+		d.Partial = p != nil && p.listed
 		for j := range d.Columns {
 			name := d.Columns[j].Name
 			switch {

@@ -61,6 +61,11 @@ func TestWithoutColumns(t *testing.T) {
 		}
 	}
 
+	tables, err := s.Tables(t.Context())
+	if err != nil || len(tables) != 2 || !tables[0].Partial || tables[1].Partial {
+		t.Errorf("of a, and of it alone, columns are left out: %v, %v", tables, err)
+	}
+
 	// The one that is made does not have them.
 	d.free(s.cfg.Slot)
 	d.sql("SELECT pg_drop_replication_slot('%s')", s.cfg.Slot)

@@ -31,7 +31,7 @@ var (
 		"Add the topic to the mapping.")
 	ErrUnchanged = problem.Define("TW-MAP-UNCHANGED", problem.Reject,
 		"The source did not send a value that the canonical record needs.",
-		"Run ALTER TABLE … REPLICA IDENTITY FULL on that table, then touch the row (any update): it takes the place of the parked one. A row that was deleted, or has another key now, cannot be touched: delete at the far side what was made of it, and discard this case.")
+		"Run ALTER TABLE … REPLICA IDENTITY FULL on that table (not while columns of it are left out at the source: its updates would fail), then touch the row (any update): it takes the place of the parked one. A row that was deleted, or has another key now, cannot be touched: delete at the far side what was made of it, and discard this case.")
 	ErrNull = problem.Define("TW-MAP-NULL", problem.Reject,
 		"A field that is never null in its contract got a null.",
 		"Fill the column at its source: the filled row takes the place of the parked one.")

@@ -43,7 +43,7 @@ func (s *Stage) Doctor(ctx context.Context) []pipeline.Finding {
 // empty lists the fields that are always null.
 func (p *plan) empty() (fields []string) {
 	for i := range p.fields {
-		if f := &p.fields[i]; f.kind == constantValue && f.value.IsNull() && !p.e.sources[i].named {
+		if f := &p.fields[i]; f.kind == constantValue && f.value.IsNull() && !f.commitTime && !p.e.sources[i].named {
 			fields = append(fields, p.to.Columns[i].Name)
 		}
 	}
@@ -56,7 +56,7 @@ func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
 	if t.OldFull {
 		return f
 	}
-	full := fmt.Sprintf("ALTER TABLE %s.%s REPLICA IDENTITY FULL", t.Schema, t.Name)
+	full := fmt.Sprintf("ALTER TABLE %s REPLICA IDENTITY FULL", t.SQLName())
 	if !p.inKey {
 		var beyond []string
 		for c, in := range p.keyCols {
@@ -64,8 +64,12 @@ func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
 				beyond = append(beyond, t.Columns[c].Name)
 			}
 		}
-		f.Err = ErrUnchanged.New("a delete or an update of %s comes without %s, of which the key of %s is made", t.Topic, strings.Join(beyond, ", "), p.to.Topic).
+		err := ErrUnchanged.New("a delete or an update of %s comes without %s, of which the key of %s is made", t.Topic, strings.Join(beyond, ", "), p.to.Topic).
 			WithRemedy("%s", full).At("%s", p.e.path)
+		if t.Partial { // with all columns in its identity the server would refuse updates
+			err.WithRemedy("Make a unique index of its key with %[1]s, and ALTER TABLE %[2]s REPLICA IDENTITY USING INDEX …; FULL cannot be had while columns of %[2]s are left out.", strings.Join(beyond, ", "), t.SQLName())
+		}
+		f.Err = err
 		return f
 	}
 	var large []string
@@ -82,6 +86,9 @@ func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
 	}
 	if len(large) > 0 {
 		f.Advice = fmt.Sprintf("an update that leaves a value of some 2 kB or more in %s as it is comes without it, and is parked; %s sends it", strings.Join(large, ", "), full)
+		if t.Partial {
+			f.Advice += ", but not while columns of it are left out: its updates would fail"
+		}
 	}
 	return f
 }

@@ -81,4 +81,17 @@ func TestDoctor(t *testing.T) {
 	if !strings.Contains(fs[0].Advice, "in currency as it is") {
 		t.Errorf("advice %q does not name the column that may be large", fs[0].Advice)
 	}
+	fs = examine(t, alike(func(t *change.Table) { t.Columns = append(t.Columns[:3:3], t.Columns[4:6]...) }), nil) // without valid_to and updated_at
+	if said := fs[len(fs)-1].Advice; !strings.Contains(said, "nothing fills valid_to:") {
+		t.Errorf("of a table without two columns, one of which falls back to the commit: %q", said)
+	}
+	// Where columns are left out, FULL would have the server refuse updates.
+	fs = examine(t, alike(func(t *change.Table) { t.OldFull, t.Partial, t.Schema = false, true, "Hr" }), nil)
+	if p := problem.Of(fs[0].Err); p == nil || !strings.HasPrefix(p.WhatToDo(), `Make a unique index of its key with employee_id, and ALTER TABLE "Hr".cost_rate REPLICA IDENTITY USING INDEX`) {
+		t.Errorf("of a table with columns left out: %+v", p)
+	}
+	fs = examine(t, alike(func(t *change.Table) { t.OldFull, t.Partial, t.Key = false, true, []int{0, 1} }), nil)
+	if !strings.Contains(fs[0].Advice, "but not while columns of it are left out") {
+		t.Errorf("advice %q has its updates fail", fs[0].Advice)
+	}
 }

@@ -598,7 +598,7 @@ func (p *plan) unchanged(c *change.Change, field int, what string) *problem.Erro
 
 func (p *plan) unsent(c *change.Change, who, what string) *problem.Error {
 	return ErrUnchanged.New("%s did not send %s, needed for %s", c.Table.Topic, what, who).
-		WithRemedy("Run ALTER TABLE %s.%s REPLICA IDENTITY FULL, then touch the row (any update).", c.Table.Schema, c.Table.Name)
+		WithRemedy("Run ALTER TABLE %s REPLICA IDENTITY FULL (not while columns of it are left out at the source: its updates would fail), then touch the row (any update).", c.Table.SQLName())
 }
 
 // value makes field i from a source row.
