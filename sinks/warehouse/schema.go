@@ -254,7 +254,7 @@ func (s *Sink) migrateTable(ctx context.Context, tx pgx.Tx, e *entity) error {
 	if err != nil {
 		return err
 	}
-	if widened && slices.Contains(marginNeeds, e.topic) {
+	if widened && s.hasMargin() && slices.Contains(marginNeeds, e.topic) { // another sink would not make it again
 		sql = "DROP VIEW IF EXISTS " + marginView + ";\n" + sql // a column under a view keeps its type
 	}
 	_, err = tx.Exec(ctx, sql+e.dressing())

@@ -533,9 +533,13 @@ func TestContractWidens(t *testing.T) {
 	older := func() { // as an older version made them, with rows
 		exec(t, conn, `DROP VIEW ps.margin_by_project_month;
 			ALTER TABLE ps.time_entry_costed ALTER hours TYPE numeric(5,1), ALTER cost TYPE numeric(9,2);
-			CREATE VIEW ps.margin_by_project_month AS SELECT NULL::text AS legal_entity, NULL::text AS currency, project_id, 1::numeric(9,2) AS project_number FROM ps.time_entry_costed`)
+			CREATE VIEW ps.margin_by_project_month AS SELECT NULL::text AS legal_entity, NULL::text AS currency, project_id, cost AS project_number FROM ps.time_entry_costed`)
 	}
 	older()
+	// A sink that does not make the view does not drop it.
+	if err := open(t, dsn, "ps.time_entry_costed").Prepare(t.Context()); !problem.Has(err, ErrTable) || !strings.Contains(err.Error(), "view ps.margin_by_project_month depends on column") {
+		t.Fatalf("a sink without the view: %v", err)
+	}
 	if err := open(t, dsn).Prepare(t.Context()); err != nil {
 		t.Fatal(err)
 	}
