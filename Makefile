@@ -15,7 +15,7 @@ export GOFLAGS := $(GOFLAGS) $(if $(findstring -trimpath,$(GOFLAGS)),,-trimpath)
 ALONE := deploy/alone.sh
 CI := $(GO) run ./internal/ci
 
-.PHONY: help build demo needs check test race lint fuzz mutants full steady fresh land chaos bench bench-drain bench-peers profile profile-whole docs clean
+.PHONY: help build demo needs check test race lint fuzz mutants full steady fresh land chaos applications bench bench-drain bench-peers profile profile-whole docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -64,6 +64,10 @@ land: ## merge this branch into main, once .ci/run is green on the merge in a fr
 
 chaos: needs ## the long form of the crash tests
 	CHAOS_KILLS=30 $(ALONE) "make chaos" $(GO) test -timeout 60m -count=1 -v ./internal/chaos
+
+applications: ## fill contracts from two real applications, Redmine and Tryton, each installed once in a Debian root in the user's cache
+	@deploy/needs.sh applications
+	TALLYWIRE_APPLICATIONS=1 $(ALONE) "make applications" $(GO) test -count=1 -v -timeout 60m ./internal/applications
 
 bench: ## the hot path beside its oracle, in seconds, without servers; compares with the recorded ratios (RECORD=1 records)
 	$(ALONE) "make bench" $(GO) run ./benchmarks/hotpath $(if $(RECORD),-record)

@@ -123,6 +123,9 @@ func changes(was, now *Contract) (out []string) {
 		if !slices.Equal(f.Values, old.Values) {
 			say("~ %s: of %s, was of %s", f.Name, list(f.Values), list(old.Values))
 		}
+		if a, b := said(old.Default), said(f.Default); a != b {
+			say("~ %s: %s by default, was %s", f.Name, b, a)
+		}
 		if f.Sensitivity != old.Sensitivity {
 			say("~ %s: %s, was %s", f.Name, f.Sensitivity, old.Sensitivity)
 		}
@@ -133,6 +136,13 @@ func changes(was, now *Contract) (out []string) {
 		}
 	}
 	return out
+}
+
+func said(d *Default) string {
+	if d == nil {
+		return "nothing"
+	}
+	return fmt.Sprintf("%q", d)
 }
 
 func list(values []string) string {

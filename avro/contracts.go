@@ -33,12 +33,16 @@ type Field struct {
 	Currency    string   // of an amount: the field that holds its currency; "": none of this record
 	References  string   // the topic whose key the field holds; "": none
 	Fallback    string   // CommitTime, where the source says nothing; "": none
+	Default     *Default // of a field that is never null, where the source says nothing; nil: none
 }
 
 // Optional says whether a source may have nothing for the field at index i.
 func (c *Contract) Optional(i int) bool {
-	return c.Table.Columns[i].Nullable || c.Fields[i].Fallback != ""
+	return c.Table.Columns[i].Nullable || c.Fields[i].HasOwn()
 }
+
+// HasOwn says whether the contract itself has a value where a source has none.
+func (f *Field) HasOwn() bool { return f.Fallback != "" || f.Default != nil }
 
 // CommitTime as a Fallback is when the change was committed at its source.
 const CommitTime = "commit_time"
@@ -111,6 +115,9 @@ func parseContract(text string) (*Contract, error) {
 		if t.Columns[k].Nullable || t.Columns[k].Kind != change.String {
 			bad = append(bad, fmt.Errorf("field %s: of the key, it must be a string that is never null", t.Columns[k].Name))
 		}
+		if c.Fields[k].Default != nil {
+			bad = append(bad, fmt.Errorf("field %s: of the key, it has no default: rows without one would be one record", t.Columns[k].Name))
+		}
 	}
 	return c, errors.Join(bad...)
 }
@@ -146,8 +153,16 @@ func parseField(n *field) (f Field, col change.Column, err error) {
 	if f.Fallback != "" && (f.Fallback != CommitTime || col.Kind != change.TimestampTZ) {
 		bad = append(bad, fmt.Errorf("fallback is %s, of a field that is a moment (timestamp-micros)", CommitTime))
 	}
-	f.Values, err = closedList(n, col.Kind)
-	return f, col, errors.Join(append(bad, err)...)
+	if f.Values, err = closedList(n, col.Kind); err != nil {
+		bad = append(bad, err)
+	}
+	if f.Default, err = readDefault(n, &col, f.Values); err != nil {
+		bad = append(bad, err)
+	}
+	if f.Default != nil && f.Fallback != "" {
+		bad = append(bad, fmt.Errorf("it has a default and falls back to %s: one of the two must go", f.Fallback))
+	}
+	return f, col, errors.Join(bad...)
 }
 
 // closedList reads the attribute "values" of a field.

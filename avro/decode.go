@@ -100,7 +100,10 @@ func (d *Decoder) Append(ctx context.Context, b *change.Batch, at change.Coord, 
 			return garbage(at, "the header tw.pos is not a position")
 		}
 	}
-	*b.Append(p.table, c.Op) = c
+	if c.Op == change.Truncate && p.truncated != nil {
+		c.Table = p.truncated
+	}
+	*b.Append(c.Table, c.Op) = c
 	return nil
 }
 
@@ -227,6 +230,19 @@ func (d *Decoder) build(ctx context.Context, pk programKey) (*program, error) {
 	p, err := compileProgram(n, key, pk.topic, all)
 	if err != nil {
 		return nil, ErrUnreadableSchema.New("schema %d of topic %s: %w", pk.value, pk.topic, err)
+	}
+	if p.own && pk.key == 0 {
+		last, err := d.reg.latest(ctx, pk.topic+"-key")
+		if err != nil {
+			return nil, err
+		}
+		if last != nil {
+			// Where that names what the row does not have, it is of another shape,
+			// and the truncate says nothing of a key.
+			if t, err := compileProgram(n, last, pk.topic, all); err == nil {
+				p.truncated = t.table
+			}
+		}
 	}
 	return p, nil
 }

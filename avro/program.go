@@ -13,14 +13,17 @@ import (
 
 // program reads the records of one writer schema.
 type program struct {
-	raw     bool
-	own     bool // written by tallywire: the header alone tells what is unchanged
-	table   *change.Table
-	steps   []step // raw: the envelope's fields
-	after   []codec
-	before  []codec
-	keyOnly bool // Old rows hold only the key: other nulls are Unchanged
-	isKey   []bool
+	raw   bool
+	own   bool // written by tallywire: the header alone tells what is unchanged
+	table *change.Table
+	// truncated is the table with its key as the registry had it last, of records
+	// without a key; nil: none is known.
+	truncated *change.Table
+	steps     []step // raw: the envelope's fields
+	after     []codec
+	before    []codec
+	keyOnly   bool // Old rows hold only the key: other nulls are Unchanged
+	isKey     []bool
 }
 
 // step is one field of an envelope or of its source.

@@ -7,6 +7,7 @@ want=()
 case "$what" in
 check) want=(redis-server:redis-server) ;;
 test) want=(redis-server:redis-server java:default-jre-headless mvn:maven python3:python3) ;;
+applications) want=(debootstrap:debootstrap unshare:util-linux) ;;
 peers) want=(java:default-jre-headless mvn:maven pg_recvlogical:postgresql-client) ;;
 demo)
   for kv in "$@"; do

@@ -102,6 +102,11 @@ type Stage interface {
 	// order in is order out (invariant 4). Everything that one Apply sends
 	// is committed in one Kafka transaction with the offsets of in.Ranges.
 	//
+	// A truncate of an output, which is a Truncate without a row whose Table
+	// has no Source, ends every key that was made of the input partition of
+	// its Coord. A stage sends it for a truncate of the input, and only where
+	// no other partition gives these keys (F7).
+	//
 	// An error aborts that transaction: the same records come again, maybe
 	// cut into other batches.
 	Apply(ctx context.Context, in *change.Batch, out Outlet) error

@@ -109,12 +109,17 @@ func (a *app) showContract(topic string, asAvro bool) error {
 		Currency    string           `json:"currency,omitempty"`
 		References  string           `json:"references,omitempty"`
 		Fallback    string           `json:"fallback,omitempty"`
+		Default     *string          `json:"default,omitempty"` // its canonical text
 		Doc         string           `json:"doc"`
 	}
 	rows := make([]row, len(c.Fields))
 	for i, f := range c.Fields {
 		col := &c.Table.Columns[i]
-		rows[i] = row{f.Name, col.Type, col.Nullable, slices.Contains(c.Table.Key, i), f.Sensitivity, f.Owner, f.Values, f.Currency, f.References, f.Fallback, f.Doc}
+		rows[i] = row{f.Name, col.Type, col.Nullable, slices.Contains(c.Table.Key, i), f.Sensitivity, f.Owner, f.Values, f.Currency, f.References, f.Fallback, nil, f.Doc}
+		if f.Default != nil {
+			text := f.Default.String()
+			rows[i].Default = &text
+		}
 	}
 	return a.print(rows, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: %s\n\n", c.Topic, c.Doc)
@@ -135,6 +140,9 @@ func (a *app) showContract(topic string, asAvro bool) error {
 			}
 			if r.Fallback != "" {
 				more = append(more, "else "+r.Fallback)
+			}
+			if r.Default != nil {
+				more = append(more, fmt.Sprintf("else %q", *r.Default))
 			}
 			if r.Values != nil {
 				more = append(more, strings.Join(r.Values, "|"))

@@ -266,3 +266,45 @@ func TestUpdateWritesWhatCameOut(t *testing.T) {
 		t.Errorf("exit %d %s\n%s", code, errs, kept)
 	}
 }
+
+// A row that becomes several records is tested as any other.
+func TestCasesOfEach(t *testing.T) {
+	dir := put(t, map[string]string{"tallywire.yml": `
+sources: {erp: {type: postgres, dsn: env:TW_TEST_NOT_SET_AT_ALL}}
+transforms:
+  canonical:
+    type: map
+    topics:
+      - from: erp.public.bill
+        to: ps.invoice_line
+        each: json(row.payload).lines
+        key: '"erp-" + string(row.id) + "-" + string(item.no)'
+        where: item.amount != 0
+        fields: {invoice_id: "erp-{id}", project_id: item.project, quantity: decimal(item.quantity), unit_price: decimal(item.price), amount: decimal(item.amount)}
+`, "mappings/bill.test.yml": `transform: canonical
+topic: erp.public.bill
+key: [id]
+replica_identity: full
+columns: {id: bigint, payload: jsonb}
+defaults: {payload: '{"lines": [{"no": 1, "project": "P", "quantity": 2, "price": 60.50, "amount": 121}, {"no": 2, "project": "Q", "quantity": 1, "price": 8, "amount": 8}]}'}
+cases:
+  - name: a line per element
+    rows: [{row: {id: 7}}]
+    records:
+      - {key: erp-7-1, fields: {invoice_id: erp-7, project_id: P, unit_price: "60.5", amount: 121}}
+      - {key: erp-7-2, fields: {project_id: Q, amount: 8}}
+  - name: a line that was taken out is deleted, and so is one that is nothing now
+    rows:
+      - op: update
+        row: {id: 7, payload: '{"lines": [{"no": 3, "project": "P", "quantity": 2, "price": 1, "amount": 2}, {"no": 2, "amount": 0}]}'}
+        old: {payload: '{"lines": [{"no": 1}, {"no": 2}]}'}
+    records: [{key: erp-7-2, op: delete}, {key: erp-7-1, op: delete}, {key: erp-7-3, fields: {amount: 2}}]
+  - name: a line that is no line parks the invoice
+    rows: [{row: {id: 7, payload: '{"lines": [{"no": 1, "project": "P", "quantity": 2, "price": 60.50, "amount": 121}, {"no": 1, "amount": 5}]}'}}, {op: delete, row: {id: 8}}]
+    records: [{key: erp-8-1, op: delete}, {key: erp-8-2, op: delete}]
+    rejected: [{error: TW-MAP-EXPR, contains: "index 1 of the list: field project_id of ps.invoice_line: no such key"}]
+`})
+	if code, out, errs := tw("mapping", "test", "-c", dir+"/tallywire.yml"); code != exitOK || out != "3 cases of 1 file are as expected\n" {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+}

@@ -23,13 +23,14 @@ type madeRecord struct {
 	made      bool   // false: nothing was
 	fields    []byte // appendFields; nil: a delete
 	row       uint64 // the row that it was made of
+	raw       string // the topic of that
 	millis    int64  // of its raw record
 	partition int32
 }
 
 // previewOverhead is about what a key takes beside its text and its records: a
 // previewKey, and its share of the map.
-const previewOverhead = 240
+const previewOverhead = 272
 
 // keep makes r the record of a key, unless a later one is there: of one partition
 // the later offset, of several the later time.
@@ -55,6 +56,20 @@ func (p *preview) keep(topic, key string, r madeRecord, old bool) {
 	}
 	p.used += len(r.fields) - len(at.fields)
 	*at = r
+}
+
+// truncate deletes what was made of rows of a partition of a raw topic.
+func (p *preview) truncate(topic string, m *rawMeta, old bool) {
+	for _, k := range p.keys[topic] {
+		at := &k.new
+		if old {
+			at = &k.old
+		}
+		if at.made && at.raw == m.topic && at.partition == m.partition {
+			p.used -= len(at.fields)
+			at.fields = nil
+		}
+	}
 }
 
 // thin drops every second key while they take more than they may.

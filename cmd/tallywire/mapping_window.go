@@ -305,7 +305,11 @@ func (p *preview) apply(ctx context.Context, side *previewSide, in *change.Batch
 	for i := range out.Changes {
 		c := &out.Changes[i]
 		m := &metas[c.Coord.Offset]
-		r := madeRecord{made: true, row: m.row, millis: m.millis, partition: m.partition}
+		if c.Op == change.Truncate {
+			p.truncate(c.Table.Topic, m, old)
+			continue
+		}
+		r := madeRecord{made: true, row: m.row, raw: m.topic, millis: m.millis, partition: m.partition}
 		if c.New != nil {
 			to := c.Table
 			if contract := p.now.rules.contracts[to.Topic]; contract != nil {

@@ -115,6 +115,15 @@ func TestNamedTestsExist(t *testing.T) {
 			t.Errorf("there is no package %s with tests", p)
 		}
 	}
+	if found, err := filepath.Glob(filepath.Join("..", "..", applicationsPackage, "*_test.go")); err != nil || len(found) == 0 {
+		t.Errorf("there is no package %s with tests", applicationsPackage)
+	}
+	if ps, err := packages(t.Context()); err != nil || slices.Contains(ps, applicationsPackage) {
+		t.Errorf("%s is in every tier: %v", applicationsPackage, err)
+	}
+	if !slices.ContainsFunc(fullSteps(), func(s *step) bool { return slices.Contains(s.argv, filepath.Base(applicationsPackage)) }) {
+		t.Errorf("%s is in no tier", applicationsPackage)
+	}
 	for name, dir := range have {
 		if dir == "chaos" && (strings.HasPrefix(name, "TestChaos") || name == "TestBadInput") && name != "TestChaosKill" && !slices.Contains(crashTests, name) {
 			t.Errorf("crash test %s has no turn in CI", name)

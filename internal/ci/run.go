@@ -68,6 +68,7 @@ func fullSteps() []*step {
 		command("crash over a Unix socket", "go", "test", "-count=1", "-v", "-timeout", "20m", "-run", "^TestChaosKill$", "./internal/chaos").with("CHAOS_KILLS=5", "CHAOS_TRANSPORT=unix"),
 		command("demo", "make", "demo", "ARGS=--for 60s --state-dir .tallywire-ci"),
 		command("demo on real parts", "make", "demo", "KAFKA=real", "REDIS=real", "ARGS=--for 60s --reset --state-dir .tallywire-ci"),
+		command("real applications", "make", "applications"),
 		command("drain", "go", "run", "./benchmarks/drain", "-runs", "1", "-out", os.DevNull),
 	}
 }

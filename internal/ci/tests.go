@@ -32,6 +32,10 @@ var crashTests = []string{"TestChaosAllAtOnce", "TestChaosKillWithoutReference",
 
 const crashPackage = "./internal/chaos"
 
+// applicationsPackage installs real applications, in minutes and from the
+// network: it is a part of `full` and of nothing else.
+const applicationsPackage = "./internal/applications"
+
 // racePackages are those whose goroutines meet.
 var racePackages = []string{
 	"./change/...", "./avro/...", "./pipeline/...", "./transforms/...", "./internal/config/...", "./internal/secret/...", "./internal/obs/...",
@@ -41,7 +45,7 @@ var racePackages = []string{
 // for one of them alone in the end.
 var longest = []string{"./pipeline/ingest", "./pipeline/internal/consume", "./pipeline/deliver", "./pipeline/transform", "./sources/postgres/wire", "./internal/demo/truth"}
 
-// packages are those of the module, the longest first.
+// packages are those of the module with the tests of a tier, the longest first.
 func packages(ctx context.Context, but ...string) ([]string, error) {
 	out, err := exec.CommandContext(ctx, "go", "list", "./...").Output()
 	if err != nil {
@@ -50,7 +54,7 @@ func packages(ctx context.Context, but ...string) ([]string, error) {
 	var ps []string
 	for _, p := range strings.Fields(string(out)) {
 		p = "./" + strings.TrimPrefix(strings.TrimPrefix(p, module), "/")
-		if !slices.Contains(but, p) {
+		if p != applicationsPackage && !slices.Contains(but, p) {
 			ps = append(ps, p)
 		}
 	}

@@ -125,6 +125,18 @@ func TestWhichTable(t *testing.T) {
 	if r := drafted(t, roles, users, employees, work, logs)["ps.resource"]; r == nil || r.Table != users {
 		t.Errorf("time entries and work logs lead to users: %v", r)
 	}
+	// An account may be a ledger's: whoever is billed is called otherwise there.
+	account := table("public", "account_account", 0, "id", change.Int, "code", change.String, "name", change.String, "closed", change.Bool)
+	party := table("public", "party_party", 0, "id", change.Int, "code", change.String, "name", change.String, "active", change.Bool)
+	bill := table("public", "account_invoice", 0, "id", change.Int, "number", change.String, "account", change.Int, "party", change.Int)
+	bill.References["account"], bill.References["party"] = "public.account_account", "public.party_party"
+	rules := drafted(t, account, party, bill)
+	if r := rules["ps.customer"]; r == nil || r.Table != party {
+		t.Errorf("parties are not the customers: %v", r)
+	}
+	if f := field(t, rules["ps.invoice"], "customer_id"); f.Text != "src-{party}" {
+		t.Errorf("the customer of an invoice is %q", f.Text)
+	}
 	// Called by no name that is known: hours, a day, and who and for what.
 	work = table("public", "erfassung", 0, "id", change.Int, "user_id", change.Int, "project_id", change.Int, "datum", change.Date, "dauer", change.Float64)
 	if r := drafted(t, users, work)["ps.time_entry"]; r == nil || r.Table != work {
@@ -189,6 +201,25 @@ func TestHowFieldsAreMade(t *testing.T) {
 	}
 	if f := field(t, drafted(t, users, work)["ps.time_entry"], "work_date"); !f.Blank() || !strings.Contains(f.Note, "'date(row.log_date)'") {
 		t.Errorf("whether a text is a date cannot be known: %+v", f)
+	}
+	// Some systems fill the last change with the second write.
+	for _, c := range []struct {
+		kind   change.Kind
+		null   bool
+		column string
+		want   string
+	}{
+		{change.Timestamp, true, "create_date", `moment(coalesce(row.write_date, row.create_date), "UTC")`},
+		{change.TimestampTZ, true, "create_date", "coalesce(row.write_date, row.create_date)"},
+		{change.Timestamp, false, "create_date", `moment(row.write_date, "UTC")`},
+		{change.Timestamp, true, "create:date", `moment(row.write_date, "UTC")`},
+		{change.Timestamp, true, "other", `moment(row.write_date, "UTC")`},
+	} {
+		jobs := table("public", "projects", 0, "id", change.Int, "name", change.String, "write_date", c.kind, c.column, c.kind)
+		jobs.Columns[2].Nullable = c.null
+		if f := field(t, drafted(t, jobs)["ps.project"], "updated_at"); f.Text != c.want {
+			t.Errorf("the last change is %q, want %q", f.Text, c.want)
+		}
 	}
 	// A column of the field's own name would be taken without a word.
 	work.Columns[8].Name = "note"

@@ -21,8 +21,8 @@ var (
 	coins    = []string{"currency", "currency_code", "curr", "ccy", "currency_id", "waehrung"}
 	working  = []string{"active", "is_active", "enabled", "is_enabled", "visible", "is_visible", "aktiv"}
 	people   = []string{"resource_id", "employee_id", "user_id", "person_id", "consultant_id", "staff_id", "worker_id", "member_id", "contact_id", "author_id", "mitarbeiter_id", "mitarbeiter", "resource", "employee", "user", "consultant", "person", "worker", "performed_by", "done_by", "booked_for", "staff_no"}
-	clients  = []string{"customer_id", "client_id", "account_id", "party_id", "partner_id", "debtor_id", "kunde_id", "kunden_id", "kunde", "customer", "client", "account", "customer_no", "client_no"}
-	jobs     = []string{"project_id", "engagement_id", "job_id", "matter_id", "mandate_id", "assignment_id", "projekt_id", "projekt", "project", "engagement", "job", "matter", "project_no", "job_no"}
+	clients  = []string{"customer_id", "client_id", "party_id", "partner_id", "debtor_id", "kunde_id", "kunden_id", "kunde", "customer", "client", "party", "partner", "customer_no", "client_no", "account_id", "account"} // an account may be a ledger's
+	jobs     = []string{"project_id", "engagement_id", "job_id", "matter_id", "mandate_id", "assignment_id", "projekt_id", "projekt", "project", "engagement", "job", "matter", "project_no", "job_no", "work_id", "work"}
 	starts   = []string{"start_date", "starts_on", "start_on", "started_on", "begin_date", "date_start", "start", "begins_on", "from_date", "beginn"}
 	ends     = []string{"end_date", "ends_on", "end_on", "due_date", "date_end", "finish_date", "deadline", "until_date", "ende"}
 	mails    = []string{"email", "mail", "email_address", "e_mail", "work_email"}
@@ -32,7 +32,7 @@ var (
 var known = []entity{
 	{
 		topic:  "ps.customer",
-		tables: []string{"customer", "client", "account", "debtor", "party", "business_partner", "partner", "organisation", "organization", "company", "kunde"},
+		tables: []string{"customer", "client", "debtor", "party", "business_partner", "partner", "account", "organisation", "organization", "company", "kunde"},
 		fields: map[string][]string{
 			"number": append([]string{"customer_number", "customer_no", "client_number", "client_no", "account_number", "account_no", "kundennummer", "kunden_nr", "kundennr"}, numbers...),
 			"name":   {"name", "legal_name", "company_name", "display_name", "title", "firma"}, "legal_entity": serving,
@@ -47,14 +47,14 @@ var known = []entity{
 			"number":     append([]string{"personnel_number", "personnel_no", "employee_number", "employee_no", "staff_number", "staff_no", "personalnummer"}, numbers...),
 			"first_name": {"first_name", "firstname", "given_name", "forename", "vorname"}, "last_name": {"last_name", "lastname", "surname", "family_name", "nachname"},
 			"email": mails, "legal_entity": entities, "title": {"job_title", "position", "title", "role"},
-			"hired_on": {"hired_on", "hire_date", "hired_at", "entry_date", "joined_on", "employed_from", "date_hired", "eintritt"},
-			"left_on":  {"left_on", "leave_date", "exit_date", "terminated_on", "termination_date", "employed_to", "left_at", "austritt"},
+			"hired_on": {"hired_on", "hire_date", "hired_at", "entry_date", "joined_on", "employed_from", "date_hired", "eintritt", "start_date"},
+			"left_on":  {"left_on", "leave_date", "exit_date", "terminated_on", "termination_date", "employed_to", "left_at", "austritt", "end_date"},
 			"active":   working, "updated_at": changed,
 		},
 	},
 	{
 		topic:  "ps.project",
-		tables: []string{"project", "engagement", "job", "matter", "mandate", "projekt"},
+		tables: []string{"project", "engagement", "job", "matter", "mandate", "projekt", "work"},
 		fields: map[string][]string{
 			"number": append([]string{"project_number", "project_no", "project_code", "job_number", "job_no", "job_code", "projektnummer"}, numbers...),
 			"name":   {"name", "title", "project_name", "job_name", "description", "bezeichnung"}, "customer_id": clients, "legal_entity": entities, "currency": coins,
@@ -80,12 +80,12 @@ var known = []entity{
 	},
 	{
 		topic:  "ps.cost_rate",
-		tables: []string{"cost_rate", "resource_rate", "employee_rate", "employee_cost", "internal_rate", "labor_rate", "labour_rate", "hourly_cost", "rate", "kostensatz"},
+		tables: []string{"cost_rate", "resource_rate", "employee_rate", "employee_cost", "internal_rate", "labor_rate", "labour_rate", "hourly_cost", "cost_price", "rate", "kostensatz"},
 		sure:   []string{"resource_id", "rate", "valid_from"}, under: "resource_id",
 		fields: map[string][]string{
-			"resource_id": people, "valid_from": {"valid_from", "effective_from", "effective_date", "from_date", "start_date", "starts_on", "date_from", "date_in_effect", "gueltig_ab"},
+			"resource_id": people, "valid_from": {"valid_from", "effective_from", "effective_date", "from_date", "start_date", "starts_on", "date_from", "date_in_effect", "gueltig_ab", "date"},
 			"valid_to": {"valid_to", "valid_until", "effective_to", "effective_until", "to_date", "end_date", "ends_on", "date_to", "gueltig_bis"},
-			"rate":     {"rate", "cost_rate", "hourly_cost", "cost_per_hour", "hourly_rate", "cost", "amount", "satz"}, "currency": coins, "updated_at": changed,
+			"rate":     {"rate", "cost_rate", "hourly_cost", "cost_per_hour", "hourly_rate", "cost_price", "cost", "amount", "satz"}, "currency": coins, "updated_at": changed,
 		},
 	},
 	{
@@ -95,7 +95,7 @@ var known = []entity{
 			"number":      append([]string{"invoice_number", "invoice_no", "document_number", "document_no", "rechnungsnummer"}, numbers...),
 			"customer_id": clients, "legal_entity": entities, "kind": {"kind", "type", "invoice_type", "document_type", "doc_type"}, "status": {"status", "state", "invoice_status"},
 			"invoice_date": {"invoice_date", "issue_date", "issued_on", "issued_at", "date", "document_date", "posting_date", "rechnungsdatum"}, "currency": coins,
-			"total": {"total", "net_total", "total_net", "total_amount", "net_amount", "amount_total", "amount", "summe"}, "updated_at": changed,
+			"total": {"total", "net_total", "total_net", "untaxed_amount", "amount_untaxed", "untaxed_total", "untaxed_amount_cache", "total_amount", "net_amount", "amount_total", "amount", "summe"}, "updated_at": changed,
 		},
 	},
 	{

@@ -66,6 +66,9 @@ func (m *maker) value(f Field, target *change.Column) Field {
 		if f.Name == "hours" && col.Kind != change.Interval && unit(col.Name) == 0 && !hours(col.Name) {
 			f.Note = strings.TrimPrefix(f.Note+"; if it counts hours", "; ")
 		}
+		if f.Name == "updated_at" && col.Nullable && ref != "" {
+			m.orMade(&f, col, takes)
+		}
 		return m.null(f, col)
 	}
 	f.column = ""
@@ -78,6 +81,24 @@ func (m *maker) value(f Field, target *change.Column) Field {
 		}
 	}
 	return m.nothing(f)
+}
+
+// orMade lets the last change of a row that was never changed be when it was
+// made, where the table has both.
+func (m *maker) orMade(f *Field, col *change.Column, takes bool) {
+	for _, first := range m.called(made) {
+		if first.Kind != col.Kind || expr.Column(first.Name) == "" {
+			continue
+		}
+		ref := expr.Column(col.Name)
+		either := fmt.Sprintf("coalesce(%s, %s)", ref, expr.Column(first.Name))
+		if takes {
+			f.Text = either
+		} else {
+			f.Text = strings.Replace(f.Text, ref, either, 1)
+		}
+		return
+	}
 }
 
 // nothing leaves a field to do for which there is no column.

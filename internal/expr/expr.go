@@ -27,6 +27,8 @@ import (
 type Scope struct {
 	Row   *change.Table // whose columns are row.NAME; nil: they are not known yet, and may be anything
 	Codes codes.Lists
+	Each  bool     // there are item and index: an element of a list, and its place from 0
+	List  *Program // makes that list; nil: its elements may be anything
 }
 
 // Mistake is what is wrong with an expression.
@@ -40,9 +42,13 @@ type Program struct {
 	Text    string
 	Columns []int       // of Scope.Row that it reads; nil without one
 	List    *codes.List // its value is a value of this list, or null; nil: of any
+	Prefix  string      // what its value begins with, if it is a text
+
+	NamesRow, NamesItem, NamesIndex bool // which of them it reads
 
 	run   cel.Program
 	slots map[string]int // column of a variable
+	elem  *types.Type    // of a list: what its elements are
 }
 
 // costLimit bounds what loops over lists; nothing else can take long.
@@ -54,8 +60,7 @@ var base = sync.OnceValues(func() (*cel.Env, error) {
 
 // Compile makes a program whose value fits a column, or tells all mistakes.
 func Compile(text string, s Scope, want *change.Column) (*Program, []Mistake) {
-	c := &compiler{scope: s, vars: map[string]*types.Type{}}
-	return c.compile(text, func(out *types.Type) string {
+	return newCompiler(s).compile(text, func(out *types.Type) string {
 		kind, ok := kindOf(out)
 		switch {
 		case out.Kind() == types.DynKind, ok && fits(kind, want.Kind):
@@ -67,8 +72,7 @@ func Compile(text string, s Scope, want *change.Column) (*Program, []Mistake) {
 
 // Condition makes a program whose value is true or false.
 func Condition(text string, s Scope) (*Program, []Mistake) {
-	c := &compiler{scope: s, vars: map[string]*types.Type{}}
-	return c.compile(text, func(out *types.Type) string {
+	return newCompiler(s).compile(text, func(out *types.Type) string {
 		if out.Kind() == types.DynKind || out.Kind() == types.BoolKind {
 			return ""
 		}
@@ -80,8 +84,14 @@ type compiler struct {
 	scope Scope
 	info  *ast.SourceInfo
 	vars  map[string]*types.Type // by column
+	free  map[string]bool        // names that no loop of its own binds
+	bound map[string]int         // by how many loops around a place
 	bad   []Mistake
 	loops bool
+}
+
+func newCompiler(s Scope) *compiler {
+	return &compiler{scope: s, vars: map[string]*types.Type{}, free: map[string]bool{}, bound: map[string]int{}}
 }
 
 func (c *compiler) fail(id int64, remedy, format string, args ...any) {
@@ -130,7 +140,7 @@ func (c *compiler) compile(text string, check func(*types.Type) string) (*Progra
 	if err != nil { // a part of constants has no value
 		return nil, []Mistake{{Line: 1, Column: 1, Text: err.Error()}}
 	}
-	p := &Program{Text: text, run: run, slots: map[string]int{}}
+	p := &Program{Text: text, run: run, slots: map[string]int{}, Prefix: prefix(root), NamesRow: len(c.vars) > 0, NamesItem: c.free["item"], NamesIndex: c.free["index"]}
 	if t := c.scope.Row; t != nil {
 		for _, name := range slices.Sorted(maps.Keys(c.vars)) {
 			i := t.Column(name)
@@ -161,7 +171,23 @@ func (c *compiler) options() []cel.EnvOption {
 	for _, name := range slices.Sorted(maps.Keys(c.vars)) {
 		opts = append(opts, cel.Variable("row."+name, c.vars[name]))
 	}
+	if c.scope.Each {
+		item := types.DynType
+		if l := c.scope.List; l != nil {
+			item = l.elem
+		}
+		opts = append(opts, cel.Variable("item", item), cel.Variable("index", types.IntType))
+	}
 	return opts
+}
+
+// prefix is the text that an expression begins with.
+func prefix(e ast.Expr) string {
+	for e.Kind() == ast.CallKind && e.AsCall().FunctionName() == operators.Add {
+		e = e.AsCall().Args()[0]
+	}
+	s, _ := literal(e).(types.String)
+	return string(s)
 }
 
 // visit finds the columns that are used, and checks what CEL's checker cannot.
@@ -171,6 +197,9 @@ func (c *compiler) visit(e ast.Expr) {
 		if e.AsIdent() == "row" {
 			c.fail(e.ID(), "Write row.NAME, or row.`NAME` for a name that is no plain word.", "row is used by its columns")
 			c.vars["?"] = types.DynType // it is told: the checker need not
+		}
+		if c.bound[e.AsIdent()] == 0 {
+			c.free[e.AsIdent()] = true
 		}
 	case ast.SelectKind:
 		s := e.AsSelect()
@@ -203,8 +232,17 @@ func (c *compiler) visit(e ast.Expr) {
 	case ast.ComprehensionKind:
 		l := e.AsComprehension()
 		c.loops = true
-		for _, x := range []ast.Expr{l.IterRange(), l.AccuInit(), l.LoopCondition(), l.LoopStep(), l.Result()} {
+		c.visit(l.IterRange())
+		c.visit(l.AccuInit())
+		names := []string{l.IterVar(), l.IterVar2(), l.AccuVar()}
+		for _, n := range names {
+			c.bound[n]++
+		}
+		for _, x := range []ast.Expr{l.LoopCondition(), l.LoopStep(), l.Result()} {
 			c.visit(x)
+		}
+		for _, n := range names {
+			c.bound[n]--
 		}
 	}
 }
@@ -343,6 +381,9 @@ func (c *compiler) meant(name string) string {
 	if t := c.scope.Row; t != nil && t.Column(name) >= 0 {
 		return fmt.Sprintf("The column is row.%s.", name)
 	}
+	if name == "item" || name == "index" {
+		return "item and index are those of a rule's each: its key, where and fields may name them."
+	}
 	if r := didYouMean(name, append(Functions(), "row")); r != "" {
 		return r
 	}
@@ -373,13 +414,21 @@ type Row struct {
 	Batch *change.Batch
 	Of    []change.Value
 
-	p *Program
+	p     *Program
+	items []ref.Val
+	index int
 }
 
 // ResolveName implements cel.Activation.
 func (r *Row) ResolveName(name string) (any, bool) {
 	i, ok := r.p.slots[name]
-	if !ok {
+	switch {
+	case ok:
+	case name == "item" && len(r.items) > 0:
+		return r.items[r.index], true
+	case name == "index" && len(r.items) > 0:
+		return types.Int(r.index), true
+	default:
 		return nil, false
 	}
 	return load(r.Batch, r.Of[i], name[len("row."):]), true

@@ -5,6 +5,7 @@ package kafka
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -18,14 +19,21 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 )
 
-// The headers of our raw records; docs/types.md has them for readers.
+// The headers of our records; docs/types.md has them for readers. HeaderFrom is
+// of what a transform makes, the others are of raw records.
 const (
 	HeaderPos        = "tw.pos"         // change.AppendPos of the change: 29 octets
 	HeaderUnchanged  = "tw.unchanged"   // names of columns that the source did not resend, joined by commas; absent when there is none
 	HeaderUnknown    = "tw.unknown"     // the same of the row before
 	HeaderText       = "tw.text"        // JSON: values that their Avro type cannot hold, as text by column
 	HeaderTextBefore = "tw.text.before" // the same of the row before
+	HeaderFrom       = "tw.from"        // the input's topic id and partition: 16 and 4 octets
 )
+
+// AppendFrom appends the value of HeaderFrom.
+func AppendFrom(dst []byte, c change.Coord) []byte {
+	return binary.BigEndian.AppendUint32(append(dst, c.Topic.ID[:]...), uint32(c.Partition))
+}
 
 // Headers are those that a decoder asks for.
 func Headers(r *kgo.Record) (h avro.Headers) {

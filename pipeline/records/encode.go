@@ -168,6 +168,11 @@ func (rs *Buffer) one(out *Output, b *change.Batch, c *change.Change, at int, ke
 		rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: kafka.HeaderPos, Value: buf[n:len(buf):len(buf)]})
 		n = len(buf)
 	}
+	if c.Coord.Topic != nil {
+		buf = kafka.AppendFrom(buf, c.Coord)
+		rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: kafka.HeaderFrom, Value: buf[n:len(buf):len(buf)]})
+		n = len(buf)
+	}
 	if beside {
 		header := func(name string, with []byte) {
 			if buf = with; len(buf) > n {

@@ -63,6 +63,7 @@ func (e *recordEncoder) put(rs []*records.Buffer) {
 // emit encodes a batch. A change that cannot be encoded, or is too large, is
 // rejected by itself.
 func (tx *txn) emit(ctx context.Context, b *change.Batch) error {
+	tx.takeTruncates(b)
 	if b.Len() == 0 {
 		return nil
 	}

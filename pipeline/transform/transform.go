@@ -82,7 +82,8 @@ type session struct {
 	decoder    *avro.Decoder
 	encoder    *recordEncoder
 	parked     *parked.Set
-	prepared   int64 // the generation of the assignment that prepare has seen
+	clearing   *clearing // the search of a truncate that did not fit into one transaction
+	prepared   int64     // the generation of the assignment that prepare has seen
 	lagAt      time.Time
 	trimAt     time.Time
 	trimmed    map[*consume.Owned]int64

@@ -37,6 +37,10 @@ type txn struct {
 	parking  *parked.Txn
 	outs     map[string]*outCount
 	chain    []chainOutlet
+	alone    bool      // it is of truncates only; see narrow
+	emptied  []emptied // what those empty
+	clearing *clearing // how far that is; nil: not begun, or done
+	endsTake int       // what the ends found so far take, in octets, about
 
 	records   []*records.Buffer // encoded
 	sent      int               // of records, those produced
@@ -68,6 +72,12 @@ func (tx *txn) do(ctx context.Context) error {
 	// What stays in the group's rebalance timeout stays in the transaction's.
 	work, cancel := context.WithTimeout(ctx, tx.spec.TxnTimeout*4/5)
 	defer cancel()
+	if err := tx.narrow(work); err != nil {
+		return err
+	}
+	if tx.alone {
+		work = ctx // a long search, ahead of a short Kafka transaction
+	}
 	if err := tx.runCommands(work); err != nil {
 		return err
 	}
@@ -82,9 +92,18 @@ func (tx *txn) do(ctx context.Context) error {
 	if err := tx.apply(work); err != nil {
 		return err
 	}
+	ends, err := tx.clear(work)
+	if err != nil {
+		return err
+	}
 	tx.resolveParked(work)
 	if err := tx.produceEncoded(work); err != nil {
 		return err
+	}
+	for _, r := range ends {
+		if err := tx.produce(work, r); err != nil {
+			return err
+		}
 	}
 	for _, r := range tx.parking.Records(tx.encoder.parked) {
 		if err := tx.produce(work, r); err != nil {
@@ -96,6 +115,12 @@ func (tx *txn) do(ctx context.Context) error {
 	}
 	for _, r := range tx.polled.Runs {
 		r.Owned.Next = r.End()
+	}
+	if cut := tx.polled.Cut(); cut != nil {
+		tx.group.Client().SetOffsets(cut)
+	}
+	if tx.alone {
+		tx.session.clearing = tx.clearing
 	}
 	tx.encoder.put(tx.records)
 	tx.parking.Committed()
@@ -114,11 +139,12 @@ func (tx *txn) apply(ctx context.Context) error {
 	}
 	defer func() { b.Release() }()
 	for _, r := range tx.polled.Runs {
-		if r.Owned.Topic.Name == tx.parked.Topic.Name {
+		if r.Owned.Topic.Name == tx.parked.Topic.Name || len(r.Records) == 0 {
 			continue
 		}
 		from := r.Owned.Next
-		for i, rec := range r.Records {
+		for i := 0; i < len(r.Records); i++ {
+			rec := r.Records[i]
 			if rec.Attrs.IsControl() {
 				r.Silent[i] = true
 				continue
@@ -154,6 +180,11 @@ func (tx *txn) decode(ctx context.Context, b *change.Batch, r *consume.Run, i in
 			return err
 		}
 		tx.rejectRecord(rec, err)
+		return nil
+	}
+	if b.Len() > n && b.Changes[n].Op == change.Truncate && !tx.alone {
+		b.Changes = b.Changes[:n]
+		r.Cut(i) // it comes again, at the front of its partition
 		return nil
 	}
 	r.Silent[i] = b.Len() == n
@@ -244,8 +275,10 @@ func (tx *txn) commit(ctx context.Context) error {
 	return nil
 }
 
-// token puts our mark beside each offset (see tokenOf).
+// token puts our mark beside each offset (see tokenOf), and commits no more than
+// what was done.
 func (tx *txn) token(req *kmsg.TxnOffsetCommitRequest) error {
+	cut := tx.polled.Cut()
 	for i := range req.Topics {
 		t := &req.Topics[i]
 		for _, r := range tx.polled.Runs {
@@ -257,6 +290,12 @@ func (tx *txn) token(req *kmsg.TxnOffsetCommitRequest) error {
 				t.Partitions[j].Metadata = &token
 			}
 			break
+		}
+		for j := range t.Partitions { // what was cut off is not done
+			p := &t.Partitions[j]
+			if at, is := cut[t.Topic][p.Partition]; is {
+				p.Offset, p.LeaderEpoch = at.Offset, at.Epoch
+			}
 		}
 	}
 	return nil

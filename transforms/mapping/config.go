@@ -41,9 +41,12 @@ var (
 	ErrExpr = problem.Define("TW-MAP-EXPR", problem.Reject,
 		"An expression of a mapping has no value for this row.",
 		"Correct the value at its source: the new record takes the place of the parked one. Or correct the expression, or the code list that it names, run tallywire check, start it again, and retry what is parked: tallywire parked retry TRANSFORM.")
+	ErrSameKey = problem.Define("TW-MAP-SAME-KEY", problem.Reject,
+		"Two elements of one row's list have the same key: one record would take the other's place.",
+		"Correct the row at its source: the new record takes the place of the parked one. Or have the rule's key name what tells its elements apart, index at least, run tallywire check, start it again, and retry what is parked: tallywire parked retry TRANSFORM.")
 	ErrTruncate = problem.Define("TW-MAP-TRUNCATE", problem.Reject,
-		"A table was truncated at the source; canonical topics know deletes of keys only, so its canonical records remain.",
-		"Rows that come again under their keys replace theirs. Delete at the far side what was made of the others, then discard this case (one for each partition).")
+		"A table was truncated at the source, and the keys of a rule do not hold its primary key: which of them its rows gave is not known, so their records remain.",
+		"Rows that come again under their keys replace theirs. Delete at the far side what was made of the others, then discard this case (one for each partition). Or have the keys of the rule hold the table's primary key.")
 	ErrMessage = problem.Define("TW-MAP-MESSAGE", problem.Reject,
 		"A logical message stands where rows are expected.",
 		"Find out who writes messages to that topic, then discard this case.")
@@ -61,6 +64,8 @@ type Topic struct {
 	From   string                   `yaml:"from" doc:"The raw topic. Several rules may read one; what one of them rejects is parked for all of them." example:"psa.public.customer"`
 	To     string                   `yaml:"to" doc:"The canonical topic; it needs a contract." example:"ps.customer"`
 	Where  string                   `yaml:"where" doc:"An expression: rows for which it is false are not there, and a row that no longer fulfils it is deleted." example:"row.deleted_at == null"`
+	Each   string                   `yaml:"each" doc:"An expression whose value is a list: each element gives a record. key, where and fields may then say item, the element, and index, its place from 0; the key must. Elements that an update takes out are deleted, for which the source has to send old rows (REPLICA IDENTITY FULL)." example:"json(row.payload).lines"`
+	Key    config.Scalar            `yaml:"key" doc:"What the canonical key is made of, instead of naming its field under fields: a column, a template such as \"redmine-{id}\", or an expression. Of a contract whose key is one field." example:"\"redmine-{id}\""`
 	Fields map[string]config.Scalar `yaml:"fields" doc:"Field of the contract: a column; a text with columns in braces, such as \"{employee_id}/{id}\"; a constant: a number, true, false, null, or after an equals sign, such as \"=EUR\"; or an expression over row.COLUMN, such as 'round(decimal(row.hours), 6, \"half_even\")'. Fields that are not named take the column of their own name; those that may be null are null where the table has none."`
 }
 
@@ -172,7 +177,9 @@ func (s *Stage) rule(t Topic, path string, all avro.Catalogue) (*entry, []error)
 	if len(bad) > 0 {
 		return nil, bad
 	}
-	e := &entry{from: t.From, path: path, to: c.Table, contract: c.Fields, where: t.Where}
+	e := &entry{from: t.From, path: path, to: c.Table, contract: c.Fields, where: t.Where, each: t.Each}
+	byKey, no := t.keyField(c, path)
+	bad = append(bad, no...)
 	for f := range t.Fields {
 		if c.Table.Column(f) < 0 {
 			p := ErrConfig.New("the contract of %s has no field %q", t.To, f).At("%s.fields.%s", path, f)
@@ -182,33 +189,72 @@ func (s *Stage) rule(t Topic, path string, all avro.Catalogue) (*entry, []error)
 			}
 		}
 	}
+	scope := expr.Scope{Codes: s.codes}
+	if t.Each != "" {
+		l, mistakes := expr.List(t.Each, scope)
+		bad = append(bad, told(ErrConfig, path+".each", mistakes)...)
+		scope.Each, scope.List = true, l
+	}
 	if t.Where != "" {
-		_, mistakes := expr.Condition(t.Where, expr.Scope{Codes: s.codes})
+		_, mistakes := expr.Condition(t.Where, scope)
 		bad = append(bad, told(ErrConfig, path+".where", mistakes)...)
 	}
 	for j := range c.Table.Columns {
-		written, named := t.Fields[c.Table.Columns[j].Name]
-		if !named {
-			written = config.Text(c.Table.Columns[j].Name)
+		name := c.Table.Columns[j].Name
+		at := path + ".fields." + name
+		written, named := t.Fields[name]
+		switch {
+		case j == byKey:
+			written, named, at = t.Key, true, path+".key"
+		case !named:
+			written = config.Text(name)
 		}
-		src, errs := s.source(e, j, written)
-		src.path, src.named = path+".fields."+c.Table.Columns[j].Name, named
+		src, errs := readSource(e, j, written, at, scope)
+		src.path, src.named = at, named
 		for _, err := range errs {
 			if err.Where == "" {
-				err.At("%s", src.path)
+				err.At("%s", at)
 			}
 			bad = append(bad, err)
 		}
 		e.sources = append(e.sources, src)
 	}
+	if t.Each != "" {
+		bad = append(bad, e.tellsApart()...)
+	}
 	for _, other := range s.order {
 		if other.to == e.to && pipeline.KeysMayCollide(other.keyPrefix(), e.keyPrefix()) {
 			id := e.to.Columns[e.to.Key[0]].Name
 			bad = append(bad, ErrConfig.New("%s is filled from %s too: a key of one may be a key of the other, and its record would take the other's place", t.To, other.from).
-				At("%s.fields.%s", path, id).WithRemedy("Have the keys of each say where they are from: %s: \"%s-{id}\", say.", id, strings.ReplaceAll(t.From, ".", "-")))
+				At("%s", e.sources[e.to.Key[0]].path).WithRemedy("Have the keys of each say where they are from: %s: \"%s-{id}\", say.", id, strings.ReplaceAll(t.From, ".", "-")))
 		}
 	}
 	return e, bad
+}
+
+// keyField is the field that `key` fills, -1: it is not written, or cannot be.
+func (t *Topic) keyField(c *avro.Contract, path string) (int, []error) {
+	if t.Key.Kind == config.NullScalar {
+		return -1, nil
+	}
+	var names []string
+	for _, k := range c.Table.Key {
+		names = append(names, c.Table.Columns[k].Name)
+	}
+	wrong := func(format string, args ...any) *problem.Error {
+		return ErrConfig.New(format, args...).At("%s.key", path)
+	}
+	if len(names) > 1 {
+		return -1, []error{wrong("the key of %s has several fields: %s", t.To, strings.Join(names, ", ")).WithRemedy("Write each of them under fields, and no key.")}
+	}
+	var bad []error
+	if _, too := t.Fields[names[0]]; too {
+		bad = append(bad, wrong("fields names %s as well, which is the key of %s", names[0], t.To).WithRemedy("Leave one of the two out."))
+	}
+	if t.Key.Kind != config.TextScalar || strings.HasPrefix(t.Key.Text, "=") {
+		bad = append(bad, wrong("a key that is a constant gives all rows one record").WithRemedy("Write a column, a template such as \"%s-{id}\", or an expression.", strings.ReplaceAll(t.From, ".", "-")))
+	}
+	return c.Table.Key[0], bad
 }
 
 // told are an expression's mistakes, which stands at path.

@@ -32,22 +32,32 @@ func (s *Stage) Doctor(ctx context.Context) []pipeline.Finding {
 		}
 		if len(bad) == 0 {
 			fs = append(fs, p.identity(what, t))
-			if empty := p.empty(); len(empty) > 0 {
+			empty, defaults := p.empty()
+			if len(empty) > 0 {
 				fs = append(fs, pipeline.Finding{What: what, Advice: fmt.Sprintf("nothing fills %s: %s has no such columns, and no field names another", strings.Join(empty, ", "), e.from)})
+			}
+			if len(defaults) > 0 {
+				fs = append(fs, pipeline.Finding{What: what, Advice: fmt.Sprintf("each record has the contract's default of %s: %s has no such columns, and no field names another", strings.Join(defaults, ", "), e.from)})
 			}
 		}
 	}
 	return fs
 }
 
-// empty lists the fields that are always null.
-func (p *plan) empty() (fields []string) {
+// empty lists the fields that are always null, and those that always are what
+// their contract says.
+func (p *plan) empty() (empty, defaults []string) {
 	for i := range p.fields {
-		if f := &p.fields[i]; f.kind == constantValue && f.value.IsNull() && !f.commitTime && !p.e.sources[i].named {
-			fields = append(fields, p.to.Columns[i].Name)
+		f, name := &p.fields[i], p.to.Columns[i].Name
+		switch {
+		case f.kind != constantValue || !f.value.IsNull() || f.commitTime || p.e.sources[i].named:
+		case f.otherwise != nil:
+			defaults = append(defaults, fmt.Sprintf("%s (%q)", name, f.otherwise))
+		default:
+			empty = append(empty, name)
 		}
 	}
-	return fields
+	return empty, defaults
 }
 
 // identity says what an old row, or a large column, would be missing.
@@ -64,9 +74,16 @@ func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
 				beyond = append(beyond, t.Columns[c].Name)
 			}
 		}
-		err := ErrUnchanged.New("a delete or an update of %s comes without %s, of which the key of %s is made", t.Topic, strings.Join(beyond, ", "), p.to.Topic).
+		needed := "of which the key of %s is made"
+		if p.each != nil {
+			needed = "which say what records of %s are gone"
+		}
+		err := ErrUnchanged.New("a delete or an update of %s comes without %s, "+needed, t.Topic, strings.Join(beyond, ", "), p.to.Topic).
 			WithRemedy("%s", full).At("%s", p.e.path)
-		if t.Partial { // with all columns in its identity the server would refuse updates
+		switch {
+		case t.Partial && p.each != nil: // a list fits into no index
+			err.WithRemedy("%s, for which all columns of it have to be captured: its updates would fail while some are left out.", full)
+		case t.Partial: // with all columns in its identity the server would refuse updates
 			err.WithRemedy("Make a unique index of its key with %[1]s, and ALTER TABLE %[2]s REPLICA IDENTITY USING INDEX …; FULL cannot be had while columns of %[2]s are left out.", strings.Join(beyond, ", "), t.SQLName())
 		}
 		f.Err = err

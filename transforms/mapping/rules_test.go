@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/codes"
 	cfg "github.com/tallywire/tallywire/internal/config"
@@ -303,4 +304,63 @@ func TestColumnsOfAnotherType(t *testing.T) {
 			t.Errorf("it does not say %q:\n%s", says, all)
 		}
 	}
+}
+
+// Lost if this fails: what was made of a truncated table stays, or what others
+// gave goes with it.
+func TestTruncate(t *testing.T) {
+	work := entryRule()
+	work.Where = "row.hours > 1.0"
+	work.Fields["time_entry_id"] = theText("work-{id}")
+	s := rules(t, entryRule(), work)
+	o := applied(t, s, func(b *change.Batch) {
+		b.Append(lines, change.Create).New = line(b, 1)
+		b.Append(lines, change.Truncate)
+		b.Append(lines, change.Create).New = line(b, 2)
+	})
+	var got []string
+	for _, g := range o.got {
+		f := strings.SplitN(g, "|", 2)
+		got = append(got, strings.TrimSpace(f[0]))
+	}
+	want(t, got, "ps.time_entry c line-1", "ps.time_entry c work-1", "ps.time_entry t", "ps.time_entry t", "ps.time_entry c line-2", "ps.time_entry c work-2")
+
+	// Remedy: TW-MAP-TRUNCATE
+	work.Fields["time_entry_id"] = theText("user-{user_id}") // several rows, of any partition, may give it
+	bad := rules(t, entryRule(), work)
+	o = applied(t, bad, func(b *change.Batch) { b.Append(lines, change.Truncate) })
+	if len(o.got) != 0 || len(o.rejected) != 1 || !problem.Has(o.rejected[0], mapping.ErrTruncate) || !strings.Contains(o.rejected[0].Error(), "public.line") {
+		t.Errorf("sent %q, rejected %v", o.got, o.rejected)
+	}
+	o = applied(t, bad, func(b *change.Batch) { b.Append(lines, change.Create).New = line(b, 3) })
+	if len(o.got) != 2 {
+		t.Errorf("a row that comes after it: %q", o.got)
+	}
+
+	// The elements of a list are the row's own where the key says whose they are.
+	each := entryRule()
+	each.Each = "[string(row.id), row.project]"
+	for key, own := range map[string]bool{`"of-" + string(row.id) + "-" + item`: true, `"of-" + item`: false} {
+		each.Fields["time_entry_id"] = theText(key)
+		o := applied(t, rules(t, each), func(b *change.Batch) { b.Append(lines, change.Truncate) })
+		if (len(o.got) == 1) != own || (len(o.rejected) == 0) != own {
+			t.Errorf("%s: sent %q, rejected %v", key, o.got, o.rejected)
+		}
+	}
+}
+
+// catalogue is the pack with contracts of a firm.
+func catalogue(t *testing.T, contracts ...string) avro.Catalogue {
+	t.Helper()
+	dir := t.TempDir()
+	for i, text := range contracts {
+		if err := os.WriteFile(filepath.Join(dir, string(rune('a'+i))+".avsc"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := avro.LoadCatalogue(dir)
+	if err != nil {
+		t.Fatal(problem.Format(err))
+	}
+	return all
 }

@@ -21,10 +21,11 @@ type source struct {
 	constant   *change.Value // of a kind that lies in no arena
 	text       *string       // a constant text
 	expression string
+	checked    *expr.Program // the expression, without the columns; nil: it has mistakes
 }
 
-// source reads what is written for field i.
-func (s *Stage) source(e *entry, i int, written config.Scalar) (source, []*problem.Error) {
+// readSource reads what is written for field i, at path.
+func readSource(e *entry, i int, written config.Scalar, path string, scope expr.Scope) (source, []*problem.Error) {
 	src, err := parseSource(written, &e.to.Columns[i], e.optional(i))
 	target := &e.to.Columns[i]
 	switch {
@@ -37,16 +38,17 @@ func (s *Stage) source(e *entry, i int, written config.Scalar) (source, []*probl
 			return src, []*problem.Error{ErrConfig.New("%s", p.Text)}
 		}
 	case src.expression != "":
-		return src, s.expression(e, i, src.expression)
+		p, mistakes := expr.Compile(src.expression, scope, target)
+		src.checked = p
+		return src, e.expression(i, p, told(ErrConfig, path, mistakes))
 	}
 	return src, nil
 }
 
-// expression checks one as far as that goes without the columns.
-func (s *Stage) expression(e *entry, i int, text string) (bad []*problem.Error) {
-	target := &e.to.Columns[i]
-	p, mistakes := expr.Compile(text, expr.Scope{Codes: s.codes}, target)
-	for _, err := range told(ErrConfig, e.path+".fields."+target.Name, mistakes) {
+// expression tells what is wrong with that of field i as far as that is known
+// without the columns.
+func (e *entry) expression(i int, p *expr.Program, mistakes []error) (bad []*problem.Error) {
+	for _, err := range mistakes {
 		bad = append(bad, problem.Of(err))
 	}
 	if p == nil || p.List == nil {

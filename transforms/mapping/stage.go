@@ -12,10 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/codes"
-	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/expr"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
@@ -33,110 +31,22 @@ type Stage struct {
 	plans atomic.Pointer[map[*change.Table][]*plan]
 }
 
-// entry is one rule as configured.
-type entry struct {
-	from, path string
-	to         *change.Table
-	contract   []avro.Field // of each column of to
-	where      string       // "": every row
-	sources    []source     // one per column of to
-}
-
-// keyPrefix is what all its keys begin with: the text before the first column.
-func (e *entry) keyPrefix() string {
-	switch src := &e.sources[e.to.Key[0]]; {
-	case src.text != nil:
-		return *src.text
-	case len(src.between) > 0:
-		return src.between[0]
-	}
-	return ""
-}
-
-// closed says that text is none of the values that field i may have.
-func (e *entry) closed(i int, text string) *problem.Error {
-	f := &e.contract[i]
-	if f.Values == nil || slices.Contains(f.Values, text) {
-		return nil
-	}
-	is := ""
-	if e.shown(i) {
-		if is = fmt.Sprintf(" %q,", text); len(is) > 100 {
-			is = is[:100] + "…,"
-		}
-	}
-	p := ErrValue.New("field %s of %s is%s none of %s", f.Name, e.to.Topic, is, strings.Join(f.Values, ", "))
-	if near := config.Nearest(text, slices.Clone(f.Values)); near != "" {
-		p.Text += fmt.Sprintf("; did you mean %q?", near)
-	}
-	return p
-}
-
-// optional says whether the source may have nothing for field i.
-func (e *entry) optional(i int) bool {
-	return e.to.Columns[i].Nullable || e.contract[i].Fallback != ""
-}
-
-// shown says whether a message may have values of field i.
-func (e *entry) shown(i int) bool {
-	s := e.contract[i].Sensitivity
-	return s == avro.Public || s == avro.Internal
-}
-
-// has reports whether a closed list has text, without allocating.
-func (e *entry) has(i int, text []byte) bool {
-	for _, v := range e.contract[i].Values {
-		if v == string(text) {
-			return true
-		}
-	}
-	return false
-}
-
 // plan is an entry compiled for one shape of the source table.
 type plan struct {
 	e         *entry
 	to        *change.Table
+	each      *expr.Program // nil: a row gives one record
 	where     *expr.Program // nil: every row
 	whereCols []int
 	fields    []field
 	key       []int  // fields of the canonical key, as of to.Key
-	keyCols   []bool // per source column: part of the canonical key
+	keyCols   []bool // per source column: part of the canonical key, or of the list that it tells apart
 	// inKey: all columns of the canonical key are in the source's key, so an
 	// update without an old row did not change it.
 	inKey bool
-}
-
-type field struct {
-	kind    fieldKind
-	col     int // the first of cols
-	cols    []int
-	between []string
-	text    string       // a constant text
-	value   change.Value // another constant
-	program *expr.Program
-	closed  bool // it must be one of the contract's values
-	// commitTime: where it is null, it is when the change was committed.
-	commitTime bool
-}
-
-type fieldKind uint8
-
-const (
-	same   fieldKind = iota // the value as it is
-	asText                  // its canonical text
-	texts                   // texts of several
-	constantText
-	constantValue
-	computed
-)
-
-func fieldNames(t *change.Table) []string {
-	out := make([]string, len(t.Columns))
-	for i := range t.Columns {
-		out[i] = t.Columns[i].Name
-	}
-	return out
+	// own: the canonical key holds the source's key, so one row gives it, and one
+	// partition of the source's topic.
+	own bool
 }
 
 // From and To list the topics read and written.
@@ -205,6 +115,17 @@ func (s *Stage) fit(e *entry, t *change.Table) (*plan, []error) {
 	p := &plan{e: e, to: e.to, key: e.to.Key, keyCols: make([]bool, len(t.Columns)), inKey: true}
 	var bad []error
 	scope := expr.Scope{Row: t, Codes: s.codes}
+	if e.each != "" {
+		l, mistakes := expr.List(e.each, scope)
+		bad = append(bad, told(ErrColumn, e.path+".each", mistakes)...)
+		if scope.Each, scope.List = true, l; l != nil {
+			p.each = l
+			for _, c := range l.Columns {
+				p.keyCols[c] = true
+				p.inKey = p.inKey && slices.Contains(t.Key, c)
+			}
+		}
+	}
 	if e.where != "" {
 		w, mistakes := expr.Condition(e.where, scope)
 		bad = append(bad, told(ErrColumn, e.path+".where", mistakes)...)
@@ -228,77 +149,18 @@ func (s *Stage) fit(e *entry, t *change.Table) (*plan, []error) {
 			}
 		}
 	}
+	p.own = len(t.Key) > 0
+	for _, c := range t.Key {
+		p.own = p.own && slices.ContainsFunc(p.key, func(k int) bool { return slices.Contains(p.fields[k].cols, c) })
+	}
 	return p, nil
-}
-
-// compileField fits the source of field i to the columns of a table.
-func compileField(e *entry, scope expr.Scope, i int) (field, []error) {
-	src, target, t := &e.sources[i], &e.to.Columns[i], scope.Row
-	f := field{between: src.between, closed: e.contract[i].Values != nil, commitTime: e.contract[i].Fallback == avro.CommitTime}
-	switch {
-	case src.text != nil:
-		f.kind, f.text = constantText, *src.text
-		return f, nil
-	case src.constant != nil:
-		f.kind, f.value = constantValue, *src.constant
-		return f, nil
-	case src.expression != "":
-		p, mistakes := expr.Compile(src.expression, scope, target)
-		if p == nil {
-			return f, told(ErrColumn, src.path, mistakes)
-		}
-		f.kind, f.program, f.cols = computed, p, p.Columns
-		return f, nil
-	}
-	var bad []error
-	for _, name := range src.cols {
-		c := t.Column(name)
-		if c < 0 && !src.named && e.optional(i) {
-			f.kind, f.value = constantValue, change.NullValue()
-			return f, nil
-		}
-		if c < 0 {
-			err := ErrColumn.New("%s has no column %q for field %s of %s", t.Topic, name, target.Name, e.to.Topic).At("%s", src.path)
-			if near := config.Nearest(name, fieldNames(t)); near != "" {
-				err.WithRemedy("Did you mean %s?", near)
-			}
-			bad = append(bad, err)
-			continue
-		}
-		f.cols = append(f.cols, c)
-	}
-	if len(bad) > 0 {
-		return f, bad
-	}
-	f.col = f.cols[0]
-	if len(src.between) > 0 {
-		f.kind = texts
-		return f, nil
-	}
-	col := &t.Columns[f.col]
-	text, ok := expr.Takes(col, target)
-	if !ok {
-		return f, []error{ErrColumn.New("column %s of %s is %s, field %s of %s is %s%s", col.Name, t.Topic, col.Type, target.Name, e.to.Topic, target.Type, way(col, target)).At("%s", src.path)}
-	}
-	f.kind = same
-	if text {
-		f.kind = asText
-	}
-	return f, nil
-}
-
-// way is how an expression makes the field of such a column.
-func way(col, target *change.Column) string {
-	if how := expr.Way(col, target); how != "" {
-		return "; an expression makes one of the other: " + how
-	}
-	return ""
 }
 
 // scratch is memory for texts, and what expressions run on.
 type scratch struct {
 	text, oldKey, newKey []byte
 	row                  expr.Row
+	given                map[string]bool // keys of a row's elements
 }
 
 func (sc *scratch) over(b *change.Batch, row []change.Value) *expr.Row {
@@ -323,6 +185,7 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 		more []change.Change // from the first change that becomes several on: the batch anew
 		drop bool
 
+		one     bool // a row gives one record at most
 		several []change.Change
 	)
 	for i := range in.Changes {
@@ -333,11 +196,11 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 				in.Release()
 				return err
 			}
-			last = c.Table
+			last, one = c.Table, len(ps) == 1 && ps[0].each == nil
 		}
 		var moved []change.Value
 		var err error
-		if len(ps) == 1 {
+		if one {
 			moved, err = ps[0].apply(in, c, sc)
 		} else {
 			several, err = bySeveral(several[:0], in, c, ps, sc)
@@ -347,12 +210,12 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 			c.Op = dropped
 		}
 		drop = drop || c.Op == dropped
-		if more == nil && (moved != nil || len(ps) > 1) {
+		if more == nil && (moved != nil || !one) {
 			more = append(make([]change.Change, 0, in.Len()+8), in.Changes[:i]...)
 		}
 		switch {
 		case more == nil:
-		case err == nil && len(ps) > 1:
+		case err == nil && !one:
 			more = append(more, several...)
 		default:
 			more = appendMoved(more, c, moved)
@@ -371,6 +234,13 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 // error. c stays as it is.
 func bySeveral(dst []change.Change, b *change.Batch, c *change.Change, ps []*plan, sc *scratch) ([]change.Change, error) {
 	for _, p := range ps {
+		var err error
+		if p.lists(c) {
+			if dst, err = p.items(dst, b, c, sc); err != nil {
+				return dst, err
+			}
+			continue
+		}
 		d := *c
 		moved, err := p.apply(b, &d, sc)
 		if err != nil {
@@ -404,7 +274,11 @@ const dropped change.Op = 0
 func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []change.Value, err error) {
 	switch c.Op {
 	case change.Truncate:
-		return nil, ErrTruncate.New("table %s.%s was truncated", c.Table.Schema, c.Table.Name)
+		if !p.own {
+			return nil, ErrTruncate.New("table %s.%s was truncated, and keys of %s do not hold its primary key", c.Table.Schema, c.Table.Name, p.to.Topic)
+		}
+		c.Table = p.to
+		return nil, nil
 	case change.Message:
 		return nil, ErrMessage.New("a logical message in %s", c.Table.Topic)
 	case change.Delete:
@@ -537,29 +411,8 @@ func what(err error, shown bool) string {
 // moved gives the row with the old canonical key if the update changed it; row
 // nil: it has no key now.
 func (p *plan) moved(b *change.Batch, c *change.Change, row []change.Value, sc *scratch) ([]change.Value, error) {
-	if c.Old == nil {
-		if p.inKey {
-			return nil, nil
-		}
-		return nil, p.unchanged(c, p.key[0], "the old row")
-	}
-	// Compare the texts of the columns first: hardly ever is there a change.
-	sc.oldKey, sc.newKey = sc.oldKey[:0], sc.newKey[:0]
-	for col, in := range p.keyCols {
-		if !in {
-			continue
-		}
-		if c.Old[col].IsUnchanged() {
-			if slices.Contains(c.Table.Key, col) {
-				continue // an old row of which only another part is known
-			}
-			return nil, p.unchanged(c, p.key[0], "the old value of "+c.Table.Columns[col].Name)
-		}
-		sc.oldKey = append(b.AppendText(sc.oldKey, c.Old[col]), 0)
-		sc.newKey = append(b.AppendText(sc.newKey, c.New[col]), 0)
-	}
-	if bytes.Equal(sc.oldKey, sc.newKey) {
-		return nil, nil
+	if is, err := p.rekeyed(b, c, sc); err != nil || !is {
+		return nil, err
 	}
 	old, err := p.gone(b, c, c.Old, sc)
 	if err != nil || old == nil || row == nil {
@@ -571,6 +424,44 @@ func (p *plan) moved(b *change.Batch, c *change.Change, row []change.Value, sc *
 		return nil, nil
 	}
 	return old, nil
+}
+
+// rekeyed says whether an update changed a column of which the key is made.
+func (p *plan) rekeyed(b *change.Batch, c *change.Change, sc *scratch) (bool, error) {
+	if c.Old == nil {
+		if p.inKey {
+			return false, nil
+		}
+		return false, p.unchanged(c, p.key[0], "the old row")
+	}
+	// Compare the columns first: hardly ever is there a change.
+	sc.oldKey, sc.newKey = sc.oldKey[:0], sc.newKey[:0]
+	for col, in := range p.keyCols {
+		if !in {
+			continue
+		}
+		was, is := c.Old[col], c.New[col]
+		switch {
+		case is.IsUnchanged(): // as it was
+		case was.IsUnchanged():
+			if slices.Contains(c.Table.Key, col) {
+				continue // an old row of which only another part is known
+			}
+			return false, p.unchanged(c, p.key[0], "the old value of "+c.Table.Columns[col].Name)
+		case was != is: // texts lie in two places
+			sc.oldKey = append(b.AppendText(sc.oldKey, was), isNull(was))
+			sc.newKey = append(b.AppendText(sc.newKey, is), isNull(is))
+		}
+	}
+	return !bytes.Equal(sc.oldKey, sc.newKey), nil
+}
+
+// isNull ends a text, so that null is not an empty one.
+func isNull(v change.Value) byte {
+	if v.IsNull() {
+		return 1
+	}
+	return 0
 }
 
 // keyRow is a canonical row of which only the key is known.
@@ -631,6 +522,9 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 	if null {
 		if f.commitTime && c.Time != 0 {
 			return change.TimestampTZValue(c.Time), nil
+		}
+		if f.otherwise != nil {
+			return f.otherwise.Value(b), nil
 		}
 		if !target.Nullable {
 			return change.Value{}, ErrNull.New("field %s of %s must not be null: %s", target.Name, p.to.Topic, p.nulls(c, f))

@@ -27,6 +27,7 @@ type Run struct {
 	Silent  []bool           // parallel: decoded to no change (control records, raw tombstones)
 	High    int64            // the partition's end as the fetch saw it
 	last    map[string]int64 // offset of the last record per key that is not silent; built when asked for
+	cut     *kgo.Record      // the first that was left for later; nil: none
 }
 
 // Polled is what was polled, by partition; several polls may be added.
@@ -131,8 +132,42 @@ func fetchError(a *Assignment, ftp kgo.FetchTopicPartition) error {
 	return kafka.Wrap(ftp.Err, "reading partition %d of topic %q", ftp.Partition, ftp.Topic)
 }
 
-// End is the offset after the last record of the run.
-func (r *Run) End() int64 { return r.Records[len(r.Records)-1].Offset + 1 }
+// End is the offset where the partition continues after the run.
+func (r *Run) End() int64 {
+	if r.cut != nil {
+		return r.cut.Offset
+	}
+	return r.Records[len(r.Records)-1].Offset + 1
+}
+
+// Cut leaves the records from i on for a later poll: End is where they begin.
+// See Polled.Cut.
+func (r *Run) Cut(i int) {
+	if i == len(r.Records) {
+		return
+	}
+	r.cut, r.Records, r.Silent, r.last = r.Records[i], r.Records[:i], r.Silent[:i], nil
+}
+
+// Cut is where the runs continue that were cut: where the client is to read on
+// (kgo.Client.SetOffsets) once the rest of the poll is committed. Nil: none was.
+func (p *Polled) Cut() map[string]map[int32]kgo.EpochOffset {
+	var out map[string]map[int32]kgo.EpochOffset
+	for _, r := range p.Runs {
+		if r.cut == nil {
+			continue
+		}
+		if out == nil {
+			out = map[string]map[int32]kgo.EpochOffset{}
+		}
+		name := r.Owned.Topic.Name
+		if out[name] == nil {
+			out[name] = map[int32]kgo.EpochOffset{}
+		}
+		out[name][r.Owned.Partition] = kgo.EpochOffset{Epoch: -1, Offset: r.cut.Offset}
+	}
+	return out
+}
 
 // Index finds a record by its offset, -1 when it is not in the run.
 func (r *Run) Index(offset int64) int {

@@ -16,12 +16,13 @@ type registryServer struct {
 	*httptest.Server
 	mu      sync.Mutex
 	ids     map[string]int
+	last    map[string]string // of a subject
 	down    bool
 	Refused chan struct{} // one element for each request while down, if there is room
 }
 
 func newRegistryServer(t testing.TB) *registryServer {
-	r := &registryServer{ids: map[string]int{}, Refused: make(chan struct{}, 1)}
+	r := &registryServer{ids: map[string]int{}, last: map[string]string{}, Refused: make(chan struct{}, 1)}
 	r.Server = httptest.NewServer(r)
 	t.Cleanup(r.Close)
 	return r
@@ -71,7 +72,12 @@ func (r *registryServer) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 			r.ids[in.Schema] = len(r.ids) + 1
 		}
 		subject := strings.Split(q.URL.Path, "/")[2]
+		r.last[subject] = in.Schema
 		reply(http.StatusOK, map[string]any{"id": r.ids[in.Schema], "version": 1, "subject": subject, "schema": in.Schema})
+	case strings.HasSuffix(q.URL.Path, "/versions/latest") && r.last[strings.Split(q.URL.Path, "/")[2]] != "":
+		subject := strings.Split(q.URL.Path, "/")[2]
+		text := r.last[subject]
+		reply(http.StatusOK, map[string]any{"id": r.ids[text], "version": 1, "subject": subject, "schema": text})
 	case strings.HasPrefix(q.URL.Path, "/schemas/ids/"):
 		id, _ := strconv.Atoi(strings.Split(q.URL.Path, "/")[3])
 		reply(http.StatusOK, map[string]any{"schema": byID(id), "subject": "s", "version": 1, "id": id})
