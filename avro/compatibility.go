@@ -12,14 +12,21 @@ import (
 	"strings"
 
 	"github.com/twmb/franz-go/pkg/sr"
+
+	"github.com/tallywire/tallywire/internal/problem"
 )
 
 // Standing is how a contract stands to the registry.
 type Standing struct {
 	Version int      // the last of its subject; 0: it has none
-	Same    bool     // the contract's schema is one of them
+	Equals  int      // the one that has the contract's schema, which may be earlier; 0: none has
 	Changes []string // of fields, since the last version
 	Against []string // why the registry would refuse it; empty: it would not
+
+	// Lifted is the global level where the subject's own is NONE and that is not:
+	// what a Supersede leaves that was killed. The registry takes anything then, so
+	// that Against is empty. "" also where we may not see levels.
+	Lifted string
 }
 
 // ValueSubject is the subject of a topic's records (Confluent's TopicNameStrategy).
@@ -36,14 +43,27 @@ func (r *Registry) Standing(ctx context.Context, c *Contract) (s Standing, err e
 		return s, r.classify(ctx, err, "fetching the last schema of subject "+subject)
 	}
 	s.Version = last.Version
-	if _, err = r.client.LookupSchema(ctx, subject, schema); err == nil {
-		s.Same = true
-		return s, nil
+	found, err := r.client.LookupSchema(ctx, subject, schema)
+	if err == nil {
+		s.Equals = found.Version
 	} else if !missing(err) {
 		return s, r.classify(ctx, err, "looking for a schema of subject "+subject)
 	}
+	own, global, err := r.levels(ctx, subject)
+	if err != nil && !problem.Has(err, ErrRegistryDenied) {
+		return s, err
+	}
+	if lifted(own, global) {
+		s.Lifted = global.String()
+	}
+	if s.Equals == s.Version {
+		return s, nil
+	}
 	if was, err := parseContract(last.Schema.Schema); err == nil {
 		s.Changes = changes(was, c)
+	}
+	if s.Equals > 0 { // the registry takes what it has without a check
+		return s, nil
 	}
 	is, err := r.client.CheckCompatibility(sr.WithParams(ctx, sr.Verbose), subject, -1, schema)
 	switch {
@@ -68,31 +88,71 @@ func (r *Registry) RegisterContract(ctx context.Context, c *Contract) (key, valu
 }
 
 // Supersede registers a contract that is not compatible with what its subject
-// has: the subject's level is NONE meanwhile, and afterwards what it was. Errors:
+// has: the subject's level is NONE meanwhile, and afterwards what it was. One that
+// was left at NONE gets the global level. tell gets, before anything is changed,
+// what the level is and what sets it back if we do not live to do so. Errors:
 // those of Register.
-func (r *Registry) Supersede(ctx context.Context, c *Contract) (err error) {
+func (r *Registry) Supersede(ctx context.Context, c *Contract, tell func(note string)) (err error) {
 	subject := ValueSubject(c.Topic)
-	was := r.client.Compatibility(ctx, subject)[0]
-	if was.Err != nil && !missing(was.Err) {
-		return r.classify(ctx, was.Err, "asking for the compatibility of subject "+subject)
+	own, global, err := r.levels(ctx, subject)
+	if err != nil {
+		return err
+	}
+	how := r.SetsBack(c.Topic)
+	back := func() error { return r.client.ResetCompatibility(ctx, subject)[0].Err }
+	switch {
+	case lifted(own, global):
+		tell(fmt.Sprintf("subject %s: its level is NONE; it is the global one, %s, when its schema is registered", subject, global))
+	case own == 0:
+		tell(fmt.Sprintf("subject %s: its level is %s, the global one, and NONE until its schema is registered; if that is cut short, this sets it back: %s", subject, global, how))
+	default:
+		how = fmt.Sprintf(`curl -X PUT -H 'Content-Type: application/json' -d '{"compatibility": "%s"}' %s`, own, r.levelURL(subject))
+		back = func() error {
+			return r.client.SetCompatibility(ctx, sr.SetCompatibility{Level: own}, subject)[0].Err
+		}
+		tell(fmt.Sprintf("subject %s: its level is %s, and NONE until its schema is registered; if that is cut short, this sets it back: %s", subject, own, how))
 	}
 	if err := r.client.SetCompatibility(ctx, sr.SetCompatibility{Level: sr.CompatNone}, subject)[0].Err; err != nil {
 		return r.classify(ctx, err, "setting the compatibility of subject "+subject)
 	}
 	defer func() {
-		ctx := context.WithoutCancel(ctx)
-		back := func() error { return r.client.ResetCompatibility(ctx, subject)[0].Err }
-		if was.Err == nil {
-			back = func() error {
-				return r.client.SetCompatibility(ctx, sr.SetCompatibility{Level: was.Level}, subject)[0].Err
-			}
-		}
+		ctx = context.WithoutCancel(ctx)
 		if no := back(); no != nil {
-			err = errors.Join(err, r.classify(ctx, no, "setting the compatibility of subject "+subject+" back from NONE"))
+			no = r.classify(ctx, no, "setting the compatibility of subject "+subject+" back from NONE")
+			if e := problem.Of(no); e != nil {
+				no = e.WithRemedy("The registry takes anything for the subject until it is set back: %s", how)
+			}
+			err = errors.Join(err, no)
 		}
 	}()
 	_, _, err = r.RegisterContract(ctx, c)
 	return err
+}
+
+// levels are a subject's own level, 0: it has none, and the global one. Errors:
+// TW-REGISTRY-UNAVAILABLE (retry), TW-REGISTRY-DENIED (halt).
+func (r *Registry) levels(ctx context.Context, subject string) (own, global sr.CompatibilityLevel, err error) {
+	both := r.client.Compatibility(ctx, subject, sr.GlobalSubject)
+	for _, l := range both {
+		if l.Err != nil && !missing(l.Err) {
+			return 0, 0, r.classify(ctx, l.Err, "asking for the compatibility of subject "+subject)
+		}
+	}
+	return both[0].Level, both[1].Level, nil
+}
+
+// lifted: nothing that is given to the subject is checked, and that is not the
+// firm's rule.
+func lifted(own, global sr.CompatibilityLevel) bool {
+	return own == sr.CompatNone && global != 0 && global != sr.CompatNone
+}
+
+func (r *Registry) levelURL(subject string) string { return r.url + "/config/" + subject }
+
+// SetsBack is the command that gives the subject of a topic's records the global
+// level again. The registry's user and password are not in it.
+func (r *Registry) SetsBack(topic string) string {
+	return "curl -X DELETE " + r.levelURL(ValueSubject(topic))
 }
 
 // missing: the registry says that there is no such thing.

@@ -7,6 +7,7 @@ package pipeline
 
 import (
 	"context"
+	"time"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/pipeline/state"
@@ -159,4 +160,25 @@ type OffsetKeeper interface {
 	// From, or the owner is another, it fails with ErrFenced and nothing is
 	// written.
 	WriteWithOffsets(ctx context.Context, assignment string, b *change.Batch) ([]Failure, error)
+}
+
+// Reconciler is an OffsetKeeper that finds deletions which its topics do not
+// tell of any more, since it was away for too long (F6).
+type Reconciler interface {
+	OffsetKeeper
+	// ReadAt gives for each claimed partition a moment: all that was written
+	// there before is in the sink. The zero Time: that is not known of any.
+	ReadAt(ctx context.Context, parts []change.Coord) ([]time.Time, error)
+	// SetReadAt says so anew, without a write; ErrFenced, and nothing is
+	// changed, when assignment does not own all of the partitions.
+	SetReadAt(ctx context.Context, assignment string, parts []change.Coord, at []time.Time) error
+	// Reconcile deletes what the sink has of records in span, unless keys gives
+	// a change of its key, and sets ReadAt, in one transaction: ErrFenced when
+	// assignment does not own the partition. keys calls take with batches that
+	// are read during the call only; its error, after which nothing is
+	// deleted, is returned as it is. If something that would be deleted is of
+	// a record before span, nothing is deleted, ReadAt stays, and before is
+	// how much of that there is.
+	Reconcile(ctx context.Context, assignment string, span change.Range, at time.Time,
+		keys func(take func(*change.Batch) error) error) (deleted, before int64, err error)
 }

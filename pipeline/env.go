@@ -14,6 +14,7 @@ import (
 	"github.com/tallywire/tallywire/internal/codes"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/seal"
 )
 
 // Env is borrowed by all components and closed by who made it, after they have
@@ -28,6 +29,12 @@ type Env struct {
 	Codes codes.Lists
 	// Contracts are those of the configuration; nil: the built-in pack.
 	Contracts avro.Catalogue
+	// Restricted are the topics whose records hold values that their contract
+	// restricts, or that become such: by contract, and raw ones by the mappings of
+	// this configuration.
+	Restricted map[string]bool
+	// Seal seals copies of their records; nil: they are not copied.
+	Seal *seal.Ring
 	// Instance is this process's stable id, part of the transactional ids of
 	// transforms and of its place in consumer groups: the same after a
 	// restart, another in every other process.

@@ -30,6 +30,9 @@ type TransformSpec struct {
 	// with; an output that is not in it may get any key. Two transforms may fill
 	// one topic when no prefix of one begins with one of the other.
 	KeyPrefixes map[string][]string
+	// Restricted are those of Topics whose records become fields that a contract
+	// restricts.
+	Restricted []string
 	// Queues are written as well, but keep every record until it is trimmed
 	// by its reader (refresh topics).
 	Queues []string

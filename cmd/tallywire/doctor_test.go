@@ -180,6 +180,7 @@ func TestTopicsKeepForLongEnough(t *testing.T) {
 	}
 	make("psa.public.customer", map[string]*string{"retention.ms": kadm.StringPtr("3600000")})
 	make("ps.customer", map[string]*string{"cleanup.policy": kadm.StringPtr("compact"), "delete.retention.ms": kadm.StringPtr("86400000")})
+	make("hcm.public.rate", map[string]*string{"retention.ms": kadm.StringPtr("172800000")})
 	file := filepath.Join(t.TempDir(), "tallywire.yml")
 	write := func(retention string) {
 		text := `
@@ -191,7 +192,7 @@ transforms:
   canonical:
     type: map
     dedupe: {mode: identity, identity: [id], window: 24h}
-    topics: [{from: psa.public.customer, to: ps.customer}]
+    topics: [{from: psa.public.customer, to: ps.customer}, {from: hcm.public.rate, to: ps.cost_rate}]
 `
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -206,7 +207,7 @@ transforms:
 		t.Errorf("check: exit %d\n%s", code, errs)
 	}
 	code, out, errs := tw("doctor", "-c", file)
-	if code != exitUnwell || !strings.Contains(out, "TW-RETENTION: records of psa.public.customer stay for 1h0m0s") || !strings.Contains(out, "--topic ps.customer --add-config delete.retention.ms=604800000") {
+	if code != exitUnwell || !strings.Contains(out, "TW-RETENTION: records of psa.public.customer stay for 1h0m0s") || !strings.Contains(out, "--topic ps.customer --add-config delete.retention.ms=604800000") || !strings.Contains(out, "can be retried for as long as the topic has it: 48h0m0s") {
 		t.Errorf("doctor: exit %d\n%s%s", code, out, errs)
 	}
 	// Remedy: TW-RETENTION

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
@@ -114,6 +115,10 @@ func (d *doctor) takes(ctx context.Context, p *supervise.Pipeline) {
 				err = avro.ErrIncompatible.New("subject %s: %s", avro.ValueSubject(topic), s.Against[0])
 			}
 			d.note("transforms."+t.Name, "the registry takes the contract of "+topic, err)
+			if s.Lifted != "" {
+				what, remedy := liftedLevel(d.schemas, topic, s.Lifted)
+				d.found[len(d.found)-1].Advice = what + "; " + remedy
+			}
 		}
 	}
 }
@@ -133,6 +138,15 @@ func (d *doctor) keeps(ctx context.Context, p *supervise.Pipeline) {
 		for _, topic := range t.Topics {
 			if settings[topic] != nil && t.Window > 0 {
 				d.note("transforms."+t.Name, "records of "+topic+" stay for its window", t.Kept(topic, settings[topic]))
+			}
+		}
+		for _, topic := range slices.Compact(slices.Sorted(slices.Values(t.Restricted))) {
+			ms, err := strconv.ParseInt(settings[topic]["retention.ms"], 10, 64)
+			if err == nil && ms > 0 && settings[topic]["cleanup.policy"] == "delete" && len(d.cfg.Encryption.Keys) == 0 {
+				d.found = append(d.found, finding{
+					Part: "transforms." + t.Name, What: "what is parked of " + topic + " is kept", OK: true,
+					Advice: fmt.Sprintf("it has restricted values, so without encryption.keys it is not copied, and can be retried for as long as the topic has it: %s", time.Duration(ms)*time.Millisecond),
+				})
 			}
 		}
 		for _, topic := range t.Outputs {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/draft"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/secret"
@@ -131,19 +132,21 @@ func initDSN(s string) (secret.DSN, error) {
 	return dsn, nil
 }
 
-// write makes the file, or with force writes over it.
+// write makes the file, or with force replaces the one that is there.
 func (o *initOptions) write(text []byte) error {
-	how := os.O_EXCL // one that came to be meanwhile is somebody's
-	if o.force {
-		how = os.O_TRUNC
+	if o.force && exists(o.out) {
+		if err := config.Replace(o.out, text); err != nil {
+			return errInitWrite.New("writing %s: %w", o.out, plainPath(err))
+		}
+		return nil
 	}
-	f, err := os.OpenFile(o.out, os.O_WRONLY|os.O_CREATE|how, 0o644)
+	f, err := os.OpenFile(o.out, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if err == nil {
 		_, err = f.Write(text)
 		err = errors.Join(err, f.Close())
 	}
 	switch {
-	case errors.Is(err, fs.ErrExist) && !o.force:
+	case errors.Is(err, fs.ErrExist): // it came to be meanwhile, and is somebody's
 		return errInitExists.New("%s is there", o.out)
 	case err != nil:
 		return errInitWrite.New("writing %s: %w", o.out, plainPath(err))
@@ -154,8 +157,12 @@ func (o *initOptions) write(text []byte) error {
 // plainPath is what is wrong, without the file, which was named.
 func plainPath(err error) error {
 	var p *fs.PathError
-	if errors.As(err, &p) {
+	var l *os.LinkError // of a rename
+	switch {
+	case errors.As(err, &p):
 		return p.Err
+	case errors.As(err, &l):
+		return l.Err
 	}
 	return err
 }
@@ -232,14 +239,14 @@ func initResult(d *draft.Draft, file, ref string, next []string) *drafted {
 
 // next are the commands that follow.
 func (a *app) next(file, ref string) (commands []string) {
-	config := ""
+	with := ""
 	if a.file != "" || file != a.configFile() {
-		config = " -c " + file
+		with = " -c " + file
 	}
 	if name, env := strings.CutPrefix(ref, "env:"); env && os.Getenv(name) == "" {
 		commands = append(commands, "export "+name+"='postgres://…'")
 	}
-	return append(commands, "tallywire check"+config, "tallywire doctor"+config, "tallywire run"+config)[:3]
+	return append(commands, "tallywire check"+with, "tallywire doctor"+with, "tallywire run"+with)[:3]
 }
 
 func (r *drafted) text(w io.Writer) {

@@ -150,7 +150,7 @@ func TestInit(t *testing.T) {
 				"ps.project.currency": `"=EUR"`, "ps.time_entry.billable": "true", "ps.time_entry.status": `"=approved"`,
 			},
 			secrets: []string{"public.users hashed_password salt twofa_totp_key twofa_totp_last_used_at"},
-			out:     []string{"public.changeset_parents", "public.projects_trackers", "public.tokens"},
+			out:     []string{"public.changeset_parents", "public.projects_trackers", "public.settings", "public.tokens"},
 		},
 		{
 			file: "consultancy.sql", contracts: "ps.customer<public.clients ps.resource<hr.people ps.project<public.engagements ps.time_entry<hr.bookings ps.cost_rate<hr.staff_rates ps.invoice<Finance.Bills ps.invoice_line<Finance.BillLines",
@@ -323,7 +323,19 @@ func TestInitRefuses(t *testing.T) {
 	if text, _ := os.ReadFile(ownFile); string(text) != mine {
 		t.Error("the file is written over")
 	}
+	if err := os.Chmod(ownFile, 0o640); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(ownFile, "kept.yml"); err != nil { // another name of what is exchanged, not written over
+		t.Fatal(err)
+	}
 	does(exitOK, "is written", "--dsn", "env:APP_DSN", "--source", "app", "--force") // Remedy: TW-INIT-EXISTS
+	if text, _ := os.ReadFile("kept.yml"); string(text) != mine {
+		t.Errorf("it is written in place: what was there is now\n%s", text)
+	}
+	if info, err := os.Stat(ownFile); err != nil || info.Mode() != 0o640 {
+		t.Errorf("its mode is %v (%v)", info.Mode(), err)
+	}
 	if text, _ := os.ReadFile(ownFile); !strings.Contains(string(text), "dsn: env:APP_DSN\n") {
 		t.Errorf("it is not written over, or without its reference:\n%s", text)
 	}

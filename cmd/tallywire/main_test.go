@@ -89,6 +89,8 @@ func TestExitCodes(t *testing.T) {
 		{"two transforms, one key", "check -c " + file("two.yml", "transforms: {a: {type: map, topics: [{from: a.public.customer, to: ps.customer}]}, b: {type: map, topics: [{from: b.public.customer, to: ps.customer}]}}"), exitFailed, `transforms "a" and "b" both fill ps.customer`},
 		{"two transforms, keys that tell", "check -c " + file("told.yml", "transforms: {a: {type: map, topics: [{from: a.public.customer, to: ps.customer, fields: {customer_id: 'a-{id}'}}]}, b: {type: map, topics: [{from: b.public.customer, to: ps.customer, fields: {customer_id: 'b-{id}'}}]}}"), exitOK, ""},
 		{"a good mapping", "check -c " + file("mapped.yml", "transforms: {canonical: {type: map, topics: [{from: psa.public.customer, to: ps.customer, fields: {customer_id: id}}]}}"), exitOK, ""}, // Remedy: TW-MAP-CONFIG
+		{"a key that is none", "check -c " + file("seal.yml", "encryption: {keys: ['file:"+secret+"']}"), exitFailed, "TW-SEAL-KEY"},
+		{"a key that is not at hand", "check --no-secrets -c " + dir + "/seal.yml", exitOK, ""},
 		{"nothing runs", "status -c " + down, exitFailed, "TW-NOT-RUNNING"},
 		{"from", "consume x --from yesterday -c " + down, exitUsage, "--from is beginning, end or an offset"},
 		{"parked", "parked retry erp -c " + down, exitUsage, "name a --key"},

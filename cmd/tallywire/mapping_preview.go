@@ -5,10 +5,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,7 +14,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/preview"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/rules"
 )
 
 type previewFlags struct {
@@ -92,44 +92,44 @@ func (a *app) mappingPreview(ctx context.Context, name string, f previewFlags) e
 	if err != nil {
 		return err
 	}
-	rules, err := rulesOf(cfg)
+	book, err := rules.Of(cfg)
 	if err != nil {
 		return err
 	}
-	stage, err := rules.stage(name)
+	stage, err := book.Stage(name)
 	if err != nil {
 		return err
 	}
-	p := &preview{name: stage.Name(), budget: f.memory << 20, err: a.err}
-	if p.now, err = newPreviewSide(rules, stage); err != nil {
+	p := &preview.Preview{Memory: f.memory << 20, Progress: a.err}
+	if p.Now, err = preview.NewSide(book, stage); err != nil {
 		return err
 	}
 	if f.with != "" {
-		other, err := readRules(f.with)
+		other, err := rules.Read(f.with)
 		if err != nil {
 			return err
 		}
-		stage, err := other.stage(p.name)
+		stage, err := other.Stage(stage.Name())
 		if err != nil {
 			return err
 		}
-		if p.before, err = newPreviewSide(other, stage); err != nil {
+		if p.Before, err = preview.NewSide(other, stage); err != nil {
 			return err
 		}
 	}
-	if p.kafka, err = cluster(ctx, cfg); err != nil {
+	if p.Kafka, err = cluster(ctx, cfg); err != nil {
 		return err
 	}
-	defer p.kafka.Close()
-	if p.registry, err = schemaRegistry(cfg); err != nil {
+	defer p.Kafka.Close()
+	if p.Registry, err = schemaRegistry(cfg); err != nil {
 		return err
 	}
-	res, err := p.run(ctx, time.Now().Add(-back))
+	res, err := p.Run(ctx, time.Now().Add(-back))
 	if err != nil {
 		return ended(ctx, err)
 	}
 	res.With, res.Against = f.with, f.against
-	if err := a.print(res, func(w io.Writer) { res.print(w) }); err != nil {
+	if err := a.print(res, func(w io.Writer) { printPreview(w, res) }); err != nil {
 		return err
 	}
 	if res.Differs {
@@ -153,66 +153,7 @@ func loadForReading(file string) (*config.Config, error) {
 	return cfg, nil
 }
 
-// previewed is what a preview found.
-type previewed struct {
-	Transform string         `json:"transform"`
-	With      string         `json:"with,omitempty"`
-	Against   string         `json:"against"`
-	Since     time.Time      `json:"since"`
-	Differs   bool           `json:"differs"`
-	Sampled   int            `json:"sampled"` // one of so many keys was compared; 1: all
-	Raw       []previewedRaw `json:"raw"`
-	Topics    []previewedOut `json:"topics"`
-	Rejected  []previewedBad `json:"rejected"`
-	Before    []previewedBad `json:"rejected_before,omitempty"` // by the rules of --with
-	Skipped   int            `json:"skipped"`                   // keys whose last row is rejected: their records stay as they are
-}
-
-// previewedRaw is a raw topic that was read.
-type previewedRaw struct {
-	Topic   string `json:"topic"`
-	Missing bool   `json:"missing,omitempty"`
-	Records int64  `json:"records"`
-	Unread  int64  `json:"unread,omitempty"` // offsets that the running transform has not read, left out here too
-}
-
-// previewedOut is a canonical topic.
-type previewedOut struct {
-	Topic   string           `json:"topic"`
-	Missing bool             `json:"missing,omitempty"` // it does not exist yet
-	Keys    int              `json:"keys"`
-	Equal   int              `json:"equal"`
-	Changed int              `json:"changed"`
-	New     int              `json:"new"`
-	Gone    int              `json:"gone"`
-	Fields  []previewedField `json:"fields,omitempty"`
-	NewKeys []string         `json:"new_keys,omitempty"`
-	Lost    []string         `json:"gone_keys,omitempty"`
-}
-
-// previewedField is a field that differs, in so many keys.
-type previewedField struct {
-	Field    string             `json:"field"`
-	Keys     int                `json:"keys"`
-	Hidden   bool               `json:"hidden,omitempty"` // its values may not be shown
-	Examples []previewedExample `json:"examples"`
-}
-
-type previewedExample struct {
-	Key string  `json:"key"`
-	Old *string `json:"old"`
-	New *string `json:"new"`
-}
-
-// previewedBad are rows that are rejected.
-type previewedBad struct {
-	Code    string `json:"code"`
-	Rows    int    `json:"rows"`
-	Example string `json:"example"`
-	At      string `json:"at"` // of the example: topic, partition, offset
-}
-
-func (r *previewed) print(w io.Writer) {
+func printPreview(w io.Writer, r *preview.Result) {
 	old := "what the topics hold"
 	if r.With != "" {
 		old = "the rules of " + r.With
@@ -227,7 +168,7 @@ func (r *previewed) print(w io.Writer) {
 		case t.Records == 0:
 			fmt.Fprintf(w, "%s: no records since %s\n", t.Topic, r.Since.Format(time.DateTime+" MST"))
 		default:
-			fmt.Fprintf(w, "%s: %s\n", t.Topic, counted(int(t.Records), "record"))
+			fmt.Fprintf(w, "%s: %s\n", t.Topic, plural(int(t.Records), "record"))
 		}
 		if t.Unread > 0 {
 			fmt.Fprintf(w, "  up to %d more are not read yet by the running transform, and were left out\n", t.Unread)
@@ -247,20 +188,20 @@ func (r *previewed) print(w io.Writer) {
 		}
 		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\n", t.Topic, t.Keys, t.Equal, t.Changed, t.New, t.Gone)
 	}
-	for _, t := range r.Topics {
-		t.print(w, r.With != "")
+	for i := range r.Topics {
+		printTopic(w, &r.Topics[i], r.With != "")
 	}
 	printRejected(w, "rejected", r.Rejected)
 	printRejected(w, "rejected by the rules of "+r.With, r.Before)
 	if r.Skipped > 0 {
-		fmt.Fprintf(w, "\n%s not compared: its last row is rejected, and its record stays as it is\n", counted(r.Skipped, "key"))
+		fmt.Fprintf(w, "\n%s not compared: its last row is rejected, and its record stays as it is\n", plural(r.Skipped, "key"))
 	}
 	if !r.Differs {
 		fmt.Fprint(w, "\nnothing differs\n")
 	}
 }
 
-func (t *previewedOut) print(w io.Writer, with bool) {
+func printTopic(w io.Writer, t *preview.Topic, with bool) {
 	if t.Missing && t.Keys > 0 {
 		fmt.Fprintf(w, "\n%s does not exist yet\n", t.Topic)
 	}
@@ -305,65 +246,11 @@ func short(s string) string {
 	return s
 }
 
-func printRejected(w io.Writer, what string, bad []previewedBad) {
+func printRejected(w io.Writer, what string, bad []preview.Rejected) {
 	for i, b := range bad {
 		if i == 0 {
 			fmt.Fprintf(w, "\n%s:\n", what)
 		}
-		fmt.Fprintf(w, "  %s: %s, such as %s:\n    %s\n", b.Code, counted(b.Rows, "row"), b.At, b.Example)
+		fmt.Fprintf(w, "  %s: %s, such as %s:\n    %s\n", b.Code, plural(b.Rows, "row"), b.At, b.Example)
 	}
-}
-
-// rejections counts rows that are rejected, by code.
-type rejections struct {
-	rows  map[uint64]string // code of the rows whose last version is rejected, by hash of topic and key
-	first map[string]previewedBad
-	loose map[string]int // rows without a key
-}
-
-// maxRejected bounds the rows that are remembered; others are only counted.
-const maxRejected = 1 << 20
-
-func newRejections() *rejections {
-	return &rejections{rows: map[uint64]string{}, first: map[string]previewedBad{}, loose: map[string]int{}}
-}
-
-func (r *rejections) add(m *rawMeta, err error) {
-	code, text := "", err.Error()
-	var e *problem.Error
-	if errors.As(err, &e) {
-		code, text = e.ID, e.Text
-	}
-	if _, seen := r.first[code]; !seen {
-		r.first[code] = previewedBad{Code: code, Example: text, At: fmt.Sprintf("%s, partition %d, offset %d", m.topic, m.partition, m.offset)}
-	}
-	_, known := r.rows[m.row]
-	if m.keyed && (known || len(r.rows) < maxRejected) {
-		r.rows[m.row] = code
-	} else {
-		r.loose[code]++
-	}
-}
-
-// list gives what is left rejected, the most first.
-func (r *rejections) list() []previewedBad {
-	out := []previewedBad{}
-	for code, bad := range r.first {
-		bad.Rows = r.loose[code]
-		for _, c := range r.rows {
-			if c == code {
-				bad.Rows++
-			}
-		}
-		if bad.Rows > 0 {
-			out = append(out, bad)
-		}
-	}
-	slices.SortFunc(out, func(a, b previewedBad) int {
-		if a.Rows != b.Rows {
-			return b.Rows - a.Rows
-		}
-		return strings.Compare(a.Code, b.Code)
-	})
-	return out
 }

@@ -23,7 +23,10 @@ func (a *app) schemaCmds() []*cobra.Command {
 		Short: "Compare the contracts with the schemas in the registry",
 		Long: `diff says of each contract how it differs from the last schema that the registry
 has for its topic, and whether the registry would take it. It changes nothing.
-The exit code is 3 if one would be refused.`,
+One that is earlier equals a version before the last, as after a way back: the
+registry has it, and takes it. Nothing is known of one that is unchecked: its
+subject's level is NONE, as a register --breaking leaves it that was killed, and
+what helps is said. The exit code is 3 if register would refuse one.`,
 		Example: "  tallywire contracts diff\n  tallywire contracts diff ps.time_entry -o json",
 		RunE: func(c *cobra.Command, topics []string) error {
 			all, _, err := a.standings(c.Context(), topics)
@@ -47,7 +50,10 @@ The exit code is 3 if one would be refused.`,
 its start. If one would be refused, none is registered and the exit code is 5:
 readers that still use the old schema could not read the new records. Once they
 can, or there are none, --breaking registers it all the same; the subject's level
-of compatibility is NONE meanwhile, and afterwards what it was.`,
+of compatibility is NONE meanwhile, and afterwards what it was. What that is, and
+the command that sets it back, is said before, on standard error. A subject that
+was left at NONE while the global level is another is refused too, and gets the
+global level by --breaking.`,
 		Example: "  tallywire contracts register                          # what diff shows\n  tallywire contracts register --breaking ps.time_entry",
 		RunE: func(c *cobra.Command, topics []string) error {
 			return a.registerContracts(c.Context(), topics, breaking)
@@ -60,13 +66,24 @@ of compatibility is NONE meanwhile, and afterwards what it was.`,
 // standing is how one contract stands to the registry.
 type standing struct {
 	Topic    string   `json:"topic"`
-	Standing string   `json:"standing"` // new, same, compatible, breaking
-	Version  int      `json:"version,omitempty"`
+	Standing string   `json:"standing"`          // new, same, earlier, compatible, breaking, unchecked
+	Version  int      `json:"version,omitempty"` // the last
+	Equals   int      `json:"equals,omitempty"`  // the one that it is the same as
 	Changes  []string `json:"changes,omitempty"`
 	Against  []string `json:"against,omitempty"`
+	Level    string   `json:"level,omitempty"` // NONE, where that was left and the global one is another
+	Remedy   string   `json:"remedy,omitempty"`
+
+	lifted string // what is wrong with the level, in words
 }
 
-func (s standing) refused() bool { return s.Standing == "breaking" }
+func (s standing) refused() bool { return s.Standing == "breaking" || s.Standing == "unchecked" }
+
+// liftedLevel tells of a subject's level that was left at NONE, and what helps.
+func liftedLevel(reg *avro.Registry, topic, global string) (what, remedy string) {
+	return fmt.Sprintf("its level is NONE, the global one %s: the registry takes anything", global),
+		fmt.Sprintf("tallywire contracts register --breaking %s registers the contract and sets the level back; %s sets it back alone", topic, reg.SetsBack(topic))
+}
 
 func (a *app) standings(ctx context.Context, topics []string) (out []standing, reg *avro.Registry, err error) {
 	cfg, err := a.load()
@@ -88,14 +105,22 @@ func (a *app) standings(ctx context.Context, topics []string) (out []standing, r
 		if err != nil {
 			return nil, nil, err
 		}
-		is := standing{topic, "compatible", s.Version, s.Changes, s.Against}
+		is := standing{Topic: topic, Standing: "compatible", Version: s.Version, Equals: s.Equals, Changes: s.Changes, Against: s.Against}
 		switch {
 		case s.Version == 0:
 			is.Standing = "new"
-		case s.Same:
+		case s.Equals == s.Version:
 			is.Standing = "same"
+		case s.Equals > 0:
+			is.Standing = "earlier"
 		case len(s.Against) > 0:
 			is.Standing = "breaking"
+		case s.Lifted != "":
+			is.Standing = "unchecked"
+		}
+		if s.Lifted != "" {
+			is.Level = "NONE"
+			is.lifted, is.Remedy = liftedLevel(reg, topic, s.Lifted)
 		}
 		out = append(out, is)
 	}
@@ -118,6 +143,12 @@ func (a *app) printStandings(all []standing) error {
 			version, more := "-", append(slices.Clone(s.Changes), s.Against...)
 			if s.Version > 0 {
 				version = fmt.Sprint(s.Version)
+			}
+			if s.Standing == "earlier" {
+				version = fmt.Sprintf("%d; the last is %d", s.Equals, s.Version)
+			}
+			if s.lifted != "" {
+				more = append(more, s.lifted, s.Remedy)
 			}
 			if len(more) == 0 {
 				more = []string{""}
@@ -142,16 +173,16 @@ func (a *app) registerContracts(ctx context.Context, topics []string, breaking b
 		if err := a.printStandings(all); err != nil {
 			return err
 		}
-		fmt.Fprintln(a.err, "refused, nothing was registered: readers that use the old schema of what is breaking could not read the new records. Once they can: --breaking")
+		fmt.Fprintln(a.err, "refused, nothing was registered: readers that use the old schema of what is breaking could not read the new records, and nobody looked at what is unchecked. Once they can: --breaking")
 		return exit(exitRefused)
 	}
 	for _, s := range all {
 		c := reg.Contracts[s.Topic]
-		switch s.Standing {
-		case "same":
+		switch {
+		case s.Standing == "breaking", breaking && s.Level != "":
+			err = reg.Supersede(ctx, c, func(note string) { fmt.Fprintln(a.err, note) })
+		case s.Standing == "same", s.Standing == "earlier":
 			continue
-		case "breaking":
-			err = reg.Supersede(ctx, c)
 		default:
 			_, _, err = reg.RegisterContract(ctx, c)
 		}

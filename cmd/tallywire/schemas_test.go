@@ -45,11 +45,10 @@ func schemas(t *testing.T) (broker, url string, client *sr.Client) {
 	return e.Addr(), h.URL, cl
 }
 
-// A contract that changed is shown as it changed, and what old readers cannot
-// take is registered only by somebody who says so; the subject is as strict
-// afterwards as it was before.
-func TestContractsAgainstTheRegistry(t *testing.T) {
-	broker, url, client := schemas(t)
+// seats writes a configuration with a contract of its own, and gives what changes
+// that.
+func seats(t *testing.T, broker, url string) (file string, contract func(scale int, more string)) {
+	t.Helper()
 	dir := t.TempDir()
 	write := func(name, text string) string {
 		f := filepath.Join(dir, name)
@@ -58,24 +57,39 @@ func TestContractsAgainstTheRegistry(t *testing.T) {
 		}
 		return f
 	}
-	contract := func(scale int, more string) {
+	contract = func(scale int, more string) {
 		write("seat.avsc", fmt.Sprintf(`{"type": "record", "name": "Seat", "namespace": "firm", "topic": "firm.seat", "doc": "A seat.", "owner": "it", "key": ["seat_id"], "fields": [
 			{"name": "seat_id", "type": "string", "doc": "Its id.", "owner": "it", "sensitivity": "internal"},
 			{"name": "area", "type": {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": %d}, "doc": "m².", "owner": "it", "sensitivity": "internal"}%s]}`, scale, more))
 	}
-	file := write("tallywire.yml", "contracts: ["+dir+"]\nkafka: {brokers: ['"+broker+"']}\nregistry: {url: '"+url+"'}\nredis: {embedded: true}\ncontrol: {embedded: true}\n"+
+	file = write("tallywire.yml", "contracts: ["+dir+"]\nkafka: {brokers: ['"+broker+"']}\nregistry: {url: '"+url+"'}\nredis: {embedded: true}\ncontrol: {embedded: true}\n"+
 		"transforms: {seats: {type: map, topics: [{from: firm.public.seat, to: firm.seat}]}}\n")
+	return file, contract
+}
+
+// contractsSay runs a command of contracts, and looks at its exit code and words.
+func contractsSay(t *testing.T, file string, wantCode int, says []string, args ...string) {
+	t.Helper()
+	code, out, errs := tw(append(append([]string{"contracts"}, args...), "-c", file)...)
+	if code != wantCode {
+		t.Errorf("%v: exit %d, want %d\n%s%s", args, code, wantCode, out, errs)
+	}
+	for _, s := range says {
+		if !strings.Contains(strings.Join(strings.Fields(out+errs), " "), s) {
+			t.Errorf("%v does not say %q:\n%s%s", args, s, out, errs)
+		}
+	}
+}
+
+// A contract that changed is shown as it changed, and what old readers cannot
+// take is registered only by somebody who says so; the subject is as strict
+// afterwards as it was before.
+func TestContractsAgainstTheRegistry(t *testing.T) {
+	broker, url, client := schemas(t)
+	file, contract := seats(t, broker, url)
 	is := func(wantCode int, says []string, args ...string) {
 		t.Helper()
-		code, out, errs := tw(append(append([]string{"contracts"}, args...), "-c", file)...)
-		if code != wantCode {
-			t.Errorf("%v: exit %d, want %d\n%s%s", args, code, wantCode, out, errs)
-		}
-		for _, s := range says {
-			if !strings.Contains(strings.Join(strings.Fields(out+errs), " "), s) {
-				t.Errorf("%v does not say %q:\n%s%s", args, s, out, errs)
-			}
-		}
+		contractsSay(t, file, wantCode, says, args...)
 	}
 	level := func(want sr.CompatibilityLevel) {
 		t.Helper()
@@ -115,7 +129,12 @@ func TestContractsAgainstTheRegistry(t *testing.T) {
 	is(exitOK, []string{"firm.seat same 4"}, "register", "--breaking", "firm.seat")
 	level(sr.CompatFull)
 	contract(2, "")
-	is(exitOK, []string{"firm.seat same 4"}, "diff", "firm.seat") // it is an earlier one: the way back is open
+	// It is an earlier one: the way back is open, and readers of the last see what differs.
+	is(exitOK, []string{"firm.seat earlier 1; the last is 4 ~ area: "}, "diff", "firm.seat")
+	is(exitOK, []string{`"standing": "earlier", "version": 4, "equals": 1, "changes": [ "~ area: `}, "diff", "firm.seat", "-o", "json")
+	is(exitOK, []string{"firm.seat earlier 1; the last is 4 ~ area: "}, "register", "firm.seat") // there is nothing to do
+	contract(6, "")
+	is(exitOK, []string{`"standing": "same", "version": 4, "equals": 4 }`}, "diff", "firm.seat", "-o", "json")
 
 	is(exitFailed, []string{`there is no contract of "firm.saet"; did you mean "firm.seat"?`}, "diff", "firm.saet")
 }

@@ -291,6 +291,29 @@ func TestChaosLoad(t *testing.T) {
 	s.exact(history.Options{LoadAgain: true})
 }
 
+// TestChaosTruncate: a table is truncated, and tallywire is killed while it
+// deletes what was made of its rows. None of them stays, none that came after is
+// deleted.
+func TestChaosTruncate(t *testing.T) {
+	rnd := seeded(t)
+	s := newStack(t)
+	s.start()
+	s.settled(patience)
+	s.loaded()
+	end := s.work(200)
+	for i := range 5 {
+		// The first empties what was loaded, the others what the firm wrote since.
+		s.sql(s.psaPool, `truncate invoice_line; insert into invoice_line select 1000000000 + i, (select max(id) from invoice), (select max(id) from project), 'again', 1, 1, 1 from generate_series(1, 20000) i`)
+		s.pause(time.Duration(rnd.IntN(1500)) * time.Millisecond)
+		s.kill()
+		t.Logf("kill %d, after %s", i+1, s.reached())
+		s.start()
+	}
+	end()
+	s.settled(patience)
+	s.exact(history.Options{})
+}
+
 // TestChaosServers: Redis flushed, Kafka and Postgres restarted, the ERP
 // throttling, losing answers and down: same end state, and the warehouse flows on
 // while the ERP is away.

@@ -36,6 +36,7 @@ type Config struct {
 	Partitions int32      `yaml:"partitions" doc:"Partitions of topics that tallywire creates, 1 to 1000. It is frozen from then on: order per key depends on it."`
 	Codes      []string   `yaml:"codes" doc:"Directories of code lists (*.csv), relative to this file: what the codes of a system mean in the firm's terms, for code(list, value)." example:"[codes]"`
 	Contracts  []string   `yaml:"contracts" doc:"Directories of contracts (*.avsc) beside those that are built in, relative to this file: entities of the firm, and fields that it adds." example:"[contracts]"`
+	Encryption Encryption `yaml:"encryption" doc:"What copies of restricted values are sealed with."`
 	Sources    Components `yaml:"sources" doc:"What is captured, by name."`
 	Transforms Components `yaml:"transforms" doc:"What is made of it, by name."`
 	Sinks      Components `yaml:"sinks" doc:"Where it goes, by name."`
@@ -52,6 +53,11 @@ type Kafka struct {
 
 	Retention       time.Duration `yaml:"retention" doc:"How long raw records stay, in topics that are made from now on; 0: for ever. Replays reach back as far. At least the largest window that a transform declares."`
 	DeleteRetention time.Duration `yaml:"delete_retention" doc:"How long it is seen that a record was deleted (delete.retention.ms), in compacted topics that are made from now on: longer than a reader may be away."`
+}
+
+// Encryption has the keys that copies of restricted values are sealed with.
+type Encryption struct {
+	Keys []secret.Value `yaml:"keys" doc:"Keys of 32 octets in base64 ('openssl rand -base64 32'), env:NAME or file:PATH each. Parked records of topics with restricted fields are sealed with the first, and opened with any. Without one they are not copied: they can be retried for as long as their own topics have them." example:"[env:TALLYWIRE_KEY]"`
 }
 
 // Registry names the schema registry.

@@ -44,7 +44,9 @@ type Parked struct {
 	RecordKey  []byte
 	Keyless    bool
 	Value      []byte // nil: a tombstone, unless Omitted
-	Omitted    bool   // the value was too large to be kept; it lies where it came from
+	Omitted    bool   // value and headers are not kept; they lie where they came from
+	Sealed     string // the id of the key that Value is sealed with, and holds all; "": none
+	Size       int    // of the value, in octets, where it is omitted; 0: not known
 	Headers    []Header
 	Millis     int64 // the record's timestamp, ms since 1970
 	Code       string
@@ -95,7 +97,7 @@ type Event struct {
 
 const upsert = `insert into tallywire.parked as p (stage, kind, topic, record_key, key, topic_id, "partition", record_offset, record_keyless,
   record_value, record_headers, record_millis, code, reason, remedy, waits_for, attempts, first_at, last_at, at_topic, at_offset, at_record)
-values ($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$20,$21,$8)
+values ($1,$2,$3,$4,$5,$6,$7,$8,$9,null,'[]',$10,$11,$12,$13,$14,$15,$16,$17,$18,$19,$8)
 on conflict (stage, topic, record_key) do update set
   kind = excluded.kind, key = excluded.key, topic_id = excluded.topic_id, "partition" = excluded."partition",
   record_offset = excluded.record_offset, record_keyless = excluded.record_keyless, record_value = excluded.record_value,
@@ -129,16 +131,20 @@ func (s *ParkedStore) Apply(ctx context.Context, stage string, events []Event) e
 		if e.RecordKey == nil || p.Topic == "" || (p.Kind != KindSink && p.Kind != KindTransform) {
 			panic("BUG: parked record without identity")
 		}
-		hs := p.Headers
-		if hs == nil {
-			hs = []Header{}
-		}
 		b.Queue(upsert,
 			stage, p.Kind, p.Topic, e.RecordKey, printable(p.Key), p.TopicID, p.Partition, p.Offset, p.Keyless,
-			p.Value, hs, p.Millis, p.Code, printable(p.Reason), p.Remedy, printable(p.WaitsFor),
+			p.Millis, p.Code, printable(p.Reason), p.Remedy, printable(p.WaitsFor),
 			p.Attempts, p.FirstAt, p.LastAt, e.Topic, e.Offset)
 	}
 	return s.exec(ctx, b, "showing %d changes of what %s has parked", len(events), stage)
+}
+
+// Scrub takes the originals out of the rows that a stage's parked topic has too:
+// a version before this one copied them, rates among them.
+func (s *ParkedStore) Scrub(ctx context.Context, stage string) error {
+	_, err := s.pool.Exec(ctx, `update tallywire.parked set record_value = null, record_headers = '[]'
+where stage = $1 and at_record is not distinct from record_offset and (record_value is not null or record_headers <> '[]')`, stage)
+	return wrap(err, "clearing originals of parked records of %s", stage)
 }
 
 // Prune takes out the rows of a stage that its parked topic, of the id given

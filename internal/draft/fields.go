@@ -38,13 +38,25 @@ type maker struct {
 	e *entity
 	c *avro.Contract
 	t *Table
+
+	used []string // columns that another field has
 }
 
 func (d *Draft) fields(e *entity, c *avro.Contract, t *Table) []Field {
-	m := maker{d, e, c, t}
+	m := maker{Draft: d, e: e, c: c, t: t}
 	out := make([]Field, len(c.Fields))
-	for i := range c.Fields {
-		out[i] = m.field(i)
+	// Two fields mean different things: a column is guessed for one of them, and
+	// first for one that a foreign key tells. The key may be a number too.
+	for _, references := range []bool{true, false} {
+		for i := range c.Fields {
+			if references != (c.Fields[i].References != "") {
+				continue
+			}
+			out[i] = m.field(i)
+			if out[i].column != "" && !out[i].key {
+				m.used = append(m.used, out[i].column)
+			}
+		}
 	}
 	return out
 }
@@ -76,7 +88,7 @@ func (m *maker) field(i int) Field {
 
 // columns are those that may be the field, the likeliest first.
 func (m *maker) columns(field string) []*change.Column {
-	return m.called(m.e.fields[field])
+	return slices.DeleteFunc(m.called(m.e.fields[field]), func(col *change.Column) bool { return slices.Contains(m.used, col.Name) })
 }
 
 func (m *maker) called(names []string) []*change.Column {
@@ -110,6 +122,19 @@ func (m *maker) where() string {
 		}
 	}
 	return ""
+}
+
+// mixed is a column by which the rows of a table of people may be told from those
+// of groups, or of who has left: a text of few values, by the statistics. Which
+// they are is not known, since no row is read. nil: there is none.
+func (m *maker) mixed() *change.Column {
+	const few = 20
+	for _, col := range m.called([]string{"type", "kind"}) {
+		if n := m.t.Distinct[col.Name]; m.c.Topic == "ps.resource" && n > 1 && n <= few && (col.Kind == change.String || col.Kind == change.Enum) && expr.Column(col.Name) != "" {
+			return col
+		}
+	}
+	return nil
 }
 
 // names are what a column is called: also without the name of its table, and

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/internal/expr"
 )
 
 // Draft is what was guessed of a database.
@@ -26,9 +27,11 @@ type Rule struct {
 	Table    *Table
 	Fields   []Field // those that are written, the key first
 	Where    string  // a condition that may be meant: rows that are not marked as deleted
+	Some     string  // another: those of one kind, where people stand among groups
 	Needs    string  // SQL without which deletes are parked; "": nothing
 	score    int
 	why      []string
+	mixed    string // the column of Some
 }
 
 // Blanks are the fields that are left to do.
@@ -79,6 +82,16 @@ func (d *Draft) rule(topic string) *Rule {
 		}
 	}
 	return nil
+}
+
+// entityOf is the topic of the rule that takes a table, schema.name; "": none does.
+func (d *Draft) entityOf(table string) string {
+	for _, r := range d.Rules {
+		if r.Table.Full() == table {
+			return r.Contract.Topic
+		}
+	}
+	return ""
 }
 
 // best is the rule of the table that fits best, or nil.
@@ -155,8 +168,11 @@ func (d *Draft) weigh(e *entity, c *avro.Contract, t *Table) *Rule {
 		return nil
 	}
 	r.score = name + score
-	m := maker{d, e, c, t}
+	m := maker{Draft: d, e: e, c: c, t: t}
 	r.Where = m.where()
+	if col := m.mixed(); col != nil {
+		r.Some, r.mixed = expr.Column(col.Name)+` == "…"`, col.Name+m.many(col)
+	}
 	if e.under != "" && !t.OldFull {
 		for _, f := range r.Fields {
 			if f.Name == e.under && f.column != "" && !slices.ContainsFunc(t.Key, func(k int) bool { return t.Columns[k].Name == f.column }) {

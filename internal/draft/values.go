@@ -28,6 +28,9 @@ func (m *maker) value(f Field, target *change.Column) Field {
 		case ref == "" && (!expr.Plain(col.Name) || !takes || narrower || f.Name == "hours"):
 			misfit = fmt.Sprintf("column %s, which no expression can name", col.Name)
 			continue
+		case at != "" && m.entityOf(at) != "":
+			misfit = fmt.Sprintf("column %s leads to %s, which is %s", col.Name, at, m.entityOf(at))
+			continue
 		case target.Kind == change.String && (!text(col) || (at != "" || f.Name == "currency" && col.Kind != change.String) && !slices.Contains(ids, f.Name)):
 			misfit = fmt.Sprintf("column %s is %s", col.Name, col.Type)
 			if at != "" {

@@ -169,7 +169,7 @@ func (w *writer) source(d *Draft, dsn string) {
 		w.line("      # Left out:")
 		for _, t := range left {
 			w.line("      # - %s # %s", comment(quote(t.Full())), about(t))
-			why := t.Bound
+			why := t.Bound + ". To take it in all the same, write it without the #."
 			switch {
 			case t.Left != nil:
 				why = t.Left.Text + ". " + t.Left.WhatToDo()
@@ -240,6 +240,9 @@ func (w *writer) rule(r *Rule) {
 	w.line("        to: %s", r.Contract.Topic)
 	if r.Where != "" {
 		w.line("        # where: %s # if rows are marked as deleted", quote(r.Where))
+	}
+	if r.Some != "" {
+		w.line("        # where: %s # if %s tells people from others", quote(r.Some), comment(r.mixed))
 	}
 	w.line("        fields:")
 	var lines [][2]string

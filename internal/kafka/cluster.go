@@ -62,6 +62,9 @@ type Config struct {
 	// DeleteRetention is how long compacted topics that are made keep what says
 	// that a record is deleted; 0: as long as the broker has it.
 	DeleteRetention time.Duration
+	// Fake: it is the embedded broker, whose compaction moves the start of a
+	// partition. Kafka's does not: what is before the start was cut off.
+	Fake bool
 	// Opts come after our own in every client: TLS, SASL.
 	Opts []kgo.Opt
 }
@@ -148,6 +151,9 @@ func (c *Cluster) Shared() *kgo.Client { return c.shared }
 
 // Brokers are the addresses that the cluster was named by.
 func (c *Cluster) Brokers() []string { return c.cfg.Brokers }
+
+// StartMoves reports that compaction moves the start of partitions: Config.Fake.
+func (c *Cluster) StartMoves() bool { return c.cfg.Fake }
 
 // Close ends the shared connections; clients from Client live on.
 func (c *Cluster) Close() { c.shared.Close() }

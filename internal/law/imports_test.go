@@ -48,10 +48,15 @@ var table = map[string][]string{
 	"internal/supervise": {"internal/...", "change", "avro", "pipeline/..."},
 	"internal/demo":      {"..."},
 	"internal/embedded":  {"internal/problem"},
-	"internal/testkit":   {"..."},
-	"internal/chaos":     {"..."},
-	"internal/law":       {},
-	"internal/mutants":   {},
+	// These run the rules of a mapping by themselves: of the components they see it,
+	// and of the source its types.
+	"internal/rules":   {"internal/...", "change", "avro", "transforms/mapping"},
+	"internal/cases":   {"internal/...", "change", "avro", "transforms/mapping", "sources/postgres/pgoutput"},
+	"internal/preview": {"internal/...", "change", "avro", "transforms/mapping", "pipeline"},
+	"internal/testkit": {"..."},
+	"internal/chaos":   {"..."},
+	"internal/law":     {},
+	"internal/mutants": {},
 	// The tiers of checks share a test server with the packages they run.
 	"internal/ci": {"internal/embedded", "internal/testkit"},
 	"benchmarks":  {"..."},
@@ -68,7 +73,11 @@ var never = map[string]string{
 	"internal/testkit": "internal/ci internal/testkit pipeline/internal/enginetest benchmarks",
 	// Only tests import it.
 	"pipeline/internal/enginetest": "pipeline/internal/enginetest",
-	"internal/console":             "cmd internal/supervise internal/console internal/demo",
+	// Only commands ask for them, or one for another.
+	"internal/rules":   "cmd internal/rules internal/cases internal/preview",
+	"internal/cases":   "cmd internal/cases",
+	"internal/preview": "cmd internal/preview",
+	"internal/console": "cmd internal/supervise internal/console internal/demo",
 }
 
 // A component that reaches around the engine, or into another component, has
@@ -172,6 +181,10 @@ func TestForbidden(t *testing.T) {
 		{"sinks/rest", "internal/embedded"},
 		{"internal/demo", "internal/testkit"},
 		{"cmd/tallywire", "internal/testkit"},
+		{"sinks/rest", "internal/rules"},
+		{"internal/preview", "internal/cases"},
+		{"internal/cases", "sources/postgres"},
+		{"internal/draft", "transforms/mapping"},
 		{"sources/postgres/pgoutput", "pipeline"},
 		{"sources/webhook", "sources/postgres/pgoutput"},
 		{"internal/kafka", "pipeline"},

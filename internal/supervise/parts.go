@@ -120,7 +120,8 @@ func (p *Parts) lock(_ context.Context, cfg *config.Config) error {
 
 func (p *Parts) kafka(ctx context.Context, cfg *config.Config) error {
 	brokers := cfg.Kafka.Brokers
-	if len(brokers) == 0 {
+	fake := len(brokers) == 0
+	if fake {
 		e, err := embedded.StartMiniKafka(ctx, filepath.Join(cfg.StateDir, "kafka"), cfg.Kafka.Listen, p.Env.Obs.Log)
 		if err != nil {
 			return err
@@ -131,7 +132,7 @@ func (p *Parts) kafka(ctx context.Context, cfg *config.Config) error {
 		cfg.Kafka.Brokers = brokers
 		p.note("Kafka (embedded)", e.Addr())
 	}
-	c, err := kafka.New(kafka.Config{Brokers: brokers, ClientID: "tallywire-" + cfg.Instance, DeleteRetention: cfg.Kafka.DeleteRetention}, p.Env.Obs)
+	c, err := kafka.New(kafka.Config{Brokers: brokers, ClientID: "tallywire-" + cfg.Instance, DeleteRetention: cfg.Kafka.DeleteRetention, Fake: fake}, p.Env.Obs)
 	if err != nil {
 		return err
 	}

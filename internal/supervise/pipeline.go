@@ -20,6 +20,7 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/seal"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/deliver"
 	"github.com/tallywire/tallywire/pipeline/ingest"
@@ -92,10 +93,32 @@ func Build(env *pipeline.Env, cfg *config.Config) (*Pipeline, error) {
 		p.Sinks = append(p.Sinks, spec)
 	}
 	errs = append(errs, p.collisions(), p.sharedOutputs(), p.windows(cfg.Kafka))
+	env.Restricted = p.restricted()
+	if env.Seal == nil {
+		var err error
+		env.Seal, err = seal.New(cfg.Encryption.Keys, "encryption.keys")
+		errs = append(errs, err)
+	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// restricted are the topics whose records hold restricted values.
+func (p *Pipeline) restricted() map[string]bool {
+	out := map[string]bool{}
+	for topic, c := range p.contracts {
+		if slices.ContainsFunc(c.Fields, func(f avro.Field) bool { return f.Sensitivity == avro.Restricted }) {
+			out[topic] = true
+		}
+	}
+	for _, t := range p.Transforms {
+		for _, topic := range t.Restricted {
+			out[topic] = true
+		}
+	}
+	return out
 }
 
 // windows: what is kept of raw records reaches as far back as transforms look.

@@ -42,6 +42,7 @@ func Run(ctx context.Context, env *pipeline.Env, spec pipeline.DeliverSpec) erro
 	spec.DeliverLimits = spec.WithDefaults()
 	d := &deliver{env: env, spec: spec, comp: env.Obs.Component("sink", spec.Name)}
 	d.keeper, _ = spec.Sink.(pipeline.OffsetKeeper)
+	d.reconciler, _ = spec.Sink.(pipeline.Reconciler)
 	defer parked.Project(ctx, env.Kafka, env.Control, spec.Name, control.KindSink, d.comp)()
 	d.member = consume.NewMembership(env, d.comp.Log, pipeline.GroupOf(spec.Name), spec.Inputs())
 	defer d.member.Leave(ctx)
@@ -59,6 +60,8 @@ type deliver struct {
 	comp   *obs.Component
 	member *consume.Membership
 	keeper pipeline.OffsetKeeper // nil: Kafka's offsets are the truth
+	// reconciler is nil where it does not matter for how long the sink is away.
+	reconciler pipeline.Reconciler
 }
 
 type session struct {
@@ -81,6 +84,8 @@ type session struct {
 	tickAt   time.Time
 	lagAt    time.Time
 	due      bool // something was released: look at once
+	lookAt   time.Time
+	sights   map[*consume.Owned]*sight // of the assignment that prepare has seen
 }
 
 func (d *deliver) run(ctx context.Context) (err error) {
@@ -104,6 +109,7 @@ func (d *deliver) run(ctx context.Context) (err error) {
 	s := &session{deliver: d, prepared: -1, decoder: avro.NewDecoder(d.env.Registry)}
 	s.parked = parked.NewSet(d.spec.Name, control.KindSink, parkedTopic, d.comp)
 	s.parked.Following = true
+	s.parked.Keep = parked.Keeping{Restricted: d.env.Restricted, Seal: d.env.Seal}
 	if s.writer, err = d.newWriter(ctx, parkedTopic.Name); err != nil {
 		return err
 	}
@@ -131,6 +137,9 @@ func (d *deliver) run(ctx context.Context) (err error) {
 			return err
 		}
 		if err := s.prepare(ctx); err != nil {
+			return err
+		}
+		if err := s.reconcile(ctx); err != nil {
 			return err
 		}
 		if err := s.tick(ctx); err != nil {
@@ -169,8 +178,17 @@ func (s *session) start(ctx context.Context, places []*consume.Owned) error {
 	if len(stored) != len(places) {
 		panic("BUG: Claim gave another number of offsets than it was asked for")
 	}
+	var readAt []time.Time
+	if s.reconciler != nil {
+		if readAt, err = s.reconciler.ReadAt(ctx, coords); err != nil {
+			return fmt.Errorf("asking sink %q how far it has read: %w", s.spec.Name, err)
+		}
+	}
 	var set []change.Coord
 	for i, p := range places {
+		if p.Owner = s.id; readAt != nil {
+			p.ReadAt = readAt[i]
+		}
 		_, ours := consume.TokenTopic(p.Metadata)
 		// Without an offset of ours in Kafka a crash before the first commit
 		// would leave nothing to tell which failures were not parked yet.
@@ -229,6 +247,10 @@ func (s *session) prepare(ctx context.Context) error {
 		}
 	}
 	if err := s.commit(ctx, unsigned); err != nil {
+		return err
+	}
+	s.sights = map[*consume.Owned]*sight{}
+	if err := s.look(ctx); err != nil {
 		return err
 	}
 	s.prepared = gen

@@ -18,13 +18,18 @@ import (
 	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
-// tick does what is due between polls: retries, and the lag.
+// tick does what is due between polls: retries, the lag, how far is read.
 func (s *session) tick(ctx context.Context) error {
 	if gen, ready := s.assignment.Current(); !ready || gen != s.prepared {
 		return nil
 	}
 	if time.Since(s.lagAt) > consume.LagEvery {
 		if err := s.lag(ctx); err != nil {
+			return err
+		}
+	}
+	if time.Since(s.lookAt) > lookEvery {
+		if err := s.look(ctx); err != nil {
 			return err
 		}
 	}
@@ -161,23 +166,21 @@ func (s *session) retryUnasked(ctx context.Context) error {
 // their partitions as they are.
 func (a *again) try(ctx context.Context) error {
 	s := a.s
-	whole, gone, err := s.parked.Read(ctx, s.env.Kafka.Shared(), s.env.Kafka, a.keys)
+	whole, lost, err := s.parked.Read(ctx, s.env.Kafka.Shared(), s.env.Kafka, a.keys)
 	if err != nil {
 		return err
 	}
 	for i := range a.adopted {
 		p := &a.adopted[i]
-		if p.Omitted {
-			is, err := s.parked.Original(ctx, s.env.Kafka.Shared(), s.env.Kafka, p)
-			if err != nil {
-				return err
-			}
-			if !is {
-				gone = append(gone, *p)
-				continue
-			}
+		no, err := s.parked.Whole(ctx, s.env.Kafka.Shared(), s.env.Kafka, p)
+		switch {
+		case err != nil:
+			return err
+		case no != nil:
+			lost = append(lost, *no)
+		default:
+			whole = append(whole, *p)
 		}
-		whole = append(whole, *p)
 	}
 	order := map[string]int{}
 	for i, t := range s.spec.Topics {
@@ -210,11 +213,11 @@ func (a *again) try(ctx context.Context) error {
 			return err
 		}
 	}
-	for i := range gone {
-		p := &gone[i]
+	for i := range lost {
+		p := &lost[i]
 		if pl := s.place(p.Topic, p.Partition); pl != nil {
 			a.at(pl)
-			a.unable(p, parked.ErrGone.New("record %d of partition %d of topic %q: %s", p.Offset, p.Partition, p.Topic, p.Reason))
+			a.unable(&p.Parked, p.Err)
 		}
 	}
 	if err := s.write(ctx, pc, a.parking); err != nil || a.parking.Empty() {

@@ -13,6 +13,8 @@ import (
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/seal"
+	"github.com/tallywire/tallywire/internal/secret"
 	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/consume"
@@ -427,5 +429,45 @@ func releasesAcrossMembers(t *testing.T, late, fails bool) {
 	b.Eventually("the children to be released", func() (bool, string) { return m.Size() == 18, fmt.Sprint(m.Size()) })
 	for _, env := range members {
 		b.Shows(env, "sink", "that nobody waits", func(v obs.View) bool { return v.Waiting == 0 && v.Parked == 0 })
+	}
+}
+
+// Shown if this fails: the records of a topic with rates, to everybody who may
+// see what is parked. With a key they are sealed.
+func TestDeliverParksRestricted(t *testing.T) {
+	for name, keys := range map[string][]secret.Value{"by reference": nil, "sealed": {secret.Of("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")}} {
+		t.Run(name, func(t *testing.T) {
+			b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
+			store := b.Control()
+			b.Env.Restricted = map[string]bool{b.In.Topic: true}
+			var err error
+			if b.Env.Seal, err = seal.New(keys, "encryption.keys"); err != nil {
+				t.Fatal(err)
+			}
+			k := enginetest.NewKeeping()
+			k.Judge = func(_, _, note string) (error, string) {
+				return enginetest.ErrNotTaken.New("the sink refuses this"), ""
+			}
+			b.Put(enginetest.Row{Op: change.Update, ID: 1, Val: "a rate of 82.50 an hour"})
+			stop, _ := delivering(b, b.Env, b.DeliverSpec(k))
+			b.Drained()
+			b.Eventually("it to be listed", func() (bool, string) {
+				ps, err := store.List(t.Context(), control.Filter{Stage: b.Source})
+				return len(ps) == 1, fmt.Sprint(ps, err)
+			})
+			enginetest.CheckNotShown(b, "a rate of 82.50 an hour")
+			k.Mu.Lock()
+			k.Judge = nil
+			k.Mu.Unlock()
+			if n, err := parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source}, 0); n.Asked != 1 || err != nil {
+				t.Fatal(n, err)
+			}
+			b.Eventually("it to be delivered", func() (bool, string) {
+				return k.Has(b.In.Topic+"/1") == "a rate of 82.50 an hour", k.Has(b.In.Topic + "/1")
+			})
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }

@@ -230,13 +230,13 @@ func TestPositionBehindAnOpenTransaction(t *testing.T) {
 		if err := foreign.BeginTransaction(); err != nil {
 			t.Fatal(err)
 		}
-		if err := foreign.ProduceSync(t.Context(), &kgo.Record{Topic: pipeline.PositionsTopicOf(b.Source), Key: []byte("x"), Value: []byte("garbage")}).FirstErr(); err != nil {
+		if err := foreign.ProduceSync(t.Context(), &kgo.Record{Topic: positionsTopicOf(b.Source), Key: []byte("x"), Value: []byte("garbage")}).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
 		f.txs = append(f.txs, inserts(1, 3)...)
 		f.all = make(chan struct{})
 		// The source's next position is committed behind what is open.
-		pos, err := b.Direct.Topic(t.Context(), pipeline.PositionsTopicOf(b.Source))
+		pos, err := b.Direct.Topic(t.Context(), positionsTopicOf(b.Source))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -474,7 +474,7 @@ func startedOver(b *enginetest.Bed) {
 	if err != nil {
 		b.T.Fatal(err)
 	}
-	topics = append(topics, pipeline.PositionsTopicOf(b.Source), parked.TopicOf(b.Source))
+	topics = append(topics, positionsTopicOf(b.Source), parked.TopicOf(b.Source))
 	for _, name := range topics {
 		if _, err := b.Direct.Admin().DeleteTopic(b.T.Context(), name); err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
 			b.T.Fatal(err)
@@ -506,7 +506,7 @@ func TestIngestHaltsOnAForeignPosition(t *testing.T) {
 	ours := lastPositionRecord(b)
 	write := func(value []byte) {
 		t.Helper()
-		r := &kgo.Record{Topic: pipeline.PositionsTopicOf(b.Source), Key: []byte(b.Source), Value: value}
+		r := &kgo.Record{Topic: positionsTopicOf(b.Source), Key: []byte(b.Source), Value: value}
 		if err := b.Direct.Shared().ProduceSync(t.Context(), r).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
@@ -542,7 +542,7 @@ func TestIngestHaltsOnAForeignPosition(t *testing.T) {
 // lastPositionRecord is the value of the last record of the positions topic.
 func lastPositionRecord(b *enginetest.Bed) (value []byte) {
 	b.T.Helper()
-	topic, err := b.Direct.Topic(b.T.Context(), pipeline.PositionsTopicOf(b.Source))
+	topic, err := b.Direct.Topic(b.T.Context(), positionsTopicOf(b.Source))
 	if err != nil {
 		b.T.Fatal(err)
 	}

@@ -210,7 +210,7 @@ func TestIngestCheckpointIsDurable(t *testing.T) {
 				return err
 			}
 			defer cl.Close()
-			topic, err := b.Direct.Topic(ctx, pipeline.PositionsTopicOf(b.Source))
+			topic, err := b.Direct.Topic(ctx, positionsTopicOf(b.Source))
 			if err != nil {
 				return err
 			}

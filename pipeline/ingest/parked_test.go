@@ -410,7 +410,7 @@ func TestIngestCommandsWaitForAPosition(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Direct.Admin().DeleteTopic(t.Context(), pipeline.PositionsTopicOf(b.Source)); err != nil {
+	if _, err := b.Direct.Admin().DeleteTopic(t.Context(), positionsTopicOf(b.Source)); err != nil {
 		t.Fatal(err)
 	}
 	var sent []*kgo.Record

@@ -201,10 +201,13 @@ func (p *position) check(ctx context.Context, cluster *kafka.Cluster, source str
 		return nil, err
 	}
 	if p.Source != source {
-		return nil, ErrPositionForm.New("topic %q holds a position of source %q", pipeline.PositionsTopicOf(source), p.Source)
+		return nil, ErrPositionForm.New("topic %q holds a position of source %q", positionsTopicOf(source), p.Source)
 	}
 	if p.Cluster != id {
 		return nil, ErrPositionCluster.New("source %q: position of cluster %q, this one is %q", source, p.Cluster, id)
 	}
 	return checkTopics(ctx, cluster, source, p.Topics)
 }
+
+// positionsTopicOf is the topic that keeps the position of a source.
+func positionsTopicOf(source string) string { return "_tallywire.positions." + source }

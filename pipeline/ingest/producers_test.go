@@ -410,7 +410,7 @@ func TestIngestReleasesWhatTheEndingTransactionParked(t *testing.T) {
 func TestPositionsOfTwoTurnsInterleave(t *testing.T) {
 	enginetest.OnBoth(t, func(t *testing.T, b *enginetest.Bed) {
 		ctx := t.Context()
-		topic, err := b.Direct.EnsureTopic(ctx, kafka.TopicSpec{Name: pipeline.PositionsTopicOf(b.Source), Partitions: 1, Compact: true})
+		topic, err := b.Direct.EnsureTopic(ctx, kafka.TopicSpec{Name: positionsTopicOf(b.Source), Partitions: 1, Compact: true})
 		if err != nil {
 			t.Fatal(err)
 		}

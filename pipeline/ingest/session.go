@@ -130,7 +130,7 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.positions, err = env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: pipeline.PositionsTopicOf(name), Partitions: 1, Compact: true}); err != nil {
+	if s.positions, err = env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: positionsTopicOf(name), Partitions: 1, Compact: true}); err != nil {
 		return nil, err
 	}
 	parkedTopic, err := env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: parked.TopicOf(name), Partitions: 1, Compact: true})

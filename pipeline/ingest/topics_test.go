@@ -90,7 +90,7 @@ func manyTables(b *enginetest.Bed, n, octets int) []*change.Table {
 func positionsOf(b *enginetest.Bed) (naming, positions, largest int) {
 	b.T.Helper()
 	ctx := b.T.Context()
-	topic, err := b.Direct.Topic(ctx, pipeline.PositionsTopicOf(b.Source))
+	topic, err := b.Direct.Topic(ctx, positionsTopicOf(b.Source))
 	if err != nil {
 		b.T.Fatal(err)
 	}
@@ -122,7 +122,7 @@ func TestIngestKnowsManyTopics(t *testing.T) {
 	tables := manyTables(b, 90, 180)
 	know := func(want int) {
 		t.Helper()
-		topic, err := b.Direct.Topic(t.Context(), pipeline.PositionsTopicOf(b.Source))
+		topic, err := b.Direct.Topic(t.Context(), positionsTopicOf(b.Source))
 		if err != nil {
 			t.Fatal(err)
 		}

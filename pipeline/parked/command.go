@@ -94,7 +94,7 @@ func (s *Set) Hear(r *kgo.Record) *Command {
 	if c.Name == CommandAdopt {
 		c.About.Value = bytes.Clone(c.About.Value)
 	} else {
-		c.About.Value, c.About.Omitted = nil, true // it lies in the parked topic; older versions had it here, too
+		c.About.Value, c.About.Omitted, c.About.Sealed = nil, true, "" // it lies in the parked topic; older versions had it here, too
 	}
 	return c
 }
@@ -163,7 +163,7 @@ func (s *Set) Commands(limit int) []*Command {
 func commandRecord(topic string, partitions int32, p *control.Parked, command string, limit int) *kgo.Record {
 	about := *p
 	if command != CommandAdopt {
-		about.Value, about.Omitted = nil, true
+		about.Value, about.Omitted, about.Headers = nil, true, nil
 	}
 	return &kgo.Record{
 		Topic: topic, Partition: p.Partition % partitions, Timestamp: time.Now(),

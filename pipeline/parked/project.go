@@ -5,7 +5,6 @@
 package parked
 
 import (
-	"bytes"
 	"context"
 	"sync"
 	"time"
@@ -131,6 +130,9 @@ func (p *projector) open(ctx context.Context) error {
 	case p.topic != nil && topic.ID == p.topic.ID && topic.Partitions == p.topic.Partitions && time.Since(p.appliedAt) < beginAnew:
 		return nil
 	}
+	if err := p.store.Scrub(ctx, p.name); err != nil {
+		return err
+	}
 	starts, err := p.cluster.Admin().ListStartOffsets(ctx, topic.Name)
 	if err != nil {
 		return kafka.Wrap(err, "listing where topic %q starts", topic.Name)
@@ -196,7 +198,7 @@ func (p *projector) read(ctx context.Context, part int32, end int64) error {
 				p.comp.Log.Warn("a parked record is not listed", "partition", part, "offset", r.Offset, "err", err)
 				return nil
 			}
-			parked.Kind, parked.Value = p.kind, bytes.Clone(parked.Value)
+			parked.Kind, parked.Value, parked.Headers = p.kind, nil, nil // the topic has them
 			e.Parked = &parked
 		}
 		events = append(events, e)

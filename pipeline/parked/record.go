@@ -20,6 +20,7 @@ import (
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/seal"
 )
 
 // ErrForm says that a record of a parked topic is not one of ours.
@@ -30,7 +31,33 @@ var ErrForm = problem.Define("TW-PARKED-FORM", problem.Halt,
 const (
 	separator = 0x1F
 	version   = 1
+	sealed    = 2 // the version of a record whose original is sealed
 )
+
+// Keeping says how the originals of parked records are kept. What is parked of
+// all inputs lies in one topic, and whoever reads that would read rates too.
+type Keeping struct {
+	// Restricted are the topics whose records hold restricted values.
+	Restricted map[string]bool
+	// Seal seals those records. Nil: they are not copied, but stay where they
+	// came from alone, and can be tried again for as long as they do.
+	Seal *seal.Ring
+}
+
+// append is Append of p as it is to be kept.
+func (k *Keeping) append(dst []byte, p *control.Parked, limit int) []byte {
+	if p.Value == nil || p.Sealed != "" || !k.Restricted[p.Topic] {
+		return Append(dst, p, limit)
+	}
+	q := *p
+	if k.Seal == nil {
+		q.Size, q.Value, q.Omitted, q.Headers = len(p.Value), nil, true, nil
+	} else {
+		q.Value, q.Sealed = k.Seal.Seal(nil, appendRecord(nil, Original(p)), about(p))
+		q.Headers = nil
+	}
+	return Append(dst, &q, limit)
+}
 
 type meta struct {
 	Version   int              `json:"v"`
@@ -43,7 +70,9 @@ type meta struct {
 	RecordKey []byte           `json:"record_key"`
 	Keyless   bool             `json:"keyless,omitempty"`
 	Null      bool             `json:"null,omitempty"`    // the original is a tombstone
-	Omitted   bool             `json:"omitted,omitempty"` // the original was too large to be kept here; it is at its offset
+	Omitted   bool             `json:"omitted,omitempty"` // the original is not kept here; it is at its offset
+	Size      int              `json:"size,omitempty"`    // of its value, where it is omitted
+	Sealed    string           `json:"sealed,omitempty"`  // the id of the key that the original is sealed with
 	Headers   []control.Header `json:"headers,omitempty"`
 	Code      string           `json:"code"`
 	Reason    string           `json:"reason"`
@@ -66,12 +95,17 @@ func Of(stage, kind string, t *change.Topic, rec *kgo.Record, key string, err er
 	if p.Key == "" {
 		p.Key = ReadableKey(p.RecordKey)
 	}
-	for _, h := range rec.Headers {
-		p.Headers = append(p.Headers, control.Header{Key: h.Key, Value: h.Value})
-	}
+	p.Headers = headersOf(rec)
 	p.FirstAt = time.Now().UTC().Truncate(time.Microsecond)
 	p.LastAt = p.FirstAt
 	return p
+}
+
+func headersOf(rec *kgo.Record) (out []control.Header) {
+	for _, h := range rec.Headers {
+		out = append(out, control.Header{Key: h.Key, Value: h.Value})
+	}
+	return out
 }
 
 // RecordKey is the identity of a record within its topic: its key, or where it
@@ -145,18 +179,44 @@ func identity(key []byte) string {
 	return string(AppendKey(nil, topic, recordKey))
 }
 
+// about is what a sealed original is sealed together with: it opens nowhere else.
+func about(p *control.Parked) []byte {
+	return AppendKey(binary.BigEndian.AppendUint64(nil, uint64(p.Offset)), p.Topic, p.RecordKey)
+}
+
+// unseal gives p its original back.
+func (k *Keeping) unseal(p *control.Parked) error {
+	plain, err := k.Seal.Open(p.Sealed, p.Value, about(p))
+	if err != nil {
+		return err
+	}
+	rs, err := parseRecords(p.Topic, plain)
+	if err != nil {
+		return err
+	}
+	if len(rs) != 1 {
+		return ErrForm.New("%d records are sealed in one of topic %q", len(rs), p.Topic)
+	}
+	p.Value, p.Sealed = rs[0].Value, ""
+	p.Headers = headersOf(rs[0])
+	return nil
+}
+
 // Append appends the value of a parked record; the original value is
 // left out when the whole would be larger than limit octets.
 func Append(dst []byte, p *control.Parked, limit int) []byte {
 	m := meta{
 		Version: version, Topic: p.Topic, TopicID: hex.EncodeToString(p.TopicID[:]), Partition: p.Partition, Offset: p.Offset,
-		Millis: p.Millis, Key: p.Key, RecordKey: p.RecordKey, Keyless: p.Keyless, Null: p.Value == nil && !p.Omitted, Omitted: p.Omitted, Headers: p.Headers,
+		Millis: p.Millis, Key: p.Key, RecordKey: p.RecordKey, Keyless: p.Keyless, Null: p.Value == nil && !p.Omitted, Omitted: p.Omitted, Size: p.Size, Sealed: p.Sealed, Headers: p.Headers,
 		Code: p.Code, Reason: p.Reason, Remedy: p.Remedy, WaitsFor: p.WaitsFor, Attempts: p.Attempts, FirstAt: p.FirstAt, LastAt: p.LastAt,
 		Held: p.Held,
 	}
 	const slack = 4096 // of the JSON, less the key, which is in there and in the record's key
 	if limit > 0 && len(p.Value)+base64.StdEncoding.EncodedLen(len(p.RecordKey))+len(p.RecordKey)+slack > limit {
-		m.Omitted = true
+		m.Omitted, m.Size, m.Sealed = true, len(p.Value), ""
+	}
+	if m.Sealed != "" {
+		m.Version = sealed
 	}
 	j, err := json.Marshal(&m)
 	if err != nil {
@@ -186,12 +246,12 @@ func parse(stage string, b []byte, value bool) (p control.Parked, err error) {
 		return p, ErrForm.New("parked record of %q: %w", stage, err)
 	}
 	id, err := hex.DecodeString(m.TopicID)
-	if m.Version != version || err != nil || len(id) != 16 {
+	if m.Version != version && m.Version != sealed || err != nil || len(id) != 16 {
 		return p, ErrForm.New("parked record of %q: version %d, topic id %q", stage, m.Version, m.TopicID)
 	}
 	p = control.Parked{
 		Stage: stage, Kind: control.KindTransform, Topic: m.Topic, TopicID: [16]byte(id), Partition: m.Partition, Offset: m.Offset,
-		Key: m.Key, RecordKey: m.RecordKey, Keyless: m.Keyless, Omitted: m.Omitted, Headers: m.Headers, Millis: m.Millis, Code: m.Code, Reason: m.Reason,
+		Key: m.Key, RecordKey: m.RecordKey, Keyless: m.Keyless, Omitted: m.Omitted, Size: m.Size, Sealed: m.Sealed, Headers: m.Headers, Millis: m.Millis, Code: m.Code, Reason: m.Reason,
 		Remedy: m.Remedy, WaitsFor: m.WaitsFor, Attempts: m.Attempts, FirstAt: m.FirstAt, LastAt: m.LastAt,
 		Held: m.Held,
 	}

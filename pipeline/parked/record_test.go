@@ -39,7 +39,7 @@ func TestParkedRecordsOfEachForm(t *testing.T) {
 	if now := Append(nil, &want, 0); !bytes.Equal(now, stored) {
 		t.Errorf("what is written has changed, and its form has not:\n%q\n%q", now, stored)
 	}
-	newer := []byte(`{"v":2,"topic_id":"0d1c2b3a495867768594a3b2c1d0e0f1"}`)
+	newer := []byte(`{"v":3,"topic_id":"0d1c2b3a495867768594a3b2c1d0e0f1"}`)
 	if _, err := Parse("canonical", append(binary.BigEndian.AppendUint32(nil, uint32(len(newer))), newer...)); !problem.Has(err, ErrForm) {
 		t.Errorf("a newer form: %v", err)
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/seal"
 )
 
 // ErrGone says that the original of a parked record is not to be had any more.
@@ -31,6 +32,17 @@ var ErrGone = problem.Define("TW-PARKED-GONE", problem.Reject,
 func NotRead(p *control.Parked) *problem.Error {
 	return ErrGone.New("topic %q is not read any more", p.Topic).
 		WithRemedy("Have it read again by %s, or drop the record with `tallywire parked discard`.", p.Stage)
+}
+
+// Lost is a parked record that cannot be tried again, and why: its original was
+// not kept and is gone from its topic, or does not open.
+type Lost struct {
+	control.Parked
+	Err *problem.Error
+}
+
+func goneOf(p *control.Parked) Lost {
+	return Lost{*p, ErrGone.New("record %d of partition %d of topic %q: %s", p.Offset, p.Partition, p.Topic, p.Reason)}
 }
 
 // Ref is what is kept in memory of a parked record: not its payload.
@@ -70,6 +82,8 @@ type Set struct {
 	Following bool
 	// KeepHeads: Ref.Head is there.
 	KeepHeads bool
+	// Keep says how originals are kept.
+	Keep Keeping
 
 	name string
 	kind string
@@ -259,6 +273,8 @@ func (s *Set) refOf(p *control.Parked, rec *kgo.Record) Ref {
 	switch {
 	case len(p.Held) > 0:
 		size += held(p) * PartSize
+	case p.Omitted && p.Size > 0:
+		size += p.Size
 	case p.Omitted:
 		size += 1 << 20 // at least
 	}
@@ -404,9 +420,9 @@ func (s *Set) Tried(key string, at time.Time) {
 	}
 }
 
-// Read gives the parked records of keys whole, in no order. gone are those
-// whose original was not kept and is not in its topic any more.
-func (s *Set) Read(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, keys []string) (whole, gone []control.Parked, err error) {
+// Read gives the parked records of keys whole, in no order, and those that
+// cannot be had whole.
+func (s *Set) Read(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, keys []string) (whole []control.Parked, lost []Lost, err error) {
 	type place struct {
 		part int32
 		at   int64
@@ -443,31 +459,50 @@ func (s *Set) Read(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, 
 				return err
 			}
 			p.Kind = s.kind
-			if p.Omitted {
-				is, err := s.Original(ctx, cl, cluster, &p)
-				if err != nil {
-					return err
-				}
-				if !is {
-					gone = append(gone, p)
-					return nil
-				}
-			} else {
-				p.Value = bytes.Clone(p.Value)
+			p.Value = bytes.Clone(p.Value)
+			no, err := s.Whole(ctx, cl, cluster, &p)
+			switch {
+			case err != nil:
+				return err
+			case no != nil:
+				lost = append(lost, *no)
+			default:
+				whole = append(whole, p)
 			}
-			whole = append(whole, p)
 			return nil
 		})
 		if err != nil {
 			return nil, nil, err
 		}
 	}
-	return whole, gone, nil
+	return whole, lost, nil
 }
 
-// Original fills in the value of p, which was omitted, from where it came from,
+// Whole gives p its original, where it is not in it or sealed; not nil: it
+// cannot be had.
+func (s *Set) Whole(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, p *control.Parked) (*Lost, error) {
+	switch {
+	case p.Omitted:
+		is, err := s.original(ctx, cl, cluster, p)
+		if err != nil || is {
+			return nil, err
+		}
+		gone := goneOf(p)
+		return &gone, nil
+	case p.Sealed != "":
+		if err := s.Keep.unseal(p); err != nil {
+			if e := problem.Of(err); problem.Has(err, seal.ErrSealed) {
+				return &Lost{*p, e}, nil
+			}
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// original fills in the value of p, which was omitted, from where it came from,
 // if it is still there.
-func (s *Set) Original(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, p *control.Parked) (is bool, err error) {
+func (s *Set) original(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster, p *control.Parked) (is bool, err error) {
 	topic, err := cluster.Topic(ctx, p.Topic)
 	if problem.Has(err, kafka.ErrNoTopic) || err == nil && topic.ID != p.TopicID {
 		return false, nil
@@ -477,6 +512,7 @@ func (s *Set) Original(ctx context.Context, cl *kgo.Client, cluster *kafka.Clust
 	}
 	err = kafka.Scan(ctx, cl, topic, p.Partition, p.Offset, p.Offset+1, func(r *kgo.Record) error {
 		p.Value, p.Omitted, is = bytes.Clone(r.Value), false, true
+		p.Headers = headersOf(r)
 		return nil
 	})
 	if problem.Has(err, kafka.ErrOffsetRange) {

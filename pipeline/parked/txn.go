@@ -125,7 +125,7 @@ func (t *Txn) Records(limit int) []*kgo.Record {
 		t.recs = append(t.recs, t.set.Leftovers([]byte(key))...)
 		o.rec = add(&kgo.Record{Topic: topic, Partition: part, Key: in, Timestamp: now})
 		if o.parked != nil {
-			o.rec.Value = Append(nil, o.parked, limit)
+			o.rec.Value = t.set.Keep.append(nil, o.parked, limit)
 		}
 	}
 	for key := range t.asked {

@@ -32,7 +32,8 @@ type SinkCase struct {
 	KeepsDeleted bool
 }
 
-// SinkSuite runs every duty of a Sink, and of an OffsetKeeper when it is one.
+// SinkSuite runs every duty of a Sink, and of an OffsetKeeper and a Reconciler
+// when it is one.
 func SinkSuite(t *testing.T, c SinkCase) {
 	t.Run("WritesWhatItGets", c.writes)
 	t.Run("SameBatchTwiceShowsOnce", c.twice)
@@ -51,6 +52,16 @@ func SinkSuite(t *testing.T, c SinkCase) {
 		t.Run("FencedOwnerWritesNothing", c.offsetsFenced)
 		t.Run("WrongStartWritesNothing", c.offsetsWrongStart)
 		t.Run("ResetIsHonoured", c.offsetsReset)
+	})
+	t.Run("Away", func(t *testing.T) {
+		if _, ok := c.New(t).(pipeline.Reconciler); !ok {
+			return // not a capability of this sink
+		}
+		t.Run("ReadAtIsKept", c.readAt)
+		t.Run("ReconcileDeletesWhatHasNoKey", c.reconcile)
+		t.Run("ReconcileDeletesNothingOfTheCutOff", c.reconcileCutOff)
+		t.Run("FencedOwnerReconcilesNothing", c.reconcileFenced)
+		t.Run("ReconcileThatFailsDeletesNothing", c.reconcileFails)
 	})
 }
 

@@ -63,13 +63,12 @@ func (tx *txn) runCommands(ctx context.Context) error {
 			}
 		}
 	}
-	whole, gone, err := tx.parked.Read(ctx, tx.side, tx.env.Kafka, retry)
+	whole, lost, err := tx.parked.Read(ctx, tx.side, tx.env.Kafka, retry)
 	if err != nil {
 		return err
 	}
-	for i := range gone {
-		p := &gone[i]
-		tx.unable(p, parked.ErrGone.New("record %d of partition %d of topic %q: %s", p.Offset, p.Partition, p.Topic, p.Reason))
+	for i := range lost {
+		tx.unable(&lost[i].Parked, lost[i].Err)
 	}
 	slices.SortFunc(whole, func(a, b control.Parked) int {
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Offset, b.Offset))

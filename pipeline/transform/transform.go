@@ -113,6 +113,7 @@ func (t *transform) run(ctx context.Context) (err error) {
 	s := &session{transform: t, trimmed: map[*consume.Owned]int64{}, prepared: -1}
 	s.assignment = consume.NewAssignment(t.env.Kafka, append(inputs, parkedTopic.Name), true, func(err error) { cancel(err) })
 	s.parked = parked.NewSet(t.spec.Name, control.KindTransform, parkedTopic, t.comp)
+	s.parked.Keep = parked.Keeping{Restricted: t.env.Restricted, Seal: t.env.Seal}
 	s.decoder = avro.NewDecoder(t.env.Registry)
 	if s.encoder, err = newRecordEncoder(ctx, t.env, t.spec); err != nil {
 		return err

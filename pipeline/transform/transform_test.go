@@ -103,6 +103,33 @@ func TestTransformRetriesParked(t *testing.T) {
 	})
 }
 
+// Shown if this fails: the rows of a topic with rates, to everybody who may see
+// what is parked.
+func TestTransformParksRestricted(t *testing.T) {
+	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))
+	store := b.Control()
+	b.Env.Restricted = map[string]bool{b.In.Topic: true}
+	var refuse atomic.Bool
+	refuse.Store(true)
+	stop, _ := transforming(b, b.Env, b.TransformSpec(&enginetest.Copier{Topic: b.Output(), Refuse: func(string) bool { return refuse.Load() }}))
+	b.Put(enginetest.Row{Op: change.Update, ID: 1, Val: "a rate of 82.50 an hour"})
+	b.Drained()
+	b.Eventually("it to be listed", func() (bool, string) {
+		ps, err := store.List(t.Context(), control.Filter{Stage: b.Source})
+		return len(ps) == 1, fmt.Sprint(ps, err)
+	})
+	enginetest.CheckNotShown(b, "a rate of 82.50 an hour")
+	refuse.Store(false)
+	if n, err := parked.Retry(t.Context(), b.Env.Kafka, b.Env.Control, control.Filter{Stage: b.Source}, 0); n.Asked != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	b.Eventually("nothing to be parked", func() (bool, string) { return len(b.ParkedNow()) == 0, "" })
+	b.Once()
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // What holds the readers up must show in the metric, with its partition.
 func TestStableAgeIsShown(t *testing.T) {
 	b := enginetest.NewTopicBed(enginetest.NewBed(t, ""))

@@ -11,6 +11,7 @@ package transform
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"maps"
 	"slices"
@@ -224,7 +225,7 @@ func (tx *txn) search(ctx context.Context, c *clearing, topic *change.Topic, end
 			return errPage
 		}
 		c.next = r.Offset + 1
-		if r.Attrs.IsControl() || r.Key == nil {
+		if r.Attrs.IsControl() || r.Key == nil || !tx.gives(topic.Name, r.Key) {
 			return nil
 		}
 		key := string(r.Key)
@@ -261,6 +262,21 @@ const (
 	endOctets    = 128     // what an end takes in memory beside its key, about
 	mostNameless = 100_000 // so many are told apart, in one partition
 )
+
+// gives says whether the transform may have given a key of an output; another
+// may fill it too, from the same input even.
+func (tx *txn) gives(topic string, key []byte) bool {
+	prefixes := tx.spec.KeyPrefixes[topic]
+	if len(prefixes) == 0 || len(key) < schemaID {
+		return true
+	}
+	n, size := binary.Varint(key[schemaID:]) // canonical keys are Avro strings
+	text := key[schemaID+max(size, 0):]
+	return n != int64(len(text)) || slices.ContainsFunc(prefixes, func(p string) bool { return bytes.HasPrefix(text, []byte(p)) })
+}
+
+// schemaID is the length of what Confluent's wire format puts before a key.
+const schemaID = 5
 
 // end is the end of a key that a truncate deletes.
 func (e *emptied) end(topic string, partition int32, key []byte) *kgo.Record {

@@ -276,6 +276,27 @@ func TestTransformTruncateOfOnePartition(t *testing.T) {
 	}
 }
 
+// Keys that another transform gives are none of it, though it reads the same topic.
+func TestTransformTruncateOfTwo(t *testing.T) {
+	b, _, spec := emptying(enginetest.NewBed(t, ""), 0)
+	puts(b, 1, 20, "before")
+	stop, _ := transforming(b, b.Env, spec)
+	b.Drained()
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	spec.KeyPrefixes = map[string][]string{b.Output(): {"1", "5"}}
+	transforming(b, b.Env, spec)
+	b.Put(enginetest.Row{Op: change.Truncate})
+	b.Drained()
+	for id := 1; id <= 20; id++ {
+		ours := id == 1 || id == 5 || id >= 10 && id < 20
+		if note := fmt.Sprintf("before %03d", id); slices.Contains(notes(b), note) == ours {
+			t.Errorf("%s: alive %v", note, !ours)
+		}
+	}
+}
+
 // A row that waits for a person is truncated with the others.
 func TestTransformTruncateTakesParkedOut(t *testing.T) {
 	b, st, spec := emptying(enginetest.NewBed(t, ""), 0)

@@ -186,6 +186,9 @@ func (s *Sink) migrate(ctx context.Context, conn *pgx.Conn) error {
 	if _, err := tx.Exec(ctx, offsetsSQL+rolesSQL); err != nil {
 		return classify("making _tallywire.offsets and the roles of the warehouse", err)
 	}
+	if err := s.migrateReadAt(ctx, tx); err != nil {
+		return classify("preparing _tallywire.offsets", err)
+	}
 	for _, e := range s.entities {
 		if err := s.migrateTable(ctx, tx, e); err != nil {
 			return classify("preparing table "+e.topic, err)

@@ -206,10 +206,13 @@ func (s *Sink) Claim(ctx context.Context, assignment string, parts []change.Coor
 			if err := s.forgetOldTopic(ctx, tx, e, p.Topic); err != nil {
 				return err
 			}
-			err := tx.QueryRow(ctx, `INSERT INTO _tallywire.offsets AS o (sink, topic, partition, topic_id, next_offset, owner)
-				VALUES ($1, $2, $3, $4::text::uuid, -1, $5)
-				ON CONFLICT (sink, topic, partition) DO UPDATE SET owner = excluded.owner, updated_at = now()
+			err := tx.QueryRow(ctx, `INSERT INTO _tallywire.offsets AS o (sink, topic, partition, topic_id, next_offset, owner, read_at)
+				VALUES ($1, $2, $3, $4::text::uuid, -1, $5, now())
+				ON CONFLICT (sink, topic, partition) DO UPDATE SET owner = excluded.owner, updated_at = now(), read_at = COALESCE(o.read_at, o.updated_at)
 				RETURNING next_offset`, s.name, p.Topic.Name, p.Partition, topicID(p.Topic), assignment).Scan(&offsets[i])
+			if err == nil && offsets[i] < 0 {
+				err = unread(ctx, tx, s.name, e, p)
+			}
 			if err != nil {
 				return err
 			}

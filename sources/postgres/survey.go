@@ -248,8 +248,8 @@ func (s *survey) publication(ctx context.Context) error {
 				d.Bound = fmt.Sprintf("REPLICA IDENTITY FULL needs all columns: ALTER TABLE %s REPLICA IDENTITY DEFAULT", whole)
 			}
 		}
-		if draft.HoldsSecrets(t.name) && p == nil {
-			d.Bound = "it is called like a table of secrets"
+		if why := draft.HoldsSecrets(d); why != "" && p == nil {
+			d.Bound = why
 		}
 	}
 	return nil

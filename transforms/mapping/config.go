@@ -6,6 +6,7 @@ package mapping
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,9 +45,9 @@ var (
 	ErrSameKey = problem.Define("TW-MAP-SAME-KEY", problem.Reject,
 		"Two elements of one row's list have the same key: one record would take the other's place.",
 		"Correct the row at its source: the new record takes the place of the parked one. Or have the rule's key name what tells its elements apart, index at least, run tallywire check, start it again, and retry what is parked: tallywire parked retry TRANSFORM.")
-	ErrTruncate = problem.Define("TW-MAP-TRUNCATE", problem.Reject,
-		"A table was truncated at the source, and the keys of a rule do not hold its primary key: which of them its rows gave is not known, so their records remain.",
-		"Rows that come again under their keys replace theirs. Delete at the far side what was made of the others, then discard this case (one for each partition). Or have the keys of the rule hold the table's primary key.")
+	ErrKey = problem.Define("TW-MAP-KEY", problem.Halt,
+		"The key of a rule does not hold the primary key of its table.",
+		"Make the key of the primary key, such as \"psa-{id}\", and give what else tells the rows apart a field of its own.")
 	ErrMessage = problem.Define("TW-MAP-MESSAGE", problem.Reject,
 		"A logical message stands where rows are expected.",
 		"Find out who writes messages to that topic, then discard this case.")
@@ -97,6 +98,9 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	spec := pipeline.TransformSpec{Name: name, Topics: m.From(), Outputs: m.To(), KeyPrefixes: map[string][]string{}}
 	for _, e := range m.order {
 		spec.KeyPrefixes[e.to.Topic] = append(spec.KeyPrefixes[e.to.Topic], e.keyPrefix())
+		if slices.ContainsFunc(e.contract, func(f avro.Field) bool { return f.Sensitivity == avro.Restricted }) {
+			spec.Restricted = append(spec.Restricted, e.from)
+		}
 	}
 	switch cfg.Dedupe.Mode {
 	case "position":

@@ -44,9 +44,6 @@ type plan struct {
 	// inKey: all columns of the canonical key are in the source's key, so an
 	// update without an old row did not change it.
 	inKey bool
-	// own: the canonical key holds the source's key, so one row gives it, and one
-	// partition of the source's topic.
-	own bool
 }
 
 // From and To list the topics read and written.
@@ -149,9 +146,19 @@ func (s *Stage) fit(e *entry, t *change.Table) (*plan, []error) {
 			}
 		}
 	}
-	p.own = len(t.Key) > 0
+	// A key that does not hold that of the source could be handed from one row to
+	// another. The halves of that lie in different partitions, and when the delete
+	// comes last the record is lost (F5). Rows without a key share a partition.
+	var missing []string
 	for _, c := range t.Key {
-		p.own = p.own && slices.ContainsFunc(p.key, func(k int) bool { return slices.Contains(p.fields[k].cols, c) })
+		if !slices.ContainsFunc(p.key, func(k int) bool { return slices.Contains(p.fields[k].cols, c) }) {
+			missing = append(missing, t.Columns[c].Name)
+		}
+	}
+	if len(missing) > 0 {
+		first := p.key[0]
+		return nil, []error{ErrKey.New("the key of %s does not say %s, the primary key of %s: two rows could give the same key, one after the other, and a record would be lost", e.to.Topic, strings.Join(missing, ", "), t.Topic).
+			At("%s", e.sources[first].path)}
 	}
 	return p, nil
 }
@@ -274,10 +281,7 @@ const dropped change.Op = 0
 func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []change.Value, err error) {
 	switch c.Op {
 	case change.Truncate:
-		if !p.own {
-			return nil, ErrTruncate.New("table %s.%s was truncated, and keys of %s do not hold its primary key", c.Table.Schema, c.Table.Name, p.to.Topic)
-		}
-		c.Table = p.to
+		c.Table = p.to // a key is given by this partition alone; see fit
 		return nil, nil
 	case change.Message:
 		return nil, ErrMessage.New("a logical message in %s", c.Table.Topic)

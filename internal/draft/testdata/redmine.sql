@@ -6,6 +6,7 @@ CREATE TABLE projects (id serial PRIMARY KEY, name varchar NOT NULL DEFAULT '', 
 CREATE TABLE issues (id serial PRIMARY KEY, tracker_id int NOT NULL, project_id int NOT NULL, subject varchar NOT NULL DEFAULT '', description text, due_date date, category_id int, status_id int NOT NULL, assigned_to_id int, priority_id int NOT NULL, author_id int NOT NULL, lock_version int NOT NULL DEFAULT 0, created_on timestamp, updated_on timestamp, start_date date, done_ratio int NOT NULL DEFAULT 0, estimated_hours float, parent_id int, closed_on timestamp);
 CREATE TABLE time_entries (id serial PRIMARY KEY, project_id int NOT NULL, author_id int, user_id int NOT NULL, issue_id int, hours float NOT NULL, comments varchar(1024), activity_id int NOT NULL, spent_on date NOT NULL, tyear int NOT NULL, tmonth int NOT NULL, tweek int NOT NULL, created_on timestamp NOT NULL, updated_on timestamp NOT NULL);
 CREATE TABLE members (id serial PRIMARY KEY, user_id int NOT NULL DEFAULT 0, project_id int NOT NULL DEFAULT 0, created_on timestamp, mail_notification boolean NOT NULL DEFAULT false);
+CREATE TABLE settings (id serial PRIMARY KEY, name varchar(255) NOT NULL DEFAULT '', value text, updated_on timestamp);
 CREATE TABLE projects_trackers (project_id int NOT NULL, tracker_id int NOT NULL);
 CREATE TABLE changeset_parents (changeset_id int NOT NULL, parent_id int NOT NULL);
 CREATE VIEW open_issues AS SELECT * FROM issues WHERE closed_on IS NULL;

@@ -40,6 +40,8 @@ type Owned struct {
 	stableAt  time.Time // when it was first seen there; zero: it is the end
 	Unsigned  bool      // nothing of ours is committed: do it before the first write
 	Stored    int64     // deliver with an OffsetKeeper: below it records were written already; else 0
+	Owner     string    // deliver with an OffsetKeeper: the assignment's name there
+	ReadAt    time.Time // deliver with a Reconciler: what was written before is in the sink
 }
 
 // Coord is where in the partition a record lies.

@@ -93,14 +93,14 @@ func newBed(t testing.TB, addr string, fake []kfake.Opt, ours, direct []kgo.Opt)
 	b.Proxy = proxy
 	log := slog.New(slog.NewTextHandler(testLog{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	o := obs.New(log)
-	through, err := kafka.New(kafka.Config{Brokers: []string{proxy.Addr()}, Opts: append([]kgo.Opt{
+	through, err := kafka.New(kafka.Config{Brokers: []string{proxy.Addr()}, Fake: b.Fake != nil, Opts: append([]kgo.Opt{
 		kgo.Dialer(proxy.Dial), kgo.RequestRetries(2), kgo.RetryBackoffFn(func(int) time.Duration { return 20 * time.Millisecond }),
 	}, ours...)}, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(through.Close)
-	if b.Direct, err = kafka.New(kafka.Config{Brokers: []string{addr}, Opts: direct}, o); err != nil {
+	if b.Direct, err = kafka.New(kafka.Config{Brokers: []string{addr}, Fake: b.Fake != nil, Opts: direct}, o); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(b.Direct.Close)

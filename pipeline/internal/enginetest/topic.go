@@ -1,7 +1,9 @@
 package enginetest
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"sync"
@@ -345,4 +347,46 @@ func (b *TopicBed) Group() kadm.DescribedGroup {
 		b.T.Fatal(err)
 	}
 	return gs[pipeline.GroupOf(b.Source)]
+}
+
+// CheckNotShown fails when a text, which is not short, is in the bed's parked topic, or in the
+// control database.
+func CheckNotShown(b *TopicBed, text string) {
+	b.T.Helper()
+	shown := func(p []byte) bool {
+		if bytes.Contains(p, []byte(text)) {
+			return true
+		}
+		for skip := range 3 { // in base64 it begins in one of three ways
+			in := base64.StdEncoding.EncodeToString(append(make([]byte, skip), text...))
+			if bytes.Contains(p, []byte(in[4:len(in)-4])) {
+				return true
+			}
+		}
+		return false
+	}
+	for _, r := range b.Read(parked.TopicOf(b.Source)) {
+		if shown(r.Value) {
+			b.T.Errorf("the parked topic shows it: %q", r.Value)
+		}
+	}
+	rows, err := b.Env.Control.Query(b.T.Context(), "select p::text, encode(record_value, 'escape') from tallywire.parked p")
+	if err != nil {
+		b.T.Fatal(err)
+	}
+	defer rows.Close()
+	n := 0
+	for rows.Next() {
+		var row string
+		var value *string
+		if err := rows.Scan(&row, &value); err != nil {
+			b.T.Fatal(err)
+		}
+		if n++; shown([]byte(row)) || value != nil && shown([]byte(*value)) {
+			b.T.Errorf("the control database shows it: %s", row)
+		}
+	}
+	if err := rows.Err(); err != nil || n == 0 {
+		b.T.Errorf("%d rows, %v", n, err)
+	}
 }

@@ -1,20 +1,20 @@
-// mapping_update.go: what came out written into a file of cases. Lines are
-// replaced where they stand, so that comments and the form of the rest stay.
+// Update: what came out written into a file of cases. Lines are replaced where they
+// stand, so that comments and the form of the rest stay.
 
-package main
+package cases
 
 import (
 	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/config"
+	"github.com/tallywire/tallywire/internal/rules"
 )
 
 // edit replaces octets of one line (to > from), or lines from line to end-1.
@@ -24,43 +24,47 @@ type edit struct {
 	text      []string
 }
 
-// update writes the outcome of the cases that differ into the file, and says
+// Written is what an update changed.
+type Written struct {
+	File string `json:"file"`
+	Line int    `json:"line"`
+	Case string `json:"case"`
+	What string `json:"what"`
+}
+
+// Update writes the outcome of the cases that differ into the file, and says
 // what it wrote. What it writes is read again first: a file that would not be as
 // expected is left alone.
-func (c *cases) update(ctx context.Context, r *ruleBook, outs []outcome, ds []difference) ([]written, error) {
+func (c *File) Update(ctx context.Context, r *rules.Book, outs []Outcome, ds []Difference) ([]Written, error) {
 	var edits []edit
-	var said []written
+	var said []Written
 	done := map[int]bool{}
 	for _, d := range ds {
-		if done[d.number] {
+		if done[d.Number] {
 			continue
 		}
-		done[d.number] = true
-		es, what := c.edits(d.number, &outs[d.number])
+		done[d.Number] = true
+		es, what := c.edits(d.Number, &outs[d.Number])
 		if es == nil {
 			return nil, errCase.New("the case %q is written within braces; it cannot be updated there", d.Case).
-				At("%s", c.doc.At(fmt.Sprintf("cases[%d]", d.number))).WithRemedy("Write it with each key on a line of its own: - name: …, below it rows: and records:.")
+				At("%s", c.doc.At(fmt.Sprintf("cases[%d]", d.Number))).WithRemedy("Write it with each key on a line of its own: - name: …, below it rows: and records:.")
 		}
 		edits = append(edits, es...)
-		said = append(said, written{c.file, d.Line, d.Case, what})
+		said = append(said, Written{c.file, d.Line, d.Case, what})
 	}
 	text := []byte(applyEdits(string(c.text), edits))
-	again, err := readCases(c.file, text, r)
+	again, err := read(c.file, text, r)
 	if err != nil {
 		return nil, fmt.Errorf("BUG: what --update would write cannot be read: %w", err)
 	}
-	outs, err = again.run(ctx)
+	outs, err = again.Run(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if left := again.compare(outs); len(left) > 0 {
+	if left := again.Compare(outs); len(left) > 0 {
 		return nil, fmt.Errorf("BUG: what --update would write to %s is not what came out: %s, %s", c.file, left[0].What, left[0].Field)
 	}
-	mode := os.FileMode(0o644)
-	if info, err := os.Stat(c.file); err == nil {
-		mode = info.Mode()
-	}
-	if err := os.WriteFile(c.file, text, mode); err != nil {
+	if err := config.Replace(c.file, text); err != nil {
 		return nil, fmt.Errorf("writing %s: %w", c.file, err)
 	}
 	return said, nil
@@ -68,7 +72,7 @@ func (c *cases) update(ctx context.Context, r *ruleBook, outs []outcome, ds []di
 
 // edits are those of one case, and what they are about in words; nil: it is not
 // written as a block.
-func (c *cases) edits(i int, o *outcome) (es []edit, what string) {
+func (c *File) edits(i int, o *Outcome) (es []edit, what string) {
 	k, path := &c.form.Cases[i], fmt.Sprintf("cases[%d]", i)
 	keys, ok := c.doc.Keys(path)
 	if !ok {
@@ -80,7 +84,7 @@ func (c *cases) edits(i int, o *outcome) (es []edit, what string) {
 		want = *k.Records
 	}
 	differs := false
-	c.compareRecords(k, o, func(difference) { differs = true })
+	c.compareRecords(k, o, func(Difference) { differs = true })
 	if differs || k.Records == nil && (k.Rejected == nil || len(o.records) > 0) {
 		small, values, ok := c.single(path, want, o)
 		if !ok {
@@ -89,7 +93,7 @@ func (c *cases) edits(i int, o *outcome) (es []edit, what string) {
 		es, about = append(es, small...), append(about, values)
 	}
 	differs = false
-	compareRejected(k, o, func(difference) { differs = true })
+	compareRejected(k, o, func(Difference) { differs = true })
 	if differs {
 		lines := []string{strings.Repeat(" ", keys[0].Column-1) + "rejected:"}
 		for j, r := range o.rejected {
@@ -108,7 +112,7 @@ func (c *cases) edits(i int, o *outcome) (es []edit, what string) {
 
 // single replaces single values, where the records are those that are expected;
 // ok is false where they are not, or a value cannot be replaced where it stands.
-func (c *cases) single(path string, want []caseRecord, o *outcome) (es []edit, what string, ok bool) {
+func (c *File) single(path string, want []caseRecord, o *Outcome) (es []edit, what string, ok bool) {
 	if len(want) != len(o.records) || len(want) == 0 {
 		return nil, "", false
 	}
@@ -141,7 +145,7 @@ func (c *cases) single(path string, want []caseRecord, o *outcome) (es []edit, w
 
 // list replaces what stands at a key of a case, or puts it after its last key.
 // Comments that have lines of their own in what is replaced come first in it.
-func (c *cases) list(keys []config.Key, name string, lines []string) []edit {
+func (c *File) list(keys []config.Key, name string, lines []string) []edit {
 	text := strings.Split(string(c.text), "\n")
 	for _, k := range keys {
 		if k.Name != name {
@@ -189,7 +193,7 @@ func endOf(text []string, line, column int) int {
 
 // recordLines write the records of an outcome: those that were expected with the
 // fields that they name, others with all.
-func (c *cases) recordLines(column int, want []caseRecord, o *outcome) []string {
+func (c *File) recordLines(column int, want []caseRecord, o *Outcome) []string {
 	at := strings.Repeat(" ", column-1)
 	if len(o.records) == 0 {
 		return []string{at + "records: []"}
@@ -224,6 +228,24 @@ func (c *cases) recordLines(column int, want []caseRecord, o *outcome) []string 
 		}
 	}
 	return lines
+}
+
+// fieldsNamed are the fields that a record of a case names, in the contract's order.
+func fieldsNamed(w *caseRecord, g *outRecord) (out []string) {
+	for i := range g.fields {
+		if _, named := w.Fields[g.fields[i].col.Name]; named {
+			out = append(out, g.fields[i].col.Name)
+		}
+	}
+	return slices.Clip(out)
+}
+
+// counted is "1 record" or "2 records".
+func counted(n int, what string) string {
+	if n != 1 {
+		what += "s"
+	}
+	return fmt.Sprintf("%d %s", n, what)
 }
 
 // applyEdits works from the end, so that lines keep their numbers.

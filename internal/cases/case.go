@@ -1,6 +1,6 @@
-// mapping_case.go: a file of cases, rows in and records out, and how it is read.
-
-package main
+// Package cases tests the rules of a mapping by cases in files: rows in, records
+// out. case.go is the form of a file, and how it is read.
+package cases
 
 import (
 	"errors"
@@ -14,6 +14,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/rules"
 	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 	"github.com/tallywire/tallywire/transforms/mapping"
 )
@@ -66,8 +67,8 @@ type caseRejection struct {
 	Contains string `yaml:"contains"`
 }
 
-// minimalCase is a whole file, for who has none; it fits examples/tallywire.yml.
-const minimalCase = `transform: canonical
+// Minimal is a whole file, for who has none; it fits examples/tallywire.yml.
+const Minimal = `transform: canonical
 topic: psa.public.invoice_line
 key: [id]
 columns: {id: bigint, invoice_id: bigint, project_id: bigint, quantity: "numeric(12,2)", unit_price: "numeric(12,4)", amount: "numeric(14,2)"}
@@ -81,8 +82,8 @@ cases:
 
 var caseOps = map[string]change.Op{"create": change.Create, "update": change.Update, "delete": change.Delete, "read": change.Read}
 
-// cases are a file that was read and fits the configuration.
-type cases struct {
+// File is a file of cases that was read and fits the configuration.
+type File struct {
 	file  string
 	text  []byte
 	doc   *config.Document
@@ -94,15 +95,15 @@ type cases struct {
 	bad   []error
 }
 
-// readCases reads a file. The error joins all that is wrong with it.
-func readCases(file string, text []byte, r *ruleBook) (*cases, error) {
-	c := &cases{file: file, text: text, all: r.contracts, form: caseFile{Identity: "default"}}
+// read reads a file. The error joins all that is wrong with it.
+func read(file string, text []byte, r *rules.Book) (*File, error) {
+	c := &File{file: file, text: text, all: r.Contracts, form: caseFile{Identity: "default"}}
 	var err error
 	if c.doc, err = config.ReadDocument(file, text, &c.form); err != nil {
 		return nil, err
 	}
-	if c.stage, err = r.stage(c.form.Transform); err != nil {
-		if e := problem.Of(err); e != nil && problem.Has(err, errMapping) {
+	if c.stage, err = r.Stage(c.form.Transform); err != nil {
+		if e := problem.Of(err); e != nil && problem.Has(err, rules.ErrTransform) {
 			err = e.At("%s", c.doc.At("transform"))
 		}
 		return nil, err
@@ -116,17 +117,17 @@ func readCases(file string, text []byte, r *ruleBook) (*cases, error) {
 	return c, errors.Join(c.bad...)
 }
 
-func (c *cases) fail(path, format string, args ...any) { _ = c.mistake(path, format, args...) }
+func (c *File) fail(path, format string, args ...any) { _ = c.mistake(path, format, args...) }
 
 // mistake is fail, of what gets a remedy of its own.
-func (c *cases) mistake(path, format string, args ...any) *problem.Error {
+func (c *File) mistake(path, format string, args ...any) *problem.Error {
 	e := errCase.New(format, args...).At("%s", c.doc.At(path))
 	c.bad = append(c.bad, e)
 	return e
 }
 
 // unknown is a mistake in a name.
-func (c *cases) unknown(path, what, name string, names []string) {
+func (c *File) unknown(path, what, name string, names []string) {
 	e := c.mistake(path, "%s", fmt.Sprintf(what, name))
 	if near := config.Nearest(name, slices.Clone(names)); near != "" {
 		e.Text += fmt.Sprintf("; did you mean %q?", near)
@@ -138,7 +139,7 @@ func (c *cases) unknown(path, what, name string, names []string) {
 }
 
 // checkTable makes the table of the rows.
-func (c *cases) checkTable() {
+func (c *File) checkTable() {
 	f := &c.form
 	if !slices.Contains(c.stage.From(), f.Topic) {
 		c.unknown("topic", "the transform reads no topic %q", f.Topic, c.stage.From())
@@ -188,10 +189,10 @@ func (c *cases) checkTable() {
 	}
 }
 
-func (c *cases) columns() []string { return slices.Sorted(maps.Keys(c.form.Columns)) }
+func (c *File) columns() []string { return slices.Sorted(maps.Keys(c.form.Columns)) }
 
 // checkCase looks at all that one case names.
-func (c *cases) checkCase(i int) {
+func (c *File) checkCase(i int) {
 	k, path := &c.form.Cases[i], fmt.Sprintf("cases[%d]", i)
 	if k.Name == "" {
 		_ = c.mistake(path, "a case has no name").WithRemedy("Say in its name what it shows: name: an unknown status is parked.")
@@ -227,7 +228,7 @@ func (c *cases) checkCase(i int) {
 	}
 }
 
-func (c *cases) checkRecord(r *caseRecord, path string) {
+func (c *File) checkRecord(r *caseRecord, path string) {
 	fills := c.stage.Fills(c.form.Topic)
 	if r.Topic == "" && len(fills) == 1 {
 		r.Topic = fills[0]
@@ -269,7 +270,7 @@ func names(t *change.Table) []string {
 }
 
 // row appends one change as Postgres would send it.
-func (c *cases) row(b *change.Batch, r *caseRow, path string) {
+func (c *File) row(b *change.Batch, r *caseRow, path string) {
 	op, ok := caseOps[r.Op]
 	switch {
 	case r.Op == "":
@@ -339,7 +340,7 @@ func (c *cases) row(b *change.Batch, r *caseRow, path string) {
 }
 
 // keyOnly leaves of an old row what REPLICA IDENTITY DEFAULT sends.
-func (c *cases) keyOnly(row []change.Value) {
+func (c *File) keyOnly(row []change.Value) {
 	for i := range row {
 		if !slices.Contains(c.table.Key, i) {
 			row[i] = change.UnchangedValue()
@@ -348,7 +349,7 @@ func (c *cases) keyOnly(row []change.Value) {
 }
 
 // withDefaults are the values of a row; what is not written is that of defaults.
-func (c *cases) withDefaults(b *change.Batch, row map[string]config.Scalar, path string) []change.Value {
+func (c *File) withDefaults(b *change.Batch, row map[string]config.Scalar, path string) []change.Value {
 	out := c.values(b, row, path)
 	for at, v := range c.values(b, c.form.Defaults, "defaults") {
 		if _, written := row[c.table.Columns[at].Name]; !written {
@@ -359,7 +360,7 @@ func (c *cases) withDefaults(b *change.Batch, row map[string]config.Scalar, path
 }
 
 // values are those of a row; what is not written is null.
-func (c *cases) values(b *change.Batch, row map[string]config.Scalar, path string) []change.Value {
+func (c *File) values(b *change.Batch, row map[string]config.Scalar, path string) []change.Value {
 	out := b.Row(len(c.table.Columns))
 	for _, name := range slices.Sorted(maps.Keys(row)) {
 		at := c.table.Column(name)
@@ -396,31 +397,15 @@ func fieldText(col *change.Column, written config.Scalar) (*string, error) {
 	if err != nil {
 		return nil, err
 	}
-	text := valueText(b, col, v)
+	text := rules.Text(b, col, v)
 	return text, nil
 }
 
-// valueText is the text of a field as its topic holds it, booleans in words and
-// numbers without zeros at their end; nil: null.
-func valueText(b *change.Batch, col *change.Column, v change.Value) *string {
-	if v.IsNull() {
-		return nil
-	}
-	text := string(b.AppendText(nil, v))
-	switch {
-	case v.Kind() == change.Bool:
-		text = fmt.Sprint(v.Bool())
-	case col.Kind == change.Decimal && v.Form() == change.Finite && strings.Contains(text, "."):
-		text = strings.TrimSuffix(strings.TrimRight(text, "0"), ".")
-	}
-	return &text
-}
-
-// load reads a file for readCases.
-func loadCases(file string, r *ruleBook) (*cases, error) {
+// load reads a file for read.
+func Load(file string, r *rules.Book) (*File, error) {
 	text, err := os.ReadFile(file)
 	if err != nil {
 		return nil, errNoCase.New("reading cases: %w", err)
 	}
-	return readCases(file, text, r)
+	return read(file, text, r)
 }

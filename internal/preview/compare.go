@@ -1,7 +1,7 @@
-// mapping_compare.go: the records of the keys that a window touches, old beside
+// Compare: the records of the keys that a window touches, old beside
 // new, within a bound of memory.
 
-package main
+package preview
 
 import (
 	"encoding/binary"
@@ -13,10 +13,11 @@ import (
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/rules"
 )
 
-// previewKey is a canonical key, with its record by the old rules and by the new.
-type previewKey struct{ old, new madeRecord }
+// sides is a canonical key, with its record by the old rules and by the new.
+type sides struct{ old, new madeRecord }
 
 // madeRecord is the last that was made for a key.
 type madeRecord struct {
@@ -28,24 +29,24 @@ type madeRecord struct {
 	partition int32
 }
 
-// previewOverhead is about what a key takes beside its text and its records: a
-// previewKey, and its share of the map.
-const previewOverhead = 272
+// overhead is about what a key takes beside its text and its records: a
+// sides, and its share of the map.
+const overhead = 272
 
 // keep makes r the record of a key, unless a later one is there: of one partition
 // the later offset, of several the later time.
-func (p *preview) keep(topic, key string, r madeRecord, old bool) {
+func (p *Preview) keep(topic, key string, r madeRecord, old bool) {
 	if p.keys[topic] == nil {
-		p.keys[topic] = map[string]*previewKey{}
+		p.keys[topic] = map[string]*sides{}
 	}
 	k := p.keys[topic][key]
 	if k == nil {
 		if xxhash.Sum64String(key)%p.sampled != 0 {
 			return
 		}
-		k = &previewKey{}
+		k = &sides{}
 		p.keys[topic][key] = k
-		p.used += previewOverhead + len(key)
+		p.used += overhead + len(key)
 	}
 	at := &k.new
 	if old {
@@ -59,7 +60,7 @@ func (p *preview) keep(topic, key string, r madeRecord, old bool) {
 }
 
 // truncate deletes what was made of rows of a partition of a raw topic.
-func (p *preview) truncate(topic string, m *rawMeta, old bool) {
+func (p *Preview) truncate(topic string, m *rawMeta, old bool) {
 	for _, k := range p.keys[topic] {
 		at := &k.new
 		if old {
@@ -73,13 +74,13 @@ func (p *preview) truncate(topic string, m *rawMeta, old bool) {
 }
 
 // thin drops every second key while they take more than they may.
-func (p *preview) thin() {
-	for p.used > p.budget {
+func (p *Preview) thin() {
+	for p.used > p.Memory {
 		p.sampled *= 2
 		for _, keys := range p.keys {
 			for key, k := range keys {
 				if xxhash.Sum64String(key)%p.sampled != 0 {
-					p.used -= previewOverhead + len(key) + len(k.old.fields) + len(k.new.fields)
+					p.used -= overhead + len(key) + len(k.old.fields) + len(k.new.fields)
 					delete(keys, key)
 				}
 			}
@@ -98,7 +99,7 @@ func appendFields(b *change.Batch, to *change.Table, c *change.Change) []byte {
 			at = c.Table.Column(to.Columns[i].Name)
 		}
 		if at >= 0 {
-			text = valueText(b, &to.Columns[i], c.New[at])
+			text = rules.Text(b, &to.Columns[i], c.New[at])
 		}
 		if text == nil {
 			out = append(out, 0)
@@ -124,15 +125,15 @@ func fieldTexts(p []byte) (out []*string) {
 	return out
 }
 
-// previewExamples are how many keys are named.
-const previewExamples = 3
+// examples are how many keys are named.
+const examples = 3
 
 // compare counts and shows.
-func (p *preview) compare(res *previewed) {
+func (p *Preview) compare(res *Result) {
 	res.Sampled = int(p.sampled)
-	res.Rejected = p.now.rejected.list()
-	if p.before != nil {
-		res.Before = p.before.rejected.list()
+	res.Rejected = p.Now.rejected.list()
+	if p.Before != nil {
+		res.Before = p.Before.rejected.list()
 	}
 	res.Differs = len(res.Rejected) > 0
 	for _, topic := range slices.Sorted(maps.Keys(p.keys)) {
@@ -142,14 +143,14 @@ func (p *preview) compare(res *previewed) {
 	}
 }
 
-func (p *preview) compareTopic(res *previewed, topic string) previewedOut {
-	side := p.now
-	if side.rules.contracts[topic] == nil || !slices.Contains(side.stage.To(), topic) {
-		side = p.before // only the old rules fill it
+func (p *Preview) compareTopic(res *Result, topic string) Topic {
+	side := p.Now
+	if side.rules.Contracts[topic] == nil || !slices.Contains(side.stage.To(), topic) {
+		side = p.Before // only the old rules fill it
 	}
-	contract := side.rules.contracts[topic]
-	out := previewedOut{Topic: topic, Missing: p.before == nil && p.missing[topic]}
-	fields := make([]previewedField, len(contract.Fields))
+	contract := side.rules.Contracts[topic]
+	out := Topic{Topic: topic, Missing: p.Before == nil && p.missing[topic]}
+	fields := make([]Field, len(contract.Fields))
 	keyShown := true
 	for _, k := range contract.Table.Key {
 		keyShown = keyShown && shown(contract.Fields[k])
@@ -168,11 +169,11 @@ func (p *preview) compareTopic(res *previewed, topic string) previewedOut {
 		case string(k.old.fields) == string(k.new.fields):
 			out.Equal++
 		case k.old.fields == nil:
-			if out.New++; len(out.NewKeys) < previewExamples {
+			if out.New++; len(out.NewKeys) < examples {
 				out.NewKeys = append(out.NewKeys, key)
 			}
 		case k.new.fields == nil:
-			if out.Gone++; len(out.Lost) < previewExamples {
+			if out.Gone++; len(out.Lost) < examples {
 				out.Lost = append(out.Lost, key)
 			}
 		default:
@@ -190,14 +191,14 @@ func (p *preview) compareTopic(res *previewed, topic string) previewedOut {
 
 // stays: the last version of the row that a record was made of is rejected, so
 // that the record is not the last word.
-func (p *preview) stays(k *previewKey) bool {
-	_, bad := p.now.rejected.rows[k.new.row]
+func (p *Preview) stays(k *sides) bool {
+	_, bad := p.Now.rejected.rows[k.new.row]
 	bad = bad && k.new.made
-	if p.before != nil && k.old.made {
-		_, was := p.before.rejected.rows[k.old.row]
+	if p.Before != nil && k.old.made {
+		_, was := p.Before.rejected.rows[k.old.row]
 		bad = bad || was
 		if !k.new.made { // the new rules made nothing of the row at all
-			_, was = p.now.rejected.rows[k.old.row]
+			_, was = p.Now.rejected.rows[k.old.row]
 			bad = bad || was
 		}
 	}
@@ -209,7 +210,7 @@ func shown(f avro.Field) bool {
 }
 
 // differing counts the fields in which the records of a key differ.
-func differing(fields []previewedField, contract *avro.Contract, key string, k *previewKey) {
+func differing(fields []Field, contract *avro.Contract, key string, k *sides) {
 	was, is := fieldTexts(k.old.fields), fieldTexts(k.new.fields)
 	for i := range fields {
 		var old *string // of a contract that did not have the field
@@ -221,10 +222,10 @@ func differing(fields []previewedField, contract *avro.Contract, key string, k *
 		}
 		f := &fields[i]
 		f.Field, f.Hidden = contract.Fields[i].Name, !shown(contract.Fields[i])
-		if f.Keys++; len(f.Examples) >= previewExamples {
+		if f.Keys++; len(f.Examples) >= examples {
 			continue
 		}
-		x := previewedExample{Key: key}
+		x := Example{Key: key}
 		if !f.Hidden {
 			x.Old, x.New = old, is[i]
 		}

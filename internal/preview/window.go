@@ -1,7 +1,7 @@
-// mapping_window.go: a window of raw topics read and run through rules, and the
-// canonical topics beside it.
-
-package main
+// Package preview tells what changed rules would change, before they are put in
+// place. window.go reads a window of raw topics, runs it through rules, and reads
+// the canonical topics beside it.
+package preview
 
 import (
 	"context"
@@ -21,39 +21,42 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/rules"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/mapping"
 )
 
-// preview compares what rules make of a window of raw records with what was made
+// Preview compares what rules make of a window of raw records with what was made
 // of it before: with the canonical topics, or with other rules.
-type preview struct {
-	name     string
-	now      *previewSide
-	before   *previewSide // nil: the canonical topics
-	kafka    *kafka.Cluster
-	registry *avro.Registry
-	dec      *avro.Decoder
-	err      io.Writer // progress
-	told     time.Time
+type Preview struct {
+	Now      *Side
+	Before   *Side // nil: the canonical topics
+	Kafka    *kafka.Cluster
+	Registry *avro.Registry
+	Memory   int       // octets that the records compared may take
+	Progress io.Writer // how far it is
 
-	budget, used int
-	sampled      uint64                            // one of so many keys is kept
-	keys         map[string]map[string]*previewKey // by canonical topic
-	missing      map[string]bool                   // canonical topics that do not exist
+	dec  *avro.Decoder
+	told time.Time
+
+	used    int
+	sampled uint64                       // one of so many keys is kept
+	keys    map[string]map[string]*sides // by canonical topic
+	missing map[string]bool              // canonical topics that do not exist
 }
 
-// previewSide is one set of rules.
-type previewSide struct {
-	rules    *ruleBook
+// Side is one set of rules.
+type Side struct {
+	rules    *rules.Book
 	stage    *mapping.Stage
 	trial    *mapping.Trial
 	rejected *rejections
 }
 
-func newPreviewSide(r *ruleBook, s *mapping.Stage) (*previewSide, error) {
-	t, err := mapping.NewTrial(s, r.contracts)
-	return &previewSide{r, s, t, newRejections()}, err
+// NewSide is the side of one stage of a book.
+func NewSide(r *rules.Book, s *mapping.Stage) (*Side, error) {
+	t, err := mapping.NewTrial(s, r.Contracts)
+	return &Side{r, s, t, newRejections()}, err
 }
 
 // rawMeta is where a raw record came from.
@@ -69,18 +72,19 @@ type rawMeta struct {
 // offsets are a run of offsets of a partition.
 type offsets struct{ from, to int64 }
 
-func (p *preview) run(ctx context.Context, since time.Time) (*previewed, error) {
-	p.dec, p.sampled, p.told = avro.NewDecoder(p.registry), 1, time.Now()
-	p.keys = map[string]map[string]*previewKey{}
-	for _, t := range p.now.stage.To() {
-		p.keys[t] = map[string]*previewKey{}
+// Run previews the rules over the raw records since then. It writes nothing.
+func (p *Preview) Run(ctx context.Context, since time.Time) (*Result, error) {
+	p.dec, p.sampled, p.told = avro.NewDecoder(p.Registry), 1, time.Now()
+	p.keys = map[string]map[string]*sides{}
+	for _, t := range p.Now.stage.To() {
+		p.keys[t] = map[string]*sides{}
 	}
-	res := &previewed{Transform: p.name, Since: since, Topics: []previewedOut{}}
-	raw, err := p.kafka.Topics(ctx, p.now.stage.From()...)
+	res := &Result{Transform: p.Now.stage.Name(), Since: since, Topics: []Topic{}}
+	raw, err := p.Kafka.Topics(ctx, p.Now.stage.From()...)
 	if err != nil {
 		return nil, err
 	}
-	canonical, err := p.kafka.Topics(ctx, slices.Collect(maps.Keys(p.keys))...)
+	canonical, err := p.Kafka.Topics(ctx, slices.Collect(maps.Keys(p.keys))...)
 	if err != nil {
 		return nil, err
 	}
@@ -92,8 +96,8 @@ func (p *preview) run(ctx context.Context, since time.Time) (*previewed, error) 
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range p.now.stage.From() {
-		r := previewedRaw{Topic: name, Missing: raw[name] == nil, Unread: unread[name]}
+	for _, name := range p.Now.stage.From() {
+		r := Raw{Topic: name, Missing: raw[name] == nil, Unread: unread[name]}
 		for _, part := range slices.Sorted(maps.Keys(window[name])) {
 			n, err := p.readRaw(ctx, raw[name], part, window[name][part])
 			if err != nil {
@@ -103,7 +107,7 @@ func (p *preview) run(ctx context.Context, since time.Time) (*previewed, error) 
 		}
 		res.Raw = append(res.Raw, r)
 	}
-	if p.before == nil {
+	if p.Before == nil {
 		for name, t := range canonical {
 			if len(p.keys[name]) == 0 {
 				continue
@@ -122,8 +126,8 @@ func (p *preview) run(ctx context.Context, since time.Time) (*previewed, error) 
 // window gives the offsets to read: of raw topics from since up to what the
 // running transform has read, or to the end where none has; of canonical topics
 // all, up to an end that holds what the transform made of that.
-func (p *preview) window(ctx context.Context, since time.Time, raw, canonical []string) (window map[string]map[int32]offsets, unread map[string]int64, all map[string]map[int32]offsets, err error) {
-	adm := p.kafka.Admin()
+func (p *Preview) window(ctx context.Context, since time.Time, raw, canonical []string) (window map[string]map[int32]offsets, unread map[string]int64, all map[string]map[int32]offsets, err error) {
+	adm := p.Kafka.Admin()
 	window, unread, all = map[string]map[int32]offsets{}, map[string]int64{}, map[string]map[int32]offsets{}
 	if len(raw) == 0 {
 		return window, unread, all, nil
@@ -147,7 +151,7 @@ func (p *preview) window(ctx context.Context, since time.Time, raw, canonical []
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		if p.before != nil || maps.EqualFunc(read, again, maps.Equal[map[int32]int64, map[int32]int64]) {
+		if p.Before != nil || maps.EqualFunc(read, again, maps.Equal[map[int32]int64, map[int32]int64]) {
 			break
 		}
 		read = again
@@ -163,7 +167,7 @@ func (p *preview) window(ctx context.Context, since time.Time, raw, canonical []
 				continue
 			}
 			to := e.Offset
-			if at, ok := read[name][part]; ok && at < to && p.before == nil {
+			if at, ok := read[name][part]; ok && at < to && p.Before == nil {
 				unread[name] += max(0, to-max(at, s.Offset))
 				to = at
 			}
@@ -190,9 +194,9 @@ func (p *preview) window(ctx context.Context, since time.Time, raw, canonical []
 }
 
 // committed are the offsets of the transform's group; none when there is none.
-func (p *preview) committed(ctx context.Context) (map[string]map[int32]int64, error) {
-	group := pipeline.GroupOf(p.name)
-	got, err := p.kafka.Admin().FetchOffsets(ctx, group)
+func (p *Preview) committed(ctx context.Context) (map[string]map[int32]int64, error) {
+	group := pipeline.GroupOf(p.Now.stage.Name())
+	got, err := p.Kafka.Admin().FetchOffsets(ctx, group)
 	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
 		return nil, kafka.Wrap(err, "reading the offsets of %s", group)
 	}
@@ -210,12 +214,12 @@ func (p *preview) committed(ctx context.Context) (map[string]map[int32]int64, er
 
 // How many rows, and octets, go through the rules at once.
 const (
-	previewRows   = 1024
-	previewOctets = 4 << 20
+	maxRows   = 1024
+	maxOctets = 4 << 20
 )
 
 // readRaw runs the rows of a partition through the rules.
-func (p *preview) readRaw(ctx context.Context, t *change.Topic, part int32, o offsets) (n int64, err error) {
+func (p *Preview) readRaw(ctx context.Context, t *change.Topic, part int32, o offsets) (n int64, err error) {
 	in := change.Get()
 	defer func() { in.Release() }()
 	var metas []rawMeta
@@ -223,23 +227,23 @@ func (p *preview) readRaw(ctx context.Context, t *change.Topic, part int32, o of
 		if in.Len() == 0 {
 			return nil
 		}
-		if p.before != nil {
+		if p.Before != nil {
 			twin := change.Get()
 			for i := range in.Changes {
 				twin.AppendFrom(in, &in.Changes[i])
 			}
-			if err := p.apply(ctx, p.before, twin, metas, true); err != nil {
+			if err := p.apply(ctx, p.Before, twin, metas, true); err != nil {
 				return err
 			}
 		}
 		full := in
 		in = change.Get()
-		err := p.apply(ctx, p.now, full, metas, false)
+		err := p.apply(ctx, p.Now, full, metas, false)
 		metas = metas[:0]
 		p.thin()
 		return err
 	}
-	err = kafka.Scan(ctx, p.kafka.Shared(), t, part, o.from, o.to, func(r *kgo.Record) error {
+	err = kafka.Scan(ctx, p.Kafka.Shared(), t, part, o.from, o.to, func(r *kgo.Record) error {
 		if r.Attrs.IsControl() {
 			return nil
 		}
@@ -252,9 +256,9 @@ func (p *preview) readRaw(ctx context.Context, t *change.Topic, part int32, o of
 			return err
 		}
 		if err != nil {
-			p.now.rejected.add(&m, err)
-			if p.before != nil {
-				p.before.rejected.add(&m, err)
+			p.Now.rejected.add(&m, err)
+			if p.Before != nil {
+				p.Before.rejected.add(&m, err)
 			}
 			return nil
 		}
@@ -264,7 +268,7 @@ func (p *preview) readRaw(ctx context.Context, t *change.Topic, part int32, o of
 			}
 			metas = append(metas, m)
 		}
-		if in.Len() >= previewRows || in.Size() >= previewOctets {
+		if in.Len() >= maxRows || in.Size() >= maxOctets {
 			return flush()
 		}
 		return nil
@@ -284,10 +288,10 @@ func hashOf(topic string, key []byte) uint64 {
 }
 
 // apply keeps what the rules of a side make of rows.
-func (p *preview) apply(ctx context.Context, side *previewSide, in *change.Batch, metas []rawMeta, old bool) error {
+func (p *Preview) apply(ctx context.Context, side *Side, in *change.Batch, metas []rawMeta, old bool) error {
 	out, rejected, err := side.trial.Apply(ctx, in)
 	if err != nil {
-		return side.rules.place(err)
+		return side.rules.Place(err)
 	}
 	defer out.Release()
 	// A row may come several times in one batch: what its last version does counts.
@@ -312,7 +316,7 @@ func (p *preview) apply(ctx context.Context, side *previewSide, in *change.Batch
 		r := madeRecord{made: true, row: m.row, raw: m.topic, millis: m.millis, partition: m.partition}
 		if c.New != nil {
 			to := c.Table
-			if contract := p.now.rules.contracts[to.Topic]; contract != nil {
+			if contract := p.Now.rules.Contracts[to.Topic]; contract != nil {
 				to = contract.Table
 			}
 			r.fields = appendFields(out, to, c)
@@ -323,11 +327,11 @@ func (p *preview) apply(ctx context.Context, side *previewSide, in *change.Batch
 }
 
 // readCanonical takes the records of the keys that the window touches.
-func (p *preview) readCanonical(ctx context.Context, t *change.Topic, part int32, o offsets) error {
-	to := p.now.rules.contracts[t.Name].Table
+func (p *Preview) readCanonical(ctx context.Context, t *change.Topic, part int32, o offsets) error {
+	to := p.Now.rules.Contracts[t.Name].Table
 	b := change.Get()
 	defer b.Release()
-	return kafka.Scan(ctx, p.kafka.Shared(), t, part, o.from, o.to, func(r *kgo.Record) error {
+	return kafka.Scan(ctx, p.Kafka.Shared(), t, part, o.from, o.to, func(r *kgo.Record) error {
 		if r.Attrs.IsControl() {
 			return nil
 		}
@@ -353,7 +357,7 @@ func (p *preview) readCanonical(ctx context.Context, t *change.Topic, part int32
 }
 
 // progress tells on standard error, every few seconds, how far it is.
-func (p *preview) progress(topic string, part int32, at int64, o offsets) {
+func (p *Preview) progress(topic string, part int32, at int64, o offsets) {
 	if time.Since(p.told) < 3*time.Second {
 		return
 	}
@@ -362,5 +366,5 @@ func (p *preview) progress(topic string, part int32, at int64, o offsets) {
 	for _, k := range p.keys {
 		keys += len(k)
 	}
-	fmt.Fprintf(p.err, "reading %s, partition %d: %d of %d, %d keys\n", topic, part, at-o.from, o.to-o.from, keys)
+	fmt.Fprintf(p.Progress, "reading %s, partition %d: %d of %d, %d keys\n", topic, part, at-o.from, o.to-o.from, keys)
 }
