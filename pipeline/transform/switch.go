@@ -31,7 +31,7 @@ var (
 		"Run the same command again, it begins anew: tallywire mapping switch TRANSFORM -c NEW --from OLD --yes. Then start again. Where the former rules are lost, tallywire replay TRANSFORM --yes gives everything anew, and leaves what only they gave.")
 	ErrSwitchActive = problem.Define("TW-SWITCH-ACTIVE", problem.Halt,
 		"Somebody runs the transform whose rules are switched, or switches them too.",
-		"Stop it, or run it --without TRANSFORM meanwhile, then run the switch again.")
+		"Stop its process, run the switch again, then start it. Where that process embeds the broker, start it --without TRANSFORM meanwhile.")
 )
 
 // Switching is a switch of rules to be done.

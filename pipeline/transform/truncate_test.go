@@ -385,11 +385,21 @@ func TestTransformTruncateOfNameless(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Remedy: TW-TRUNCATE-ORIGIN, TW-TRUNCATE-RETRY
-	b.HasRead(map[int32]int64{0: 0, 1: 0, 2: 0}, consume.TokenOf)
-	transforming(b, b.Env, spec)
-	b.Drained()
-	if got := notes(b); len(got) > 0 {
-		t.Errorf("alive: %q", got)
+	for again := 0; ; again++ {
+		b.HasRead(map[int32]int64{0: 0, 1: 0, 2: 0}, consume.TokenOf)
+		stop, _ = transforming(b, b.Env, spec)
+		b.Drained()
+		if got := notes(b); len(got) > 0 {
+			t.Errorf("alive: %q", got)
+		}
+		// A partition may come to its truncate before another has written its rows
+		// anew: then once more, and they all say what they are made of.
+		if again > 0 || len(b.ParkedNow()) == 0 {
+			break
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	b.Eventually("nothing to be parked", func() (bool, string) { return len(b.ParkedNow()) == 0, fmt.Sprint(b.ParkedNow()) })
 }

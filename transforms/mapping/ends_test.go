@@ -266,3 +266,17 @@ func TestPropertySwitchIsAsIfItHadAlwaysBeen(t *testing.T) {
 		}
 	})
 }
+
+// A record that is older than the rules says so: the table has the column by now.
+func TestShapeOfAnOlderRecord(t *testing.T) {
+	other := billRule()
+	other.Fields = maps.Clone(other.Fields)
+	other.Fields["project_id"] = theText("project_no")
+	b := change.Get()
+	c := b.Append(bills, change.Create)
+	c.New, c.Time, c.Coord = bill(b, 7, ""), 1_780_000_000_000_000, change.Coord{Topic: &change.Topic{Name: bills.Topic}, Partition: 3, Offset: 17}
+	err := rules(t, other).Apply(t.Context(), b, &outlet{})
+	if want := `erp.public.bill has no column "project_no" for field project_id of ps.invoice_line; so says the schema of the record at offset 17 of partition 3, of 2026-05-28 20:26:40`; !problem.Has(err, mapping.ErrColumn) || !strings.Contains(err.Error(), want) {
+		t.Error(err)
+	}
+}
