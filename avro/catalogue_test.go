@@ -114,6 +114,8 @@ func TestCatalogueMistakes(t *testing.T) {
 		"currency":   {field(`, "type": ["null", {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}], "default": null, "currency": "money"`), []string{"field x: currency money"}},
 		"fallback":   {field(`, "type": ["null", "string"], "default": null, "fallback": "commit_time"`), []string{"field x: fallback is commit_time, of a field that is a moment"}},
 		"values":     {field(`, "type": ["null", "string"], "default": null, "values": ["a", "a"]`), []string{"field x: values must be different"}},
+		"attribute":  {field(`, "type": ["null", "string"], "default": null, "value": ["a", "b"], "pii": true`), []string{`field x: there is no attribute "value"; did you mean "values"?`}},
+		"short":      {field(`, "type": ["null", "string"], "default": null, "ref": "ps.party"`), []string{`field x: there is no attribute "ref"; did you mean "references"?`}},
 		"several": {
 			strings.NewReplacer(`"sensitivity": "internal"}`, `"sensitivity": "secret"}`, `"key": ["partner_id"]`, `"key": ["partner"]`).Replace(engagement),
 			[]string{"field partner_id: sensitivity", "field since: sensitivity"},

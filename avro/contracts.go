@@ -5,8 +5,12 @@ package avro
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
+	"strings"
+
+	"github.com/xrash/smetrics"
 
 	"github.com/tallywire/tallywire/change"
 )
@@ -122,6 +126,9 @@ func parseContract(text string) (*Contract, error) {
 	return c, errors.Join(bad...)
 }
 
+// attributes of a field are Avro's (specification, "Complex Types"), and ours.
+var attributes = []string{"name", "type", "doc", "default", "order", "aliases", "owner", "sensitivity", "values", "currency", "references", "fallback"}
+
 // parseField reads a field and its attributes.
 func parseField(n *field) (f Field, col change.Column, err error) {
 	if col, _, err = columnOf(n); err != nil {
@@ -136,6 +143,17 @@ func parseField(n *field) (f Field, col change.Column, err error) {
 		Currency: str("currency"), References: str("references"), Fallback: str("fallback"),
 	}
 	var bad []error
+	for _, name := range slices.Sorted(maps.Keys(n.props)) {
+		if slices.Contains(attributes, name) {
+			continue
+		}
+		for _, a := range attributes { // others may be a firm's own
+			if strings.HasPrefix(a, name) || smetrics.JaroWinkler(name, a, 0.7, 4) > 0.85 {
+				bad = append(bad, fmt.Errorf("there is no attribute %q; did you mean %q?", name, a))
+				break
+			}
+		}
+	}
 	switch f.Sensitivity {
 	case Public, Internal, Confidential, Restricted:
 	default:

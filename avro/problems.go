@@ -29,7 +29,7 @@ var (
 		"Find out who writes to the topic; discard the parked record once that is known.")
 	ErrUnknownSchema = problem.Define("TW-AVRO-UNKNOWN-SCHEMA", problem.Reject,
 		"The registry does not know the schema id that a record names.",
-		"Check that writer and reader use the same registry. If that has lost the schema, register it there under the same id (mode IMPORT), then `tallywire parked retry`; else have the record written again, or discard it.")
+		"Check that writer and reader use the same registry. If that has lost the schema, register it there under the same id (mode IMPORT), then `tallywire parked retry STAGE --all`; else have the record written again, or discard it.")
 	ErrUnreadableSchema = problem.Define("TW-AVRO-SCHEMA", problem.Reject,
 		"The schema that a record was written with is invalid, or has a type that tallywire does not read.",
 		"Have the record written again with a schema that follows docs/types.md: it takes the place of the parked one. One without a key has to be discarded.")
@@ -47,5 +47,5 @@ var (
 		"Give the user in registry.url the right to read and register schemas, then start again.")
 	ErrIncompatible = problem.Define("TW-REGISTRY-INCOMPATIBLE", problem.Halt,
 		"A new schema is not compatible with those that its subject has.",
-		"If every reader can take the new schema, register it all the same: of a contract by `tallywire contracts register --breaking`, of a table by setting the subject's compatibility to NONE (PUT /config/SUBJECT). Then start again. Undoing the change of the table helps only as long as nothing was written since.")
+		"If every reader can take the new schema, register it all the same: of a contract by `tallywire contracts register --breaking`, of a table by setting its subject's level: curl -X PUT -H 'Content-Type: application/json' -d '{\"compatibility\": \"NONE\"}' REGISTRY/config/SUBJECT. Then start again and, once a row of the table came through, set it back: curl -X DELETE REGISTRY/config/SUBJECT. Undoing the change of the table helps only as long as nothing was written since.")
 )

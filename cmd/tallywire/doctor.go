@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"time"
 
@@ -93,7 +94,11 @@ func (d *doctor) text(w io.Writer) {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\n", mark, f.Part, f.What)
 		if f.Problem != nil {
-			fmt.Fprintf(w, "\t\t%s: %s\n\t\tremedy: %s\n", f.Problem.Code, f.Problem.What, f.Problem.Remedy)
+			fmt.Fprintf(w, "\t\t%s: %s\n", f.Problem.Code, f.Problem.What)
+			if f.Problem.Where != "" {
+				fmt.Fprintf(w, "\t\twhere: %s\n", f.Problem.Where)
+			}
+			fmt.Fprintf(w, "\t\tremedy: %s\n", f.Problem.Remedy)
 		}
 		if f.Advice != "" {
 			fmt.Fprintf(w, "\t\tadvice: %s\n", f.Advice)
@@ -262,6 +267,19 @@ func (d *doctor) control(ctx context.Context, dsn string) {
 	d.note(part, "the login may create its schemas", err)
 }
 
+// placed is err with line and column of the configuration, if it has a place there.
+func (d *doctor) placed(part string, err error) error {
+	if e := problem.Of(err); e == nil || e.Where == "" {
+		return err
+	}
+	for _, c := range slices.Concat(d.cfg.Sources, d.cfg.Transforms, d.cfg.Sinks) {
+		if c.Path() == part {
+			return c.Place(err)
+		}
+	}
+	return err
+}
+
 // component asks a source, a stage or a sink.
 func (d *doctor) component(ctx context.Context, part string, c any) {
 	doc, ok := c.(pipeline.Doctor)
@@ -270,7 +288,7 @@ func (d *doctor) component(ctx context.Context, part string, c any) {
 		return
 	}
 	for _, f := range doc.Doctor(ctx) {
-		d.note(part, f.What, f.Err)
+		d.note(part, f.What, d.placed(part, f.Err))
 		d.found[len(d.found)-1].Advice = f.Advice
 	}
 }

@@ -1,5 +1,5 @@
 // mapping.go: the rules of a transform by themselves, tested by cases and held
-// against what runs.
+// against what runs, and put in its place.
 
 package main
 
@@ -8,8 +8,8 @@ import "github.com/spf13/cobra"
 func (a *app) mappingCmd() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "mapping",
-		Short: "Test the rules of a mapping, see what a change of them changes",
+		Short: "Test the rules of a mapping, see what a change of them changes, switch",
 	}
-	c.AddCommand(a.mappingTestCmd(), a.mappingPreviewCmd())
+	c.AddCommand(a.mappingTestCmd(), a.mappingPreviewCmd(), a.mappingSwitchCmd())
 	return c
 }

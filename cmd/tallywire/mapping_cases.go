@@ -32,7 +32,8 @@ wherever the configuration lies, in CI too. A file:
   defaults  what columns hold that a row does not name; else they are null
   rows      op: create (the default), update, delete, read. row: the row. old: of
             an update what was different before. unsent: large columns that an
-            update left as they were and that were not sent
+            update left as they were and that were not sent. committed: when, at
+            the source; else 2026-01-01T00:00:00Z
   records   what must come out, in order, no more and no less. op: upsert (the
             default) or delete. Fields that are not named are not compared
   rejected  rows that must be parked: [{error: TW-MAP-EXPR, contains: a piece of

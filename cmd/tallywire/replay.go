@@ -24,7 +24,7 @@ var (
 		"Use the name of a transform or a sink in the configuration, and a topic that it reads.")
 	errActive = problem.Define("TW-REPLAY-ACTIVE", problem.Halt,
 		"The group has members: its offsets cannot be changed under them.",
-		"Stop the process that runs it, run replay, then start it again.")
+		"Stop the process that runs it, run replay, then start it again. Where that process embeds the broker, start it --without NAME meanwhile.")
 )
 
 type replayFlags struct {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
@@ -52,6 +53,9 @@ type caseRow struct {
 	Row    map[string]config.Scalar `yaml:"row"`
 	Old    map[string]config.Scalar `yaml:"old"`
 	Unsent []string                 `yaml:"unsent"`
+	// Committed is when, at the source; it fills a contract's updated_at where the
+	// table keeps none.
+	Committed config.Scalar `yaml:"committed"`
 }
 
 // caseRecord is what must come out; what is left out is not compared.
@@ -79,6 +83,9 @@ cases:
     records:
       - {topic: ps.invoice_line, key: 17, fields: {invoice_id: 3, amount: 121}}
 `
+
+// committed is when a change was, of which a case says nothing.
+var committed = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
 
 var caseOps = map[string]change.Op{"create": change.Create, "update": change.Update, "delete": change.Delete, "read": change.Read}
 
@@ -162,6 +169,10 @@ func (c *File) checkTable() {
 			base, _, _ := strings.Cut(f.Columns[name], "(")
 			if near := config.Nearest(base, pgoutput.TypeNames()); near != "" {
 				e.Text += fmt.Sprintf("; did you mean %q?", near)
+			}
+			if strings.HasSuffix(name, ")") && f.Columns[name] == "" {
+				_ = e.WithRemedy("A type with a comma is written in quotes: {amount: \"numeric(12,2)\"}.")
+				continue
 			}
 			_ = e.WithRemedy("Write the type as psql shows it (\\d TABLE). One of your own or of an extension, an enum say, is written as text.")
 			continue
@@ -305,6 +316,14 @@ func (c *File) row(b *change.Batch, r *caseRow, path string) {
 		unsent[at] = true
 	}
 	d := b.Append(c.table, op)
+	d.Time = committed
+	if r.Committed.Text != "" {
+		at, err := time.Parse(time.RFC3339, r.Committed.Text)
+		if err != nil {
+			_ = c.mistake(path+".committed", "%q is no moment", r.Committed.Text).WithRemedy("Write it with its zone: committed: 2026-01-31T12:00:00Z.")
+		}
+		d.Time = at.UnixMicro()
+	}
 	switch op {
 	case change.Delete:
 		d.Old = now

@@ -132,6 +132,9 @@ const goodCases = `  - name: a float of hours is rounded once
   - name: more hours than the contract holds
     rows: [{row: {id: 17, hours: 12345}}]
     rejected: [{error: TW-AVRO-DECIMAL-OVERFLOW}]
+  - name: a table that keeps no time of its changes
+    rows: [{row: {id: 17, made: null}}, {committed: 2026-02-03T04:05:06Z, row: {id: 17, made: null}}]
+    records: [{key: line-17, fields: {created_at: null, updated_at: 2026-01-01T00:00:00Z}}, {key: line-17, fields: {updated_at: 2026-02-03T04:05:06Z}}]
   - name: a key that moves, its old row known by the key alone
     rows: [{op: update, row: {id: 20}, old: {id: 17, user_id: 8}}]
     records: [{key: line-17, op: delete}, {key: line-20}]
@@ -191,6 +194,8 @@ func TestCasesWithMistakes(t *testing.T) {
 		{"topic", "topic: psa.public.line", "topic: psa.public.lines", `line.test.yml:3:8: topic: the transform reads no topic "psa.public.lines"; did you mean "psa.public.line"?`},
 		{"key column", "key: [id]", "key: [idd]", `line.test.yml:4:7: key[0]: there is no column "idd"; did you mean "id"?`},
 		{"type", "hours: double precision", "hours: double precison", `line.test.yml:5:62: columns.hours: column hours: "double precison" is no type that is built in; did you mean "double precision"?`},
+		{"comma of a type", "hours: double precision", "hours: numeric(12,2)", `"numeric(12" is no type that is built in`},
+		{"moment", "committed: 2026-02-03T04:05:06Z", "committed: 2026-02-03", `.rows[1].committed: "2026-02-03" is no moment`},
 		{"column", "id: 18, status: 9", "id: 18, staus: 9", `: there is no column "staus"; did you mean "status"?`},
 		{"value", "id: 18, status: 9", "id: 18, status: open", `line.test.yml:14:35: cases[1].rows[0].row.status: column status: "open" is no integer`},
 		{"default", "spent_on: 2026-03-31", "spent_on: yesterday", `defaults.spent_on: column spent_on: "yesterday" is no date, such as 2026-03-31`},

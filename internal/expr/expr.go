@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unicode"
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
@@ -301,7 +302,11 @@ func (c *compiler) arguments(name string, args []ast.Expr) {
 		case !ok:
 			c.fail(args[0].ID(), "", "a code list is named by a text in quotes")
 		case c.scope.Codes[string(s)] == nil:
-			c.fail(args[0].ID(), didYouMean(string(s), c.scope.Codes.Names()), "there is no code list %q", string(s))
+			remedy := didYouMean(string(s), c.scope.Codes.Names())
+			if remedy == "" {
+				remedy = fmt.Sprintf("Write it as %s.csv, with the columns code and value, into a directory that the configuration names: codes: [codes].", s)
+			}
+			c.fail(args[0].ID(), remedy, "there is no code list %q", string(s))
 		}
 	case zoned[name] > 0 && n == zoned[name]:
 		if s, ok := literal(args[1]).(types.String); ok {
@@ -373,7 +378,27 @@ func instead(name, args string) string {
 	case strings.Contains(args, "decimal") && strings.Contains(args, "double"):
 		return `An exact number with a point is decimal("1.5"); decimal(row.NAME) makes one of a float.`
 	}
-	return ""
+	return takes(name)
+}
+
+// takes is what a function takes, where that fits on a line; "": an operator.
+func takes(name string) string {
+	env, err := base()
+	if err != nil || name == "" || !unicode.IsLetter(rune(name[0])) || env.Functions()[name] == nil {
+		return ""
+	}
+	var ways []string
+	for _, o := range env.Functions()[name].OverloadDecls() {
+		var args []string
+		for _, t := range o.ArgTypes() {
+			args = append(args, typeName(t))
+		}
+		ways = append(ways, name+"("+strings.Join(args, ", ")+")")
+	}
+	if len(ways) > 4 {
+		return ""
+	}
+	return "It is " + strings.Join(ways, ", or ") + "."
 }
 
 // meant is the remedy for a name that is not there.

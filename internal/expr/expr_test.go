@@ -181,6 +181,8 @@ func TestMistakes(t *testing.T) {
 		`row.rate == "5" ? 1 : 2`:                      {"1:10: == does not go with (decimal, string)"},
 		`row.id ? 1 : 2`:                               {"1:8: ? : does not go with (int, int, int)"},
 		`div(1, 2, row.id, row.comments)`:              {"1:14: the digits after the point are a whole number that stands here", "1:22: the mode of rounding is a text in quotes that stands here"},
+		`day(row.updated_on, 1) == null ? 1 : 2`:       {"1:4: day does not go with (moment, int) | It is day(datetime), or day(moment, string)."},
+		`code("priority", row.id) == "x" ? 1 : 2`:      {`1:6: there is no code list "priority" | Write it as priority.csv, with the columns code and value, into a directory that the configuration names: codes: [codes].`},
 		`row.rate in ["5"] ? 1 : 2`:                    {"1:10: in does not go with (decimal, list(string))"},
 		`round(1, 200, "up")`:                          {"1:10: 200 digits after the point: want 0 to 100"},
 	} {

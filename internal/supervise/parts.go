@@ -245,7 +245,7 @@ type HTTP struct {
 // ErrPort says that an address cannot be listened on.
 var ErrPort = problem.Define("TW-LISTEN", problem.Halt,
 	"An address cannot be listened on.",
-	"Stop what uses it, or name another address.")
+	"Stop what uses it, or name another address: http.listen for the page, registry.listen, kafka.listen, redis.listen and control.listen for what is embedded.")
 
 // Serve starts serving h on listen; what is for messages. Stop ends it.
 func Serve(ctx context.Context, what, listen string, h http.Handler) (*HTTP, error) {

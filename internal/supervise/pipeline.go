@@ -176,6 +176,21 @@ func mayCollide(a, b []string) bool {
 	return len(a) == 0 || len(b) == 0
 }
 
+// Shares says of keys, by topic what they begin with, whether transforms other
+// than name may give the same.
+func (p *Pipeline) Shares(name string, keys map[string][]string) error {
+	var errs []error
+	for _, t := range p.Transforms {
+		for _, topic := range t.Outputs {
+			if t.Name != name && keys[topic] != nil && mayCollide(keys[topic], t.KeyPrefixes[topic]) {
+				errs = append(errs, config.ErrValue.New("transform %q may give keys of %s that the former rules of %q gave: they must not be ended while it runs", t.Name, topic, name).
+					WithRemedy("Where the rule moved there, leave it out of a copy of the former configuration, and switch from that: what it gave stays, and is given again."))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Groups lists the consumer groups, transforms' first.
 func (p *Pipeline) Groups() []string {
 	var out []string

@@ -27,7 +27,7 @@ import (
 var ErrMoved = problem.Define("TW-PARKED-MOVED", problem.Reject,
 	"A parked row changed its key, and the change did not repeat a large value: nobody but the source knows it.",
 	"Write the value again at its source, such as SET note = note || '': the new record replaces this one. "+
-		"`tallywire parked retry` sends the row without it.")
+		"`tallywire parked retry STAGE --all` sends the row without it.")
 
 const (
 	// listenEvery is how often the parked topic is looked at for commands.

@@ -112,6 +112,7 @@ func (t *transform) run(ctx context.Context) (err error) {
 	}
 	s := &session{transform: t, trimmed: map[*consume.Owned]int64{}, prepared: -1}
 	s.assignment = consume.NewAssignment(t.env.Kafka, append(inputs, parkedTopic.Name), true, func(err error) { cancel(err) })
+	s.assignment.Start = switched
 	s.parked = parked.NewSet(t.spec.Name, control.KindTransform, parkedTopic, t.comp)
 	s.parked.Keep = parked.Keeping{Restricted: t.env.Restricted, Seal: t.env.Seal}
 	s.decoder = avro.NewDecoder(t.env.Registry)
@@ -342,6 +343,7 @@ func (s *session) prepare(ctx context.Context) error {
 	}
 	s.prepared = gen
 	clear(s.trimmed) // of partitions that are gone
+	s.clearing = nil // its partitions may be gone: it begins again
 	s.comp.Partitions()
 	s.comp.Is(obs.Running, "")
 	return s.lag(ctx)

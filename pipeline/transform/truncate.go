@@ -31,10 +31,10 @@ import (
 var (
 	ErrOrigin = problem.Define("TW-TRUNCATE-ORIGIN", problem.Reject,
 		"A table was truncated at the source, and there are records in a topic made from it that do not say which row they were made of: a version before this one wrote them. The others are deleted.",
-		"Read the raw topics again, which writes all records anew and meets the truncate again: tallywire replay TRANSFORM. Where the raw topics do not have the rows any more, delete at the far side what was made of them, then discard this case.")
+		"Read the raw topics again, which writes all records anew and meets the truncate again: tallywire replay TRANSFORM --yes. Where it is parked once more, rows of another partition were written anew behind it: do it a second time. Where the raw topics do not have the rows any more, delete at the far side what was made of them, then discard this case.")
 	ErrTruncateRetried = problem.Define("TW-TRUNCATE-RETRY", problem.Reject,
 		"A truncate cannot be tried again by itself: rows may have come after it.",
-		"Read the raw topics again, which meets the truncate in its place: tallywire replay TRANSFORM. Or delete at the far side what was made of the rows, and discard this case.")
+		"Read the raw topics again, which meets the truncate in its place: tallywire replay TRANSFORM --yes. Or delete at the far side what was made of the rows, and discard this case.")
 )
 
 // emptied is an output that a truncate empties.

@@ -28,7 +28,7 @@ var (
 		"Nothing is lost: work goes on when it is back.")
 	ErrRejected = problem.Define("TW-REST-REJECTED", problem.Reject,
 		"The far side does not accept the record.",
-		"Correct the record in the PSA or the setup of the far side, then `tallywire parked retry`.")
+		"Correct the record in the PSA or the setup of the far side, then `tallywire parked retry STAGE --all`.")
 	ErrWaits = problem.Define("TW-REST-WAITS", problem.Reject,
 		"The record refers to one that the far side does not have yet.",
 		"Nothing to do when that one is on its way; else see why it is parked.")
@@ -37,10 +37,10 @@ var (
 		"Approved time is final: correct it by a new entry in the PSA, and set this one back.")
 	ErrConflict = problem.Define("TW-REST-CONFLICT", problem.Reject,
 		"The far side holds another record under the same number or reference.",
-		"Find out who made it; change the number on one side, then `tallywire parked retry`.")
+		"Find out who made it; change the number on one side, then `tallywire parked retry STAGE --all`.")
 	ErrGone = problem.Define("TW-REST-GONE", problem.Reject,
 		"The far side no longer has a record that was delivered to it.",
-		"Restore it there, or remove its row from tallywire.delivered to have it made anew; then `tallywire parked retry`.")
+		"Restore it there, or remove its row from tallywire.delivered to have it made anew; then `tallywire parked retry STAGE --all`.")
 	ErrRecord = problem.Define("TW-REST-RECORD", problem.Reject,
 		"The record lacks a field that the far side needs, or the sink does not know its topic.",
 		"Check the contract of the topic and the sink's topics.")

@@ -25,7 +25,7 @@ var (
 		"Map the key as \"{group}/{id}\" and run `tallywire replay` for the mapping; then discard this case.")
 	ErrOverflow = problem.Define("TW-JOIN-OVERFLOW", problem.Reject,
 		"A product does not fit the field of the contract, in digits or in exactness.",
-		"Correct the factors at their source, then `tallywire parked retry`.")
+		"Correct the factors at their source, then `tallywire parked retry STAGE --all`.")
 	ErrColumns = problem.Define("TW-JOIN-COLUMN", problem.Halt,
 		"A record lacks a field that the join needs.",
 		"Correct the join, or have the topic written with the current contract and skip what is older (kafka-consumer-groups --reset-offsets), then start again.")

@@ -35,16 +35,16 @@ var (
 		"Run ALTER TABLE … REPLICA IDENTITY FULL on that table (not while columns of it are left out at the source: its updates would fail), then touch the row (any update): it takes the place of the parked one. A row that was deleted, or has another key now, cannot be touched: delete at the far side what was made of it, and discard this case.")
 	ErrNull = problem.Define("TW-MAP-NULL", problem.Reject,
 		"A field that is never null in its contract got a null.",
-		"Fill the column at its source: the filled row takes the place of the parked one.")
+		"Fill the column at its source: the filled row takes the place of the parked one. Where nothing is a good value, have the rule say what to put there, such as 'coalesce(row.NAME, \"none\")', run tallywire check, start it again, and retry what is parked: tallywire parked retry TRANSFORM --all.")
 	ErrValue = problem.Define("TW-MAP-VALUE", problem.Reject,
 		"A value that is none of the closed list of its field: what nobody knows must not decide what is posted and what is counted.",
 		"Correct the value at its source: the new record takes the place of the parked one.")
 	ErrExpr = problem.Define("TW-MAP-EXPR", problem.Reject,
 		"An expression of a mapping has no value for this row.",
-		"Correct the value at its source: the new record takes the place of the parked one. Or correct the expression, or the code list that it names, run tallywire check, start it again, and retry what is parked: tallywire parked retry TRANSFORM.")
+		"Correct the value at its source: the new record takes the place of the parked one. Or correct the expression, or the code list that it names, run tallywire check, start it again, and retry what is parked: tallywire parked retry TRANSFORM --all.")
 	ErrSameKey = problem.Define("TW-MAP-SAME-KEY", problem.Reject,
 		"Two elements of one row's list have the same key: one record would take the other's place.",
-		"Correct the row at its source: the new record takes the place of the parked one. Or have the rule's key name what tells its elements apart, index at least, run tallywire check, start it again, and retry what is parked: tallywire parked retry TRANSFORM.")
+		"Correct the row at its source: the new record takes the place of the parked one. Or have the rule's key name what tells its elements apart, index at least, run tallywire check, start it again, and retry what is parked: tallywire parked retry TRANSFORM --all.")
 	ErrKey = problem.Define("TW-MAP-KEY", problem.Halt,
 		"The key of a rule does not hold the primary key of its table.",
 		"Make the key of the primary key, such as \"psa-{id}\", and give what else tells the rows apart a field of its own.")
@@ -228,12 +228,24 @@ func (s *Stage) rule(t Topic, path string, all avro.Catalogue) (*entry, []error)
 	}
 	for _, other := range s.order {
 		if other.to == e.to && pipeline.KeysMayCollide(other.keyPrefix(), e.keyPrefix()) {
-			id := e.to.Columns[e.to.Key[0]].Name
 			bad = append(bad, ErrConfig.New("%s is filled from %s too: a key of one may be a key of the other, and its record would take the other's place", t.To, other.from).
-				At("%s", e.sources[e.to.Key[0]].path).WithRemedy("Have the keys of each say where they are from: %s: \"%s-{id}\", say.", id, strings.ReplaceAll(t.From, ".", "-")))
+				At("%s", e.sources[e.to.Key[0]].path).WithRemedy("%s", s.apart(e)))
 		}
 	}
 	return e, bad
+}
+
+// apart is how the keys of a rule are told from those of the others that fill its
+// topic.
+func (s *Stage) apart(e *entry) string {
+	parts := strings.Split(e.from, ".")
+	prefix := strings.Join(parts, "-") + "-"
+	if slices.ContainsFunc(s.order, func(o *entry) bool {
+		return o.to == e.to && o.keyPrefix() != "" && pipeline.KeysMayCollide(o.keyPrefix(), prefix)
+	}) {
+		prefix = parts[len(parts)-1] + "-"
+	}
+	return fmt.Sprintf("Have the keys of each say where they are from, none of which begins as the other does: %s: \"%s{id}\", say.", e.to.Columns[e.to.Key[0]].Name, prefix)
 }
 
 // keyField is the field that `key` fills, -1: it is not written, or cannot be.

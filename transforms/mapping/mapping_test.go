@@ -199,6 +199,10 @@ func TestConfigMistakes(t *testing.T) {
 		{"template for a number", func(c *mapping.Config) { c.Topics[0].Fields["rate"] = theText("{a}") }, "transforms.canonical.topics[0].fields.rate", "makes text", ""},
 		{"twice", func(c *mapping.Config) { c.Topics = append(c.Topics, c.Topics[0]) }, "transforms.canonical.topics[1].fields.cost_rate_id", "filled from psa.public.cost_rate too", ""},
 		{"two sources, one key", func(c *mapping.Config) { another(c, "{employee_id}/{id}") }, "transforms.canonical.topics[1].fields.cost_rate_id", "filled from psa.public.cost_rate too", `cost_rate_id: "hcm-public-rate-{id}"`},
+		{"two tables, one key of which begins as the other", func(c *mapping.Config) {
+			c.Topics[0].Fields["cost_rate_id"] = theText("hcm-{id}")
+			another(c, "hcm-rate-{id}")
+		}, "transforms.canonical.topics[1].fields.cost_rate_id", "too", `cost_rate_id: "rate-{id}"`},
 		{"two sources, a prefix of the other's", func(c *mapping.Config) { another(c, "hcm-{id}") }, "transforms.canonical.topics[1].fields.cost_rate_id", "too", ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

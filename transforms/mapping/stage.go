@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/codes"
@@ -200,6 +201,7 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 		if c.Table != last {
 			var err error
 			if ps, err = s.of(c.Table); err != nil {
+				err = at(err, c)
 				in.Release()
 				return err
 			}
@@ -235,6 +237,17 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 		in.Keep(func(c *change.Change) bool { return c.Op != dropped })
 	}
 	return out.Send(ctx, in)
+}
+
+// at says at which record the rules did not fit: it may be older than they are.
+func at(err error, c *change.Change) error {
+	if e := problem.Of(err); e != nil && c.Coord.Topic != nil {
+		e.Text += fmt.Sprintf("; so says the schema of the record at offset %d of partition %d", c.Coord.Offset, c.Coord.Partition)
+		if c.Time != 0 {
+			e.Text += ", of " + time.UnixMicro(c.Time).UTC().Format(time.DateTime)
+		}
+	}
+	return err
 }
 
 // bySeveral appends what becomes of c by all rules of its topic: together, or an

@@ -355,9 +355,26 @@ const tokenPrefix = "tallywire/1 "
 
 func TokenOf(t *change.Topic) string { return tokenPrefix + hex.EncodeToString(t.ID[:]) }
 
+// switchMark stands in the token of an offset while the rules of its group are
+// being switched, before what names the switch.
+const switchMark = " switch "
+
+// SwitchToken is the token of an offset while a switch of rules is open.
+func SwitchToken(t *change.Topic, name string) string { return TokenOf(t) + switchMark + name }
+
+// Switching names the switch that is open, by the token of an offset; "": none.
+func Switching(metadata string) string {
+	if !strings.HasPrefix(metadata, tokenPrefix) {
+		return ""
+	}
+	_, name, _ := strings.Cut(metadata, switchMark)
+	return name
+}
+
 // TokenTopic reads the topic's id out of a token of ours.
 func TokenTopic(metadata string) (id [16]byte, ok bool) {
 	h, ok := strings.CutPrefix(metadata, tokenPrefix)
+	h, _, _ = strings.Cut(h, switchMark)
 	if !ok {
 		return id, false
 	}
