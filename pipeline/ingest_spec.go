@@ -36,9 +36,9 @@ type IngestLimits struct {
 	Delivery Delivery
 	// MaxBytes is how much memory of batches may be in flight, in bytes
 	// (change.Batch.Size, which is about what their records take); Send
-	// blocks above it. Default 32 MiB, some 50,000 small rows: a sixth of a
-	// second at the rate of one slot, of which Kafka needs a part. A single
-	// batch larger than that passes alone.
+	// blocks above it. Default 12 MiB, some 20,000 small rows: a tenth of a
+	// second at the rate of one slot, of which Kafka needs a part; in a load the
+	// process takes 200 MiB then. A single batch larger than that passes alone.
 	MaxBytes int64
 	// TxnTimeout is Kafka's transaction timeout: how long a dead process's
 	// open transaction may hold up readers. 3 s to 30 s; default 30 s. A
@@ -66,7 +66,7 @@ func (l IngestLimits) WithDefaults() IngestLimits {
 		l.TopicsBytes = 16 << 10
 	}
 	if l.MaxBytes <= 0 {
-		l.MaxBytes = 32 << 20
+		l.MaxBytes = 12 << 20
 	}
 	if l.TxnTimeout <= 0 || l.TxnTimeout > 30*time.Second {
 		l.TxnTimeout = 30 * time.Second

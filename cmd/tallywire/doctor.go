@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -98,7 +99,7 @@ func (d *doctor) text(w io.Writer) {
 			if f.Problem.Where != "" {
 				fmt.Fprintf(w, "\t\twhere: %s\n", f.Problem.Where)
 			}
-			fmt.Fprintf(w, "\t\tremedy: %s\n", f.Problem.Remedy)
+			fmt.Fprintf(w, "\t\tremedy: %s\n", strings.ReplaceAll(f.Problem.Remedy, "\n", "\n\t\t"))
 		}
 		if f.Advice != "" {
 			fmt.Fprintf(w, "\t\tadvice: %s\n", f.Advice)

@@ -174,9 +174,13 @@ type drafted struct {
 	DSN       string            `json:"dsn"`
 	Tables    []string          `json:"tables"`
 	Secrets   []draftedSecrets  `json:"secrets"`
+	Costs     []draftedSecrets  `json:"costs"`
 	LeftOut   []draftedTable    `json:"left_out"`
 	Contracts []draftedContract `json:"contracts"`
 	Missing   []string          `json:"missing"`
+	Near      []draftedNear     `json:"near"`
+	NoRule    *draftedNone      `json:"no_rule,omitempty"`
+	Grants    []string          `json:"grants"`
 	Left      int               `json:"fields_left"`
 	Problems  []problem.Report  `json:"problems"`
 	Next      []string          `json:"next"`
@@ -193,18 +197,32 @@ type draftedSecrets struct {
 	Columns []string `json:"columns"`
 }
 
+// draftedNear is a table that comes near a contract for which none was found.
+type draftedNear struct {
+	Contract string `json:"contract"`
+	Table    string `json:"table"`
+	Why      string `json:"why"`
+}
+
+// draftedNone is why there is no rule.
+type draftedNone struct {
+	Why    string `json:"why"`
+	Remedy string `json:"remedy"`
+}
+
 type draftedContract struct {
 	Contract string   `json:"contract"`
 	From     string   `json:"from"`
 	Filled   int      `json:"filled"`
 	Left     []string `json:"left"`
+	Empty    []string `json:"empty"`
 	Needs    string   `json:"needs,omitempty"`
 }
 
 func initResult(d *draft.Draft, file, ref string, next []string) *drafted {
 	r := &drafted{
 		File: file, Source: d.Source, DSN: ref, Next: next,
-		Tables: []string{}, Secrets: []draftedSecrets{}, LeftOut: []draftedTable{}, Contracts: []draftedContract{}, Missing: []string{}, Problems: []problem.Report{},
+		Tables: []string{}, Secrets: []draftedSecrets{}, Costs: []draftedSecrets{}, Near: []draftedNear{}, Grants: append([]string{}, d.Grants()...), LeftOut: []draftedTable{}, Contracts: []draftedContract{}, Missing: []string{}, Problems: []problem.Report{},
 	}
 	for _, t := range d.Tables {
 		switch {
@@ -221,15 +239,30 @@ func initResult(d *draft.Draft, file, ref string, next []string) *drafted {
 			if len(t.Secrets) > 0 {
 				r.Secrets = append(r.Secrets, draftedSecrets{t.Full(), t.Secrets})
 			}
+			if costs := d.Costs(t); len(costs) > 0 {
+				r.Costs = append(r.Costs, draftedSecrets{t.Full(), costs})
+			}
 		}
+	}
+	for _, o := range d.Others {
+		r.LeftOut = append(r.LeftOut, draftedTable{o.Name, o.Why, o.Remedy})
+	}
+	if why, remedy := d.Nothing(); why != "" {
+		r.NoRule = &draftedNone{why, remedy}
 	}
 	for _, rule := range d.Rules {
 		left := rule.Blanks()
 		r.Left += len(left)
-		r.Contracts = append(r.Contracts, draftedContract{rule.Contract.Topic, rule.Table.Full(), len(rule.Fields) - len(left), append([]string{}, left...), rule.Needs})
+		r.Contracts = append(r.Contracts, draftedContract{rule.Contract.Topic, rule.Table.Full(), len(rule.Fields) - len(left), append([]string{}, left...), append([]string{}, rule.Empty...), rule.Needs})
 	}
 	for _, m := range d.Missing {
 		r.Missing = append(r.Missing, m.Topic)
+		switch {
+		case m.Like != nil:
+			r.Near = append(r.Near, draftedNear{m.Topic, m.Like.Full(), "it is left out"})
+		case m.Near != nil:
+			r.Near = append(r.Near, draftedNear{m.Topic, m.Near.Full(), m.Why})
+		}
 	}
 	for _, p := range d.Problems {
 		r.Problems = append(r.Problems, problem.Reports(p)...)
@@ -265,16 +298,50 @@ func (r *drafted) text(w io.Writer) {
 	if len(r.Missing) > 0 {
 		fmt.Fprintf(w, "No table was found for %s.\n", strings.Join(r.Missing, ", "))
 	}
+	for _, n := range r.Near {
+		fmt.Fprintf(w, "%s comes nearest to %s, but %s.\n", n.Table, n.Contract, n.Why)
+	}
 	for _, s := range r.Secrets {
 		fmt.Fprintf(w, "%s is captured without %s, which look like secrets.\n", s.Table, strings.Join(s.Columns, ", "))
 	}
+	for _, s := range r.Costs {
+		fmt.Fprintf(w, "%s is captured with %s, which look like costs or salaries: who may read its topic reads them.\n", s.Table, strings.Join(s.Columns, ", "))
+	}
+	var reasons []string
+	tables := map[string][]string{}
 	for _, t := range r.LeftOut {
-		fmt.Fprintf(w, "%s is left out: %s.\n", t.Table, t.Why)
+		if tables[t.Why] == nil {
+			reasons = append(reasons, t.Why)
+		}
+		tables[t.Why] = append(tables[t.Why], t.Table)
+	}
+	for _, why := range reasons { // of views there may be many
+		fmt.Fprintf(w, "Left out: %s: %s.\n", strings.Join(tables[why], ", "), why)
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "%s: %s\n  remedy  %s\n", p.Code, p.What, p.Remedy)
 	}
-	fmt.Fprintf(w, "\nNext, %s left to do, each named by check:\n", plural(r.Left, "field"))
+	r.ends(w)
+}
+
+// ends says what is to be done, by statements and commands.
+func (r *drafted) ends(w io.Writer) {
+	switch {
+	case r.NoRule != nil && len(r.Grants) > 0:
+		fmt.Fprintf(w, "\nNo rule was drafted: %s.\nGrant what is to be read, and draft again with --force:\n", r.NoRule.Why)
+	case r.NoRule != nil:
+		fmt.Fprintf(w, "\nNo rule was drafted: %s.\n  remedy  %s\n", r.NoRule.Why, r.NoRule.Remedy)
+	case len(r.Grants) > 0:
+		fmt.Fprint(w, "\nTables that look like contracts may not be read. Grant that, and draft again with --force:\n")
+	}
+	for _, g := range r.Grants {
+		fmt.Fprintf(w, "  %s;\n", g)
+	}
+	if r.NoRule != nil {
+		fmt.Fprint(w, "\nNext, with raw topics alone:\n")
+	} else {
+		fmt.Fprintf(w, "\nNext, %s left to do, each named by check:\n", plural(r.Left, "field"))
+	}
 	for _, n := range r.Next {
 		fmt.Fprintf(w, "  %s\n", n)
 	}

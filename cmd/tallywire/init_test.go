@@ -134,6 +134,7 @@ func TestInit(t *testing.T) {
 		left      string            // what check names
 		fill      map[string]string // and with what it is filled
 		secrets   []string
+		costs     []string
 		out       []string // tables that are left out
 		needs     string   // what is not well before it is run
 	}{
@@ -150,7 +151,7 @@ func TestInit(t *testing.T) {
 				"ps.project.currency": `"=EUR"`, "ps.time_entry.billable": "true", "ps.time_entry.status": `"=approved"`,
 			},
 			secrets: []string{"public.users hashed_password salt twofa_totp_key twofa_totp_last_used_at"},
-			out:     []string{"public.changeset_parents", "public.projects_trackers", "public.settings", "public.tokens"},
+			out:     []string{"public.changeset_parents", "public.projects_trackers", "public.settings", "public.tokens", "public.open_issues"},
 		},
 		{
 			file: "consultancy.sql", contracts: "ps.customer<public.clients ps.resource<hr.people ps.project<public.engagements ps.time_entry<hr.bookings ps.cost_rate<hr.staff_rates ps.invoice<Finance.Bills ps.invoice_line<Finance.BillLines",
@@ -164,6 +165,7 @@ func TestInit(t *testing.T) {
 				"ps.resource.last_name": `'row.full_name.split(" ")[1]'`, "ps.invoice.kind": "DocType", "ps.invoice.status": `'row.State == "open" ? "issued" : "void"'`,
 			},
 			secrets: []string{"hr.people api_key pin"},
+			costs:   []string{"hr.staff_rates cost_per_hour"},
 			out:     []string{"hr.sessions", "public.audit_log", "public.queue"},
 			needs:   "ALTER TABLE hr.staff_rates REPLICA IDENTITY FULL",
 		},
@@ -226,6 +228,13 @@ func TestInit(t *testing.T) {
 					}
 				}
 			}
+			var costs []string
+			for _, s := range d.Costs {
+				costs = append(costs, s.Table+" "+strings.Join(s.Columns, " "))
+			}
+			if !slices.Equal(costs, c.costs) || len(d.Grants) > 0 || d.NoRule != nil {
+				t.Errorf("costs are in %q, want %q; to grant are %q, no rule: %v", costs, c.costs, d.Grants, d.NoRule)
+			}
 			for _, o := range d.LeftOut {
 				out = append(out, o.Table)
 				if o.Why == "" || o.Remedy == "" || !strings.Contains(string(text), "\n      # - "+o.Table) {
@@ -265,6 +274,54 @@ func TestInit(t *testing.T) {
 				t.Errorf("drafted again, secrets are %v, tables %v", again.Secrets, again.Tables)
 			}
 		})
+	}
+}
+
+// Lost if this fails: a login without rights is told that nothing is left to do, or
+// is told a statement after which it still may not read.
+func TestInitOfALoginWithFewRights(t *testing.T) {
+	dsn := testkit.NewDatabase(t)
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	role := "few_" + filepath.Base(strings.Split(dsn, "?")[0])
+	execute(t, conn, fmt.Sprintf(`CREATE ROLE %[1]s LOGIN REPLICATION; CREATE SCHEMA "CRM"; CREATE TABLE "CRM".kunden (id int PRIMARY KEY, kundennr text NOT NULL, firma text NOT NULL);
+		CREATE TABLE "CRM".rechnungen (id int PRIMARY KEY, rechnungsnr text NOT NULL, kunde_id int NOT NULL REFERENCES "CRM".kunden, netto numeric(14,2) NOT NULL);
+		CREATE TABLE "CRM".events (id int PRIMARY KEY); CREATE TABLE flags (id int PRIMARY KEY); GRANT SELECT ON flags TO %[1]s`, role))
+	defer execute(t, conn, fmt.Sprintf("DROP OWNED BY %[1]s; DROP ROLE %[1]s", role))
+	as := strings.Replace(dsn, "//postgres@", "//"+role+"@", 1)
+	t.Setenv("CRM_DSN", as)
+	file := filepath.Join(t.TempDir(), "new.yml")
+	code, out, errs := tw("init", "--dsn", "env:CRM_DSN", "--source", "crm", "--out", file)
+	if code != exitOK || strings.Contains(out, "0 fields left") {
+		t.Errorf("exit %d\n%s%s", code, out, errs)
+	}
+	for _, want := range []string{
+		"No rule was drafted: the login may not read 3 of the 4 tables", "draft again with --force",
+		fmt.Sprintf("  GRANT USAGE ON SCHEMA \"CRM\" TO %q;\n", role), fmt.Sprintf("  GRANT SELECT ON \"CRM\".\"kunden\" TO %q;\n", role), fmt.Sprintf("  GRANT SELECT ON \"CRM\".\"rechnungen\" TO %q;\n", role),
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("it does not say %q:\n%s", want, out)
+		}
+	}
+	if code, _, errs := tw("check", "-c", file); code != exitOK { // nothing was drafted that could be wrong
+		t.Errorf("check: %s", errs)
+	}
+	d := initJSON(t, "--dsn", "env:CRM_DSN", "--source", "crm", "--out", file, "--force")
+	if d.NoRule == nil || len(d.Grants) != 3 || len(d.Contracts) > 0 {
+		t.Fatalf("it says %+v", d)
+	}
+	for _, g := range d.Grants {
+		execute(t, conn, g)
+	}
+	d = initJSON(t, "--dsn", "env:CRM_DSN", "--source", "crm", "--out", file, "--force")
+	if d.NoRule != nil || len(d.Grants) > 0 || len(d.Contracts) != 2 {
+		t.Errorf("after the grants it says %+v", d)
+	}
+	if _, others := left(t, file); len(others) > 0 {
+		t.Errorf("check names more than is left to do: %q", others)
 	}
 }
 

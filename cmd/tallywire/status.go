@@ -92,6 +92,9 @@ func printStatus(w io.Writer, st console.Status) {
 		if why := c.Reason + c.Progress; why != "" {
 			fmt.Fprintf(w, "\n%s %s, %s for %s: %s", c.Kind, c.Name, c.State, st.At.Sub(c.Since).Round(time.Second), why)
 		}
+		if c.Remedy != "" {
+			fmt.Fprintf(w, "\n  remedy: %s", strings.ReplaceAll(c.Remedy, "\n", "\n  "))
+		}
 		if len(c.Ladder) > 0 {
 			fmt.Fprintf(w, "\n%s %s: behind the head of the log %s", c.Kind, c.Name, ladder(c.Ladder))
 		}

@@ -8,12 +8,15 @@ import (
 	"context"
 	"embed"
 	"encoding/json"
+	"errors"
 	"html/template"
 	"net/http"
 	"sort"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -249,7 +252,7 @@ func (s *Server) model(ctx context.Context, month string) *Model {
 		switch {
 		case v.State == obs.Running && v.Progress == "":
 		case v.State.Down() || v.State == obs.Retrying:
-			m.Troubles = append(m.Troubles, Trouble{v.Kind, v.Name, v.State, v.Reason, remedy(v.Reason), v.Since})
+			m.Troubles = append(m.Troubles, Trouble{v.Kind, v.Name, v.State, v.Reason, remedy(v), v.Since})
 		case v.Progress != "" || v.State == obs.Restoring:
 			m.Busy = append(m.Busy, Trouble{v.Kind, v.Name, v.State, v.Progress, "", v.Since})
 		}
@@ -277,7 +280,7 @@ func (s *Server) margin(ctx context.Context, month string) (*Margin, string) {
 	m, err := s.o.Margin(ctx, month)
 	c = cachedMargin{m: m, at: s.now()}
 	if err != nil {
-		c.err = "the warehouse does not answer yet"
+		c.err = unanswered(err)
 	}
 	s.mu.Lock()
 	if len(s.margins) > 100 {
@@ -286,6 +289,21 @@ func (s *Server) margin(ctx context.Context, month string) (*Margin, string) {
 	s.margins[month] = c
 	s.mu.Unlock()
 	return c.m, c.err
+}
+
+// unanswered says why the warehouse gives no margin: in the server's words, unless
+// they can quote values (SQLSTATE classes 22 and 23; invariant 13).
+func unanswered(err error) string {
+	var pe *pgconn.PgError
+	switch {
+	case !errors.As(err, &pe):
+		return "the warehouse does not answer yet"
+	case strings.HasPrefix(pe.Code, "22"), strings.HasPrefix(pe.Code, "23"):
+		return "the warehouse says: an error in data (SQLSTATE " + pe.Code + ")"
+	case pe.Code == "42501": // insufficient_privilege
+		return "the warehouse says: " + pe.Message + " (SQLSTATE 42501); tallywire doctor says how that is mended"
+	}
+	return "the warehouse says: " + pe.Message + " (SQLSTATE " + pe.Code + ")"
 }
 
 // Handler serves the page at /, its moving part at /live, and /api/status.
@@ -370,7 +388,7 @@ func (s *Server) status() Status {
 	s.mu.Unlock()
 	for _, v := range views {
 		c := Component{
-			Kind: v.Kind, Name: v.Name, State: v.State, Reason: v.Reason, Remedy: remedy(v.Reason), Progress: v.Progress, Since: v.Since,
+			Kind: v.Kind, Name: v.Name, State: v.State, Reason: v.Reason, Remedy: remedy(v), Progress: v.Progress, Since: v.Since,
 			Lag: v.Lag, Parked: v.Parked, Waiting: v.Waiting, Ladder: v.Ladder, P50: ms(v.P50), P95: ms(v.P95), P99: ms(v.P99),
 		}
 		for _, n := range v.Lag {
@@ -392,10 +410,13 @@ func (s *Server) status() Status {
 	return out
 }
 
-// remedy is what the catalogue says to do about a reason that starts with a
-// code. The remedy of the very case, where there is one, is in the log.
-func remedy(reason string) string {
-	code, _, _ := strings.Cut(reason, ":")
+// remedy is what to do about the reason of a component: in this very case, or
+// what the catalogue says about the code that it starts with.
+func remedy(v obs.View) string {
+	if v.Remedy != "" {
+		return v.Remedy
+	}
+	code, _, _ := strings.Cut(v.Reason, ":")
 	for _, c := range problem.All() {
 		if c.ID == code {
 			return c.Remedy

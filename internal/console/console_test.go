@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"go.uber.org/goleak"
 
 	"github.com/tallywire/tallywire/internal/obs"
@@ -208,6 +210,48 @@ func TestPageWithoutDatabases(t *testing.T) {
 	s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil))
 	if w.Code != http.StatusOK || !bytes.Contains(w.Body.Bytes(), []byte("the warehouse does not answer yet")) || !bytes.Contains(w.Body.Bytes(), []byte("the control database does not answer")) {
 		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// Lost if this fails: why there is no margin, for as long as nobody looks into the
+// warehouse's log; or a value, which the server quotes.
+func TestPageSaysWhyThereIsNoMargin(t *testing.T) {
+	o := firm()
+	for _, c := range []struct {
+		err       error
+		says, not string
+	}{
+		{fmt.Errorf("taking the role tallywire_reader: %w", &pgconn.PgError{Code: "42501", Message: `permission denied to set role "tallywire_reader"`}), `permission denied to set role &#34;tallywire_reader&#34; (SQLSTATE 42501); tallywire doctor`, "answer yet"},
+		{&pgconn.PgError{Code: "57P03", Message: "the database system is starting up"}, "the database system is starting up", "doctor"},
+		{&pgconn.PgError{Code: "22P02", Message: `invalid input syntax for type numeric: "4711.50"`}, "SQLSTATE 22P02", "4711.50"},
+		{context.DeadlineExceeded, "the warehouse does not answer yet", "SQLSTATE"},
+	} {
+		s := New(Options{Views: o.Views, Margin: func(context.Context, string) (*Margin, error) { return nil, c.err }})
+		w := httptest.NewRecorder()
+		s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil))
+		if page := w.Body.String(); !strings.Contains(page, c.says) || strings.Contains(page, c.not) {
+			t.Errorf("%v: the page does not say %q, or says %q", c.err, c.says, c.not)
+		}
+	}
+}
+
+// Lost if this fails: the statement that mends this very halt, for a sentence
+// that fits all of its code.
+func TestStatusHasTheRemedyOfTheCase(t *testing.T) {
+	o := obs.New(slog.New(slog.DiscardHandler))
+	o.Component("source", "psa").Ails(obs.Halted, "TW-PANIC: of a test", "Run:\nALTER THIS;")
+	o.Component("sink", "warehouse").Is(obs.Halted, "TW-PANIC: of a test")
+	st := New(Options{Views: o.Views}).status()
+	remedies := map[string]string{}
+	for _, c := range st.Components {
+		remedies[c.Name] = c.Remedy
+	}
+	if remedies["psa"] != "Run:\nALTER THIS;" || remedies["warehouse"] != remedy(obs.View{Reason: "TW-PANIC: x"}) {
+		t.Errorf("the remedies are %q", remedies)
+	}
+	o.Component("source", "psa").Is(obs.Running, "")
+	if v := o.Component("source", "psa").View(); v.Remedy != "" {
+		t.Errorf("it runs, and is to be mended: %s", v.Remedy)
 	}
 }
 

@@ -15,9 +15,17 @@ type Database struct {
 	Name   string
 	Server string // "PostgreSQL 17.2"
 	Tables []*Table
+	Others []Other
 
 	// Problems are what capture lacks: settings, rights.
 	Problems []*problem.Error
+}
+
+// Other is what may look like a table of the firm, and has no changes to capture.
+type Other struct {
+	Name   string // schema.name
+	Why    string // "it is a view"
+	Remedy string
 }
 
 // Table is one table.
@@ -26,6 +34,7 @@ type Table struct {
 	Rows        int64 // as the server estimates, -1: it does not
 	Partitioned bool
 	Left        *problem.Error    // why it cannot be captured; nil: it can
+	Grants      []string          // the statements without which the role may not read it
 	Secrets     []string          // columns that look like secrets, and are to be left out
 	Without     []string          // columns that the publication leaves out
 	Bound       string            // why the table stays out for its secrets; "": they can be left out

@@ -15,6 +15,7 @@ func TestSecrets(t *testing.T) {
 	for _, name := range []string{
 		"password", "hashed_password", "passwd", "user_pwd", "PasswordHash", "salt", "password_salt", "token", "accesstoken", "refresh_tokens",
 		"api_key", "apiKey", "API-Key", "api_key_id", "private_key", "client_secret", "otp", "otp_code", "twofa_totp_key", "recovery_codes", "pin", "ssh_key", "card_number", "cvv",
+		"Passwort", "kennwort", "mot_de_passe", "contraseña", "wachtwoord",
 	} {
 		if !IsSecret(&change.Column{Name: name, Kind: change.String}) {
 			t.Errorf("%s is not taken for a secret", name)

@@ -137,26 +137,29 @@ func (m *maker) mixed() *change.Column {
 	return nil
 }
 
-// names are what a column is called: also without the name of its table, and
-// without a word that all columns of the table begin with.
+// names are what a column is called, in English too: also without the name of its
+// table, and without a word that all columns of the table begin with.
 func (t *Table) names(column string) []string {
 	w := words(column)
-	out := []string{strings.Join(w, "_")}
+	out := also(w)
 	if len(w) < 2 {
 		return out
 	}
 	head := words(singular(t.Name))
 	for _, begin := range [][]string{head, head[max(0, len(head)-1):]} {
 		if len(begin) > 0 && len(w) > len(begin) && slices.Equal(w[:len(begin)], begin) {
-			out = append(out, strings.Join(w[len(begin):], "_"))
+			out = append(out, also(w[len(begin):])...)
 		}
+	}
+	if in, begin := translated(w), translated(head); len(begin) > 0 && len(in) > len(begin) && slices.Equal(in[:len(begin)], begin) {
+		out = append(out, strings.Join(in[len(begin):], "_"))
 	}
 	for i := range t.Columns {
 		if other := words(t.Columns[i].Name); len(other) < 2 || other[0] != w[0] {
 			return out
 		}
 	}
-	return append(out, strings.Join(w[1:], "_"))
+	return append(out, also(w[1:])...)
 }
 
 // template is a text of columns in braces, after a beginning; "": it cannot be
@@ -311,14 +314,14 @@ func (m *maker) flag(f Field) Field {
 		}
 	}
 	if f.Name == "active" {
-		for _, col := range m.called(against) {
+		for _, col := range m.called(append(append([]string{}, against...), m.e.fields["left_on"]...)) {
 			switch ref := expr.Column(col.Name); {
 			case ref == "":
 			case col.Kind == change.Bool:
 				f.Text, f.column = "!"+ref, col.Name
 				return m.null(f, col)
-			case slices.Contains(times, col.Kind):
-				f.Text, f.column, f.Note = ref+" == null", col.Name, "a guess"
+			case col.Nullable && slices.Contains(times, col.Kind):
+				f.Text, f.column, f.Note = ref+" == null", col.Name, "a guess: with a date that is to come it is false already"
 				return f
 			}
 		}

@@ -25,11 +25,14 @@ type Draft struct {
 type Rule struct {
 	Contract *avro.Contract
 	Table    *Table
-	Fields   []Field // those that are written, the key first
-	Where    string  // a condition that may be meant: rows that are not marked as deleted
-	Some     string  // another: those of one kind, where people stand among groups
-	Needs    string  // SQL without which deletes are parked; "": nothing
+	Fields   []Field  // those that are written, the key first
+	Where    string   // a condition that may be meant: rows that are not marked as deleted
+	Some     string   // another: those of one kind, where people stand among groups
+	Needs    string   // SQL without which deletes are parked; "": nothing
+	Empty    []string // fields that may be null, and for which there is no column
 	score    int
+	name     int    // what of it is for the table's name
+	short    string // why it does not do, after "the table"; "": it does
 	why      []string
 	mixed    string // the column of Some
 }
@@ -49,6 +52,8 @@ func (r *Rule) Blanks() []string {
 type Missing struct {
 	Topic string
 	Like  *Table // one that does and cannot be captured as it is, or nil
+	Near  *Table // without Like the one that comes nearest, or nil
+	Why   string // and why it was not taken
 }
 
 // Make guesses.
@@ -61,17 +66,29 @@ func Make(db *Database) (*Draft, error) {
 	for i := range known {
 		e := &known[i]
 		best := d.best(e, pack[e.topic], (*Table).Taken)
-		like := d.best(e, pack[e.topic], func(t *Table) bool { return !t.Taken() })
+		like := d.best(e, pack[e.topic], func(t *Table) bool { return !t.Taken() && !d.missed(t) })
 		switch {
 		case best != nil:
 			d.Rules = append(d.Rules, best)
 		case like != nil:
-			d.Missing = append(d.Missing, Missing{e.topic, like.Table})
+			d.Missing = append(d.Missing, Missing{Topic: e.topic, Like: like.Table})
 		default:
 			d.Missing = append(d.Missing, Missing{Topic: e.topic})
 		}
 	}
+	for i := range d.Missing { // when it is known which tables are something else
+		m := &d.Missing[i]
+		if near := d.near(m.Topic); near != nil && m.Like == nil {
+			m.Near, m.Why = near.Table, near.short
+		}
+	}
 	return d, nil
+}
+
+// missed reports whether a table was said to look like a contract already, or to
+// come near one.
+func (d *Draft) missed(t *Table) bool {
+	return slices.ContainsFunc(d.Missing, func(m Missing) bool { return m.Like == t || m.Near == t })
 }
 
 // rule is the one of a topic, or nil.
@@ -101,11 +118,43 @@ func (d *Draft) best(e *entity, c *avro.Contract, may func(*Table) bool) *Rule {
 		if !may(t) || slices.ContainsFunc(d.Rules, func(r *Rule) bool { return r.Table == t }) {
 			continue
 		}
-		if r := d.weigh(e, c, t); r != nil && (best == nil || r.score > best.score) {
+		if r := d.weigh(e, c, t); r.short == "" && (best == nil || r.score > best.score) {
 			best = r
 		}
 	}
 	return best
+}
+
+// near is the rule of the table that comes nearest of those that do not do; nil:
+// there is none that is called like the entity or has some of its fields.
+func (d *Draft) near(topic string) *Rule {
+	var near *Rule
+	for i := range known {
+		if known[i].topic != topic {
+			continue
+		}
+		for _, t := range d.Tables {
+			if d.entityOf(t.Full()) != "" || d.missed(t) {
+				continue
+			}
+			r := d.weigh(&known[i], d.pack[topic], t)
+			if r.short != "" && (r.name > 0 || r.score >= leastAtEnd) && (near == nil || r.score > near.score) {
+				near = r
+			}
+		}
+	}
+	return near
+}
+
+// Unused are the tables that are captured and of which no rule is made.
+func (d *Draft) Unused() []string {
+	var out []string
+	for _, t := range d.Tables {
+		if t.Taken() && d.entityOf(t.Full()) == "" {
+			out = append(out, t.Full())
+		}
+	}
+	return out
 }
 
 // What a match is worth. A table that is called like the entity is it, unless
@@ -121,16 +170,18 @@ const (
 	leastAtEnd, leastSure = 10, 24
 )
 
-// weigh drafts the rule of a table and says how well it fits; nil: not at all.
+// weigh drafts the rule of a table and says how well it fits.
 func (d *Draft) weigh(e *entity, c *avro.Contract, t *Table) *Rule {
 	r := &Rule{Contract: c, Table: t}
 	name, exact := nameScore(e, t)
 	sure := len(e.sure) > 0
-	var columns []string
+	var columns, unsure []string
 	score := 0
-	for _, f := range d.fields(e, c, t) {
+	for i, f := range d.fields(e, c, t) {
 		if f.Text != "" || f.Null || f.blank {
 			r.Fields = append(r.Fields, f)
+		} else if c.Table.Columns[i].Nullable && !c.Fields[i].HasOwn() {
+			r.Empty = append(r.Empty, f.Name)
 		}
 		col := c.Table.Column(f.Name)
 		found := f.column != "" && !f.Blank()
@@ -151,7 +202,7 @@ func (d *Draft) weigh(e *entity, c *avro.Contract, t *Table) *Rule {
 			r.why = append(r.why, f.column+" leads to "+f.leads)
 		}
 		if slices.Contains(e.sure, f.Name) && !found {
-			sure = false
+			sure, unsure = false, append(unsure, f.Name)
 		}
 	}
 	from := d.followers(c.Topic, t)
@@ -165,9 +216,9 @@ func (d *Draft) weigh(e *entity, c *avro.Contract, t *Table) *Rule {
 	case sure && score >= leastSure:
 		r.why = append([]string{"the columns " + list(columns)}, r.why...)
 	default:
-		return nil
+		r.short = short(name, exact, columns, unsure)
 	}
-	r.score = name + score
+	r.name, r.score = name, name+score
 	m := maker{Draft: d, e: e, c: c, t: t}
 	r.Where = m.where()
 	if col := m.mixed(); col != nil {
@@ -184,6 +235,23 @@ func (d *Draft) weigh(e *entity, c *avro.Contract, t *Table) *Rule {
 		}
 	}
 	return r
+}
+
+// short says why a table does not do.
+func short(name int, exact bool, columns, unsure []string) string {
+	has := "it has none of the columns"
+	if len(columns) > 0 {
+		has = "of the columns it has only " + list(columns)
+	}
+	switch {
+	case exact:
+		return "it is called so, but " + has
+	case name > 0:
+		return "its name only ends so, and " + has
+	case len(unsure) > 0:
+		return "it is called otherwise, and has no column for " + list(unsure)
+	}
+	return "it is called otherwise, and " + has
 }
 
 // followers are the tables that are called like an entity that refers to topic,
@@ -208,13 +276,15 @@ func (d *Draft) followers(topic string, t *Table) []string {
 
 // nameScore says how well a table's name fits, 0: not at all.
 func nameScore(e *entity, t *Table) (score int, exact bool) {
-	name := singular(t.Name)
+	names := []string{singular(t.Name), singular(strings.Join(translated(words(t.Name)), "_"))}
 	for i, s := range e.tables {
-		if name == s {
-			return exactName - laterName*i, true
-		}
-		if strings.HasSuffix(name, "_"+s) {
-			score = max(score, endOfName-laterName*i, laterName)
+		for _, name := range names {
+			if name == s {
+				return exactName - laterName*i, true
+			}
+			if strings.HasSuffix(name, "_"+s) {
+				score = max(score, endOfName-laterName*i, laterName)
+			}
 		}
 	}
 	return score, false

@@ -13,8 +13,8 @@ import (
 // secretWords are what a column of a secret is called; the second list must be
 // the whole name, or its last words.
 var (
-	secretWords = []string{"password", "passwd", "pwd", "passphrase", "passcode", "secret", "salt", "otp", "totp", "mfa", "hash", "token", "credential", "credentials", "pin", "cvv", "cvc", "apikey", "privatekey"}
-	secretPairs = []string{"api_key", "private_key", "access_key", "secret_key", "encryption_key", "signing_key", "ssh_key", "auth_key", "session_key", "recovery_code", "recovery_codes", "backup_code", "backup_codes", "card_number", "security_code"}
+	secretWords = []string{"password", "passwd", "pwd", "passphrase", "passcode", "secret", "salt", "otp", "totp", "mfa", "hash", "token", "credential", "credentials", "pin", "cvv", "cvc", "apikey", "privatekey", "passwort", "kennwort", "motdepasse", "mdp", "contrasena", "contraseña", "wachtwoord"}
+	secretPairs = []string{"api_key", "private_key", "access_key", "secret_key", "encryption_key", "signing_key", "ssh_key", "auth_key", "session_key", "recovery_code", "recovery_codes", "backup_code", "backup_codes", "card_number", "security_code", "mot_de_passe"}
 )
 
 // IsSecret reports whether a column is called like a secret, and of a type that

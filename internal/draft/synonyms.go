@@ -1,5 +1,6 @@
 // Synonyms: what systems call the tables and columns of which the entities of
-// the pack are made, the likeliest first. It is data: a new system is a word here.
+// the pack are made, the likeliest first. It is data: a new system is a word here,
+// one of another language a word in languages.go.
 
 package draft
 
@@ -23,8 +24,8 @@ var (
 	people   = []string{"resource_id", "employee_id", "user_id", "person_id", "consultant_id", "staff_id", "worker_id", "member_id", "contact_id", "author_id", "mitarbeiter_id", "mitarbeiter", "resource", "employee", "user", "consultant", "person", "worker", "performed_by", "done_by", "booked_for", "staff_no"}
 	clients  = []string{"customer_id", "client_id", "party_id", "partner_id", "debtor_id", "kunde_id", "kunden_id", "kunde", "customer", "client", "party", "partner", "customer_no", "client_no", "account_id", "account"} // an account may be a ledger's
 	jobs     = []string{"project_id", "engagement_id", "job_id", "matter_id", "mandate_id", "assignment_id", "projekt_id", "projekt", "project", "engagement", "job", "matter", "project_no", "job_no", "work_id", "work"}
-	starts   = []string{"start_date", "starts_on", "start_on", "started_on", "begin_date", "date_start", "start", "begins_on", "from_date", "beginn"}
-	ends     = []string{"end_date", "ends_on", "end_on", "due_date", "date_end", "finish_date", "deadline", "until_date", "ende"}
+	starts   = []string{"start_date", "starts_on", "start_on", "started_on", "begin_date", "date_start", "start", "starts", "begins_on", "begins", "begin", "from_date", "beginn"}
+	ends     = []string{"end_date", "ends_on", "end_on", "due_date", "date_end", "finish_date", "deadline", "until_date", "end", "ends", "ende"}
 	mails    = []string{"email", "mail", "email_address", "e_mail", "work_email"}
 )
 
@@ -45,10 +46,10 @@ var known = []entity{
 		tables: []string{"resource", "employee", "consultant", "staff", "staff_member", "worker", "person", "user", "member", "mitarbeiter", "personal"},
 		fields: map[string][]string{
 			"number":     append([]string{"personnel_number", "personnel_no", "employee_number", "employee_no", "staff_number", "staff_no", "personalnummer"}, numbers...),
-			"first_name": {"first_name", "firstname", "given_name", "forename", "vorname"}, "last_name": {"last_name", "lastname", "surname", "family_name", "nachname"},
+			"first_name": {"first_name", "firstname", "given_name", "forename", "vorname"}, "last_name": {"last_name", "lastname", "surname", "family_name", "nachname", "nom"},
 			"email": mails, "legal_entity": entities, "title": {"job_title", "position", "title", "role"},
-			"hired_on": {"hired_on", "hire_date", "hired_at", "entry_date", "joined_on", "employed_from", "date_hired", "eintritt", "start_date"},
-			"left_on":  {"left_on", "leave_date", "exit_date", "terminated_on", "termination_date", "employed_to", "left_at", "austritt", "end_date"},
+			"hired_on": {"hired_on", "hire_date", "hired_at", "entry_date", "joined_on", "employed_from", "date_hired", "hired", "joined", "joined_at", "eintritt", "start_date"},
+			"left_on":  {"left_on", "leave_date", "exit_date", "terminated_on", "termination_date", "employed_to", "left_at", "left", "gone", "gone_on", "austritt", "end_date"},
 			"active":   working, "updated_at": changed,
 		},
 	},
@@ -69,11 +70,11 @@ var known = []entity{
 		fields: map[string][]string{
 			"resource_id": people, "project_id": jobs,
 			"task_number": {"task_number", "task_no", "task_code", "task_id", "issue_id", "ticket_id", "activity_id", "work_item_id", "task", "activity", "activity_code"},
-			"work_date":   {"work_date", "worked_on", "spent_on", "spent_date", "entry_date", "work_day", "log_date", "logged_on", "date", "day", "started_at", "start_time", "started", "datum"},
+			"work_date":   {"work_date", "worked_on", "spent_on", "spent_date", "entry_date", "work_day", "log_date", "logged_on", "date", "day", "started_at", "start_time", "started", "starts_at", "begins_at", "start", "starts", "begins", "begin", "datum", "beginn"},
 			"hours":       {"hours", "hours_worked", "worked_hours", "duration_hours", "unit_amount", "quantity", "duration", "time_spent", "worked", "amount", "minutes", "duration_minutes", "minutes_worked", "worked_minutes", "seconds", "duration_seconds", "time_spent_seconds", "stunden", "dauer"},
 			"billable":    {"billable", "is_billable", "chargeable", "is_chargeable", "verrechenbar"},
 			"status":      {"status", "state", "approval_status", "approval_state", "status_id", "state_id"},
-			"note":        {"note", "notes", "comment", "comments", "description", "remark", "memo", "text"},
+			"note":        {"note", "notes", "comment", "comments", "description", "remark", "remarks", "memo", "memos", "text"},
 			"bill_rate":   {"bill_rate", "billing_rate", "billable_rate", "hourly_rate", "charge_rate", "sales_rate"},
 			"created_at":  made, "updated_at": changed,
 		},
@@ -94,7 +95,7 @@ var known = []entity{
 		fields: map[string][]string{
 			"number":      append([]string{"invoice_number", "invoice_no", "document_number", "document_no", "rechnungsnummer"}, numbers...),
 			"customer_id": clients, "legal_entity": entities, "kind": {"kind", "type", "invoice_type", "document_type", "doc_type"}, "status": {"status", "state", "invoice_status"},
-			"invoice_date": {"invoice_date", "issue_date", "issued_on", "issued_at", "date", "document_date", "posting_date", "rechnungsdatum"}, "currency": coins,
+			"invoice_date": {"invoice_date", "issue_date", "issued_on", "issued_at", "issued", "date", "document_date", "posting_date", "rechnungsdatum"}, "currency": coins,
 			"total": {"total", "net_total", "total_net", "untaxed_amount", "amount_untaxed", "untaxed_total", "untaxed_amount_cache", "total_amount", "net_amount", "amount_total", "amount", "summe"}, "updated_at": changed,
 		},
 	},
@@ -111,7 +112,7 @@ var known = []entity{
 }
 
 // against are columns that say that something is not active, or is there no more.
-var against = []string{"inactive", "is_inactive", "archived", "is_archived", "disabled", "is_disabled", "closed", "is_closed", "blocked", "is_blocked", "deleted", "is_deleted", "archived_at", "deactivated_at", "disabled_at", "deleted_at", "deleted_on", "left_at"}
+var against = []string{"inactive", "is_inactive", "archived", "is_archived", "disabled", "is_disabled", "closed", "is_closed", "blocked", "is_blocked", "deleted", "is_deleted", "archived_at", "deactivated_at", "disabled_at", "deleted_at", "deleted_on", "left_at", "gone", "is_gone", "gone_on", "left", "has_left", "inactive_since", "ended_on", "closed_at", "closed_on"}
 
 // deleted are those of them by which rows are marked as gone.
 var deleted = []string{"deleted_at", "deleted_on", "deleted", "is_deleted"}
@@ -132,6 +133,12 @@ var whole = []string{"name", "full_name", "fullname", "display_name", "login", "
 
 // countsHours are words of columns that count hours.
 var countsHours = []string{"hour", "hours", "hrs", "stunden"}
+
+// begun and ended are columns that say from when to when somebody worked.
+var (
+	begun = []string{"start_time", "started_at", "starts_at", "begins_at", "time_start", "start", "starts", "started", "begin", "begins"}
+	ended = []string{"end_time", "ended_at", "ends_at", "stopped_at", "finished_at", "time_end", "end", "ends", "ended"}
+)
 
 // units are words of columns that count parts of an hour.
 var units = map[string]int{"minute": 60, "minutes": 60, "min": 60, "mins": 60, "second": 3600, "seconds": 3600, "sec": 3600, "secs": 3600}

@@ -17,7 +17,12 @@ var ids = []string{"task_number", "status", "legal_entity", "billing_type"}
 // value is a text, a number, a date or a time.
 func (m *maker) value(f Field, target *change.Column) Field {
 	misfit := ""
-	for _, col := range m.columns(f.Name) {
+	cols := m.columns(f.Name)
+	beside := f.Name == "first_name" && len(cols) == 0 && len(m.called(m.e.fields["last_name"])) > 0
+	if beside {
+		cols = m.called([]string{"name"})
+	}
+	for _, col := range cols {
 		ref, at := expr.Column(col.Name), m.t.References[col.Name]
 		number := col.Kind == change.Int || col.Kind == change.Decimal || col.Kind == change.Float64 || col.Kind == change.Float32
 		_, takes := expr.Takes(col, target)
@@ -69,6 +74,9 @@ func (m *maker) value(f Field, target *change.Column) Field {
 		if f.Name == "hours" && col.Kind != change.Interval && unit(col.Name) == 0 && !hours(col.Name) {
 			f.Note = strings.TrimPrefix(f.Note+"; if it counts hours", "; ")
 		}
+		if beside {
+			f.Note = "a guess: it stands beside the last name"
+		}
 		if f.Name == "updated_at" && col.Nullable && ref != "" {
 			m.orMade(&f, col, takes)
 		}
@@ -78,12 +86,29 @@ func (m *maker) value(f Field, target *change.Column) Field {
 	if misfit != "" {
 		return f.undone("%s", misfit)
 	}
+	if how := m.between(target); f.Name == "hours" && how != "" {
+		return f.undone("no column counts them; from begin to end, with all breaks: '%s'", how)
+	}
 	if f.Name == "first_name" || f.Name == "last_name" {
 		if cols := m.called(whole); len(cols) > 0 && text(cols[0]) && expr.Column(cols[0].Name) != "" {
 			return f.undone("part of %s? '%s.split(\" \")[%d]'", cols[0].Name, expr.Column(cols[0].Name), strings.Count(f.Name, "last"))
 		}
 	}
 	return m.nothing(f)
+}
+
+// between are the hours from the column of a begin to that of an end; "": the table
+// has no such two of one type.
+func (m *maker) between(target *change.Column) string {
+	for _, a := range m.called(begun) {
+		for _, b := range m.called(ended) {
+			from, to := expr.Column(a.Name), expr.Column(b.Name)
+			if a.Kind == b.Kind && from != "" && to != "" && slices.Contains([]change.Kind{change.Timestamp, change.TimestampTZ, change.Time}, a.Kind) {
+				return fmt.Sprintf(`hours(%s - %s, %d, "half_even")`, to, from, target.Scale)
+			}
+		}
+	}
+	return ""
 }
 
 // orMade lets the last change of a row that was never changed be when it was
@@ -153,7 +178,7 @@ var ofText = map[change.Kind]string{change.Date: "date(%s)", change.Decimal: "de
 
 // hours reports whether a column's name says that it counts hours.
 func hours(column string) bool {
-	return slices.ContainsFunc(words(column), func(w string) bool { return slices.Contains(countsHours, w) })
+	return slices.ContainsFunc(translated(words(column)), func(w string) bool { return slices.Contains(countsHours, w) })
 }
 
 // perHour is a count of parts of an hour, in hours.
@@ -171,7 +196,7 @@ func exact(col *change.Column) string {
 
 // unit is how many of what a column counts make an hour, 0: it does not say.
 func unit(column string) int {
-	for _, w := range words(column) {
+	for _, w := range translated(words(column)) {
 		if n := units[w]; n > 0 {
 			return n
 		}

@@ -148,6 +148,7 @@ func (w *writer) source(d *Draft, dsn string) {
 	w.line("    type: postgres")
 	w.line("    dsn: %s", dsn)
 	var taken, secrets [][2]string
+	var costs []string
 	var left []*Table
 	for _, t := range d.Tables {
 		if !t.Taken() {
@@ -158,6 +159,9 @@ func (w *writer) source(d *Draft, dsn string) {
 		for _, name := range t.Secrets {
 			secrets = append(secrets, [2]string{"- " + quote(t.Full()+"."+name), ""})
 		}
+		for _, name := range d.Costs(t) {
+			costs = append(costs, t.Full()+"."+name)
+		}
 	}
 	if len(taken) == 0 { // nothing would mean all
 		w.line("    tables: []")
@@ -165,7 +169,7 @@ func (w *writer) source(d *Draft, dsn string) {
 		w.line("    tables:")
 	}
 	w.columns("      ", taken)
-	if len(left) > 0 {
+	if len(left)+len(d.Others) > 0 {
 		w.line("      # Left out:")
 		for _, t := range left {
 			w.line("      # - %s # %s", comment(quote(t.Full())), about(t))
@@ -178,11 +182,22 @@ func (w *writer) source(d *Draft, dsn string) {
 			}
 			w.comments("      #     ", why)
 		}
+		for _, o := range d.Others {
+			w.line("      # - %s # %s", comment(quote(o.Name)), o.Why)
+			w.comments("      #     ", o.Remedy)
+		}
 	}
 	if len(secrets) > 0 {
 		w.line("    # These look like secrets, and do not leave the database:")
 		w.line("    without:")
 		w.columns("      ", secrets)
+	}
+	if len(costs) > 0 {
+		w.line("    # These look like costs or salaries, and go out: who may read the topic of such a")
+		w.line("    # table reads them. See \"Who may read what\" in docs/model.md.")
+		for _, name := range costs {
+			w.line("    # - %s", comment(quote(name)))
+		}
 	}
 }
 
@@ -199,9 +214,17 @@ func about(t *Table) string {
 }
 
 func (w *writer) transforms(d *Draft) {
-	if len(d.Rules) == 0 {
-		w.line("# No table looks like what the built-in contracts hold. tallywire contracts list shows")
-		w.line("# those; docs/model.md says how to write a rule, and a contract of your own.")
+	if why, remedy := d.Nothing(); why != "" {
+		w.comments("# ", "No rule was drafted: "+why+".")
+		if grants := d.Grants(); len(grants) > 0 {
+			w.line("# To do, and then draft again with --force:")
+			for _, g := range grants {
+				w.line("#   %s;", comment(g))
+			}
+		} else {
+			w.comments("# ", "To do: "+remedy)
+		}
+		w.missing(d, "# ")
 		return
 	}
 	w.line("transforms:")
@@ -214,19 +237,31 @@ func (w *writer) transforms(d *Draft) {
 		}
 		w.rule(r)
 	}
-	if len(d.Missing) > 0 {
+	unused := d.Unused()
+	if len(d.Missing)+len(unused) > 0 {
 		w.line("")
 	}
-	for _, m := range d.Missing {
-		if m.Like != nil {
-			w.line("      # %s: %s looks like it, and is left out above.", m.Topic, comment(m.Like.Full()))
-			continue
-		}
-		w.line("      # %s: no table looks like it.", m.Topic)
+	w.missing(d, "      # ")
+	if len(unused) > 0 {
+		w.comments("      # ", "Captured, and in no rule: "+strings.Join(unused, ", ")+".")
 	}
 	if d.rule("ps.time_entry") != nil && d.rule("ps.cost_rate") != nil {
 		w.line("  # Time entries with project, customer and the cost rate in force on the work date:")
 		w.line("  # costed: {type: join}")
+	}
+}
+
+// missing says of each contract without a rule what comes nearest.
+func (w *writer) missing(d *Draft, begin string) {
+	for _, m := range d.Missing {
+		switch {
+		case m.Like != nil:
+			w.comments(begin, fmt.Sprintf("%s: %s looks like it, and is left out above.", m.Topic, m.Like.Full()))
+		case m.Near != nil:
+			w.comments(begin, fmt.Sprintf("%s: no table looks like it; %s comes nearest, but %s.", m.Topic, m.Near.Full(), m.Why))
+		default:
+			w.comments(begin, m.Topic+": no table looks like it.")
+		}
 	}
 }
 
@@ -257,4 +292,7 @@ func (w *writer) rule(r *Rule) {
 		lines = append(lines, [2]string{f.Name + ": " + text, note})
 	}
 	w.columns("          ", lines)
+	if len(r.Empty) > 0 {
+		w.comments("          # ", "Null, since no column looks like it: "+strings.Join(r.Empty, ", ")+".")
+	}
 }

@@ -86,6 +86,7 @@ type Component struct {
 	mu       sync.Mutex
 	state    State
 	reason   string
+	remedy   string
 	since    time.Time
 	topics   map[string]*TopicStats // "in <topic>", "out <topic>"
 	latency  Window                 // over all topics
@@ -229,11 +230,14 @@ func (c *Component) Ladder(rungs ...Rung) {
 }
 
 // Is sets the state; reason is for a person and may be empty.
-func (c *Component) Is(s State, reason string) {
+func (c *Component) Is(s State, reason string) { c.Ails(s, reason, "") }
+
+// Ails is Is of what does not run, with what a person is to do about it.
+func (c *Component) Ails(s State, reason, remedy string) {
 	c.mu.Lock()
 	changed := c.state != s
 	was := c.state
-	c.state, c.reason = s, reason
+	c.state, c.reason, c.remedy = s, reason, remedy
 	if changed {
 		c.since = time.Now()
 	}
@@ -253,6 +257,7 @@ type View struct {
 	Kind, Name string
 	State      State
 	Reason     string
+	Remedy     string // of this very reason; may be empty
 	Since      time.Time
 	Progress   string
 	Topics     []TopicView
@@ -301,7 +306,7 @@ func (c *Component) View() View {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v := View{
-		Kind: c.Kind, Name: c.Name, State: c.state, Reason: c.reason, Since: c.since, Progress: c.progress,
+		Kind: c.Kind, Name: c.Name, State: c.state, Reason: c.reason, Remedy: c.remedy, Since: c.since, Progress: c.progress,
 		Lag: map[string]int64{}, Parked: c.parked, Waiting: c.waiting, Ladder: append([]Rung(nil), c.ladder...),
 	}
 	v.P50, v.P95, v.P99 = c.latency.Quantiles()

@@ -117,5 +117,8 @@ func RemedyOf(err error) string {
 	if e := problem.Of(err); e != nil {
 		return e.WhatToDo()
 	}
+	if Classify(err) == problem.Retry {
+		return ErrOutage.Remedy
+	}
 	return ErrUnclassified.Remedy
 }

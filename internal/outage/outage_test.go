@@ -51,4 +51,7 @@ func TestClassify(t *testing.T) {
 			t.Errorf("%v: %s, want %s", c.err, got, c.want)
 		}
 	}
+	if got := RemedyOf(io.EOF); got != ErrOutage.Remedy {
+		t.Errorf("of an outage a person is told %q", got)
+	}
 }

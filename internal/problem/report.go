@@ -54,7 +54,7 @@ func Format(err error) string {
 			fmt.Fprintf(&b, "  where   %s\n", r.Where)
 		}
 		if r.Remedy != "" {
-			fmt.Fprintf(&b, "  remedy  %s\n", r.Remedy)
+			fmt.Fprintf(&b, "  remedy  %s\n", r.Remedy) // its lines as they are: they are copied
 		}
 	}
 	return b.String()

@@ -350,7 +350,7 @@ func (d *deliver) hold(ctx context.Context, s *session, p *consume.Polled) error
 			return err
 		}
 		d.comp.Failed(problem.Retry.String(), outage.CodeOf(err))
-		d.comp.Is(obs.Retrying, outage.ReasonOf(err))
+		d.comp.Ails(obs.Retrying, outage.ReasonOf(err), outage.RemedyOf(err))
 		if !retry.Sleep(ctx, wait) {
 			return ctx.Err()
 		}

@@ -307,6 +307,10 @@ func (w *switcher) flush(ctx context.Context) error {
 		return nil
 	}
 	began := time.Now()
+	// What was begun is ended, also when the command is broken off: readers would
+	// wait for its timeout (A5).
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), switchTimeout)
+	defer cancel()
 	if err := w.producer.BeginTransaction(); err != nil {
 		return w.failed(err, began)
 	}

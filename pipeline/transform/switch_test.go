@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -101,6 +104,12 @@ func wantNext(b *enginetest.TopicBed) {
 	}
 }
 
+func offsetsOf(listed kadm.ListedOffsets) map[int32]int64 {
+	out := map[int32]int64{}
+	listed.Each(func(o kadm.ListedOffset) { out[o.Partition] = o.Offset })
+	return out
+}
+
 // refused checks that the transform does not run.
 func refused(b *enginetest.TopicBed, spec pipeline.TransformSpec) {
 	b.T.Helper()
@@ -178,6 +187,31 @@ func TestSwitchBrokenOff(t *testing.T) {
 		transforming(b, b.Env, now)
 		b.Drained()
 		wantNext(b)
+	})
+}
+
+// One that is broken off while it writes holds nobody up.
+func TestSwitchBrokenOffEndsItsTransaction(t *testing.T) {
+	enginetest.OnBoth(t, func(t *testing.T, bd *enginetest.Bed) {
+		b, _, s, _ := switching(bd)
+		ctx, kill := context.WithCancel(t.Context())
+		hold := b.Proxy.Hold(func(r testkit.KafkaRequest) bool { return r.Key() == int16(kmsg.Produce) })
+		go func() {
+			<-hold.Held()
+			kill()
+			hold.Release()
+		}()
+		if _, err := Switch(ctx, b.Env, s); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		b.Eventually("readers to go on", func() (bool, string) {
+			stable, err := b.Direct.Admin().ListCommittedOffsets(t.Context(), b.Output())
+			if err != nil {
+				return false, err.Error()
+			}
+			ends, err := b.Direct.Admin().ListEndOffsets(t.Context(), b.Output())
+			return err == nil && maps.Equal(offsetsOf(stable), offsetsOf(ends)), fmt.Sprint(offsetsOf(stable), offsetsOf(ends), err)
+		})
 	})
 }
 

@@ -293,7 +293,7 @@ func (s *session) hold(ctx context.Context, p *consume.Polled) error {
 		}
 		if tx.began.IsZero() && pipeline.Classify(err) == problem.Retry && time.Since(began) < holdAtMost && ctx.Err() == nil {
 			s.comp.Failed("retry", outage.CodeOf(err))
-			s.comp.Is(obs.Retrying, outage.ReasonOf(err))
+			s.comp.Ails(obs.Retrying, outage.ReasonOf(err), outage.RemedyOf(err))
 			if retry.Sleep(ctx, pause) {
 				// What the stage waits for may itself wait for state that this
 				// group keeps, of partitions that the poll did not touch: after a

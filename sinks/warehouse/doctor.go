@@ -49,7 +49,7 @@ func (s *Sink) Doctor(ctx context.Context) []pipeline.Finding {
 	if number < oldest {
 		note(ErrTable.New("the warehouse is Postgres %s", version).WithRemedy("Move it to Postgres 15 or newer."), "its version is 15 or newer")
 	}
-	schemas, roles, err := s.missing(ctx, conn)
+	schemas, roles, apart, err := s.missing(ctx, conn, number)
 	if !note(classify("looking for the schemas and roles of the warehouse", err), "looking for its schemas and roles") {
 		return fs
 	}
@@ -63,14 +63,16 @@ func (s *Sink) Doctor(ctx context.Context) []pipeline.Finding {
 		note(ErrDenied.New("login %q may not create schemas in database %s, and there is no %s", login, database, strings.Join(schemas, " and no ")).
 			WithRemedy("GRANT CREATE ON DATABASE %s TO %s;", quote(database), quote(login)), "its schemas can be made")
 	}
+	if number < 160000 && createRole { // it may make itself a member of any, and does
+		apart = nil
+	}
 	switch {
-	case len(roles) == 0:
-		note(nil, "the roles of its readers are there")
-	case createRole:
+	case len(roles) > 0 && !createRole, len(apart) > 0:
+		note(lacksRoles(login, roles, apart, createRole), "the roles of its readers can be made and taken")
+	case len(roles) > 0:
 		note(nil, "login %q may create the roles %s", login, strings.Join(roles, " and "))
 	default:
-		note(ErrDenied.New("login %q may not create roles, and there is no %s", login, strings.Join(roles, " and no ")).
-			WithRemedy("Let a superuser run: CREATE ROLE %s;", strings.Join(roles, "; CREATE ROLE ")), "the roles of its readers can be made")
+		note(nil, "the roles of its readers are there")
 	}
 	rows, err := conn.Query(ctx, `SELECT 'SCHEMA', nspname, '' FROM pg_namespace WHERE nspname = ANY($1) AND NOT pg_has_role(nspowner, 'USAGE')
 UNION ALL SELECT 'TABLE', nspname, relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
@@ -98,20 +100,46 @@ WHERE nspname || '.' || relname = ANY($2) AND relkind = 'r' AND NOT pg_has_role(
 	return fs
 }
 
-// missing lists the schemas and roles that are not there yet.
-func (s *Sink) missing(ctx context.Context, conn *pgx.Conn) (schemas, roles []string, err error) {
-	list := func(q string, names []string) (out []string, err error) {
-		rows, err := conn.Query(ctx, q, names)
+// lacksRoles says which roles login can neither make, if they are missing, nor
+// take, and has both mended at once.
+func lacksRoles(login string, missing, apart []string, create bool) error {
+	var lacks, grant []string
+	sql := ""
+	if len(missing) > 0 && !create {
+		lacks, grant = append(lacks, "may not create roles, and there is no "+strings.Join(missing, " and no ")), missing
+		sql = "CREATE ROLE " + strings.Join(missing, "; CREATE ROLE ") + "; "
+	}
+	if len(apart) > 0 {
+		lacks, grant = append(lacks, "may not SET ROLE to "+strings.Join(apart, " and ")+", as which the page reads the margin"), slices.Concat(grant, apart)
+	}
+	return ErrDenied.New("login %q %s", login, strings.Join(lacks, "; it ")).
+		WithRemedy("Let a superuser run:\n%sGRANT %s TO %s;", sql, strings.Join(grant, ", "), quote(login))
+}
+
+// missing lists the schemas and roles that are not there yet, and the roles that
+// are and that the login may neither take nor make itself a member of; these only
+// if there will be a margin, which is read as one of them.
+func (s *Sink) missing(ctx context.Context, conn *pgx.Conn, version int) (schemas, roles, apart []string, err error) {
+	list := func(q string, args ...any) (out []string, err error) {
+		rows, err := conn.Query(ctx, q, args...)
 		if err != nil {
 			return nil, err
 		}
 		return pgx.CollectRows(rows, pgx.RowTo[string])
 	}
 	if schemas, err = list("SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS (SELECT FROM pg_namespace WHERE nspname = n) ORDER BY n", s.schemas()); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	roles, err = list("SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = n) ORDER BY n", []string{RoleReader, RoleCost})
-	return schemas, roles, err
+	readers := []string{RoleReader, RoleCost}
+	if roles, err = list("SELECT n FROM unnest($1::text[]) n WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = n) ORDER BY n", readers); err != nil || !s.hasMargin() {
+		return schemas, roles, nil, err
+	}
+	take := "SET"
+	if version < 160000 { // which has no such privilege: a member may
+		take = "MEMBER"
+	}
+	apart, err = list("SELECT rolname::text FROM pg_roles WHERE rolname = ANY($1) AND NOT pg_has_role(oid, $2) AND NOT pg_has_role(oid, 'MEMBER WITH ADMIN OPTION') ORDER BY 1", readers, take)
+	return schemas, roles, apart, err
 }
 
 // schemas lists those that the sink's tables are in, and its own.

@@ -3,6 +3,7 @@
 -- project's legal entity; exact, nothing is rounded. While an approved entry
 -- of the project's month waits (for a rate, a project, a customer), its cost
 -- is not known, and nothing that depends on it is shown: null, never too low.
+-- So it is where nothing costs time at all: the table of costed entries is empty.
 -- Each side is summed alone and then both together, so that a condition on
 -- project_id or month reaches the tables; with the index below, that of one
 -- month reads only its entries.
@@ -32,7 +33,8 @@ WITH parts AS (
            COALESCE(sum(approved_hours), 0)::numeric(38,6) AS approved_hours,
            COALESCE(sum(waiting_entries), 0)::bigint AS waiting_entries,
            COALESCE(sum(waiting_hours), 0)::numeric(38,6) AS waiting_hours,
-           CASE WHEN COALESCE(sum(waiting_entries), 0) = 0 THEN COALESCE(sum(cost), 0)::numeric(38,10) END AS labour_cost,
+           CASE WHEN COALESCE(sum(waiting_entries), 0) = 0 AND EXISTS (SELECT FROM ps.time_entry_costed)
+                THEN COALESCE(sum(cost), 0)::numeric(38,10) END AS labour_cost,
            COALESCE(sum(revenue), 0)::numeric(38,2) AS revenue
       FROM parts
      GROUP BY project_id, month
@@ -54,7 +56,7 @@ SELECT p.legal_entity,
   FROM sums s
   LEFT JOIN ps.project p ON p.project_id = s.project_id;
 
-COMMENT ON VIEW ps.margin_by_project_month IS 'Hours, labour cost, revenue and margin per project and month, in the currency of its legal entity. Cost and margin are null while approved entries wait for a rate or a reference.';
+COMMENT ON VIEW ps.margin_by_project_month IS 'Hours, labour cost, revenue and margin per project and month, in the currency of its legal entity. Cost and margin are null while approved entries wait for a rate or a reference, and where no entry is costed at all.';
 COMMENT ON COLUMN ps.margin_by_project_month.month IS 'First day of the month: of the work date for hours and cost, of the invoice date for revenue.';
 COMMENT ON COLUMN ps.margin_by_project_month.waiting_entries IS 'Approved entries that wait for something; while there are any, cost and margin are null.';
 COMMENT ON COLUMN ps.margin_by_project_month.labour_cost IS 'Sum of hours times the cost rate in force on the work date.';

@@ -20,7 +20,7 @@ var (
 		"Nothing is lost: delivery goes on from the offsets that are stored in the warehouse as soon as it answers. Check that it runs and has disk space.")
 	ErrDenied = problem.Define("TW-WAREHOUSE-DENIED", problem.Halt,
 		"The warehouse refuses the login, or the login lacks a right.",
-		"Give the login of the sink's dsn CREATE on the database and CREATEROLE, or create schemas ps and _tallywire owned by it and the roles tallywire_reader and tallywire_cost yourself; then start again.")
+		"Give the login of the sink's dsn CREATE on the database and CREATEROLE, or create schemas ps and _tallywire owned by it and the roles tallywire_reader and tallywire_cost, granted to it, yourself; then start again.")
 	ErrDSN = problem.Define("TW-WAREHOUSE-DSN", problem.Halt,
 		"The sink's dsn cannot be read.",
 		"Write it as postgres://user@host:port/database; keep the password in env:NAME or file:PATH.")

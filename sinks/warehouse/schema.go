@@ -162,6 +162,15 @@ BEGIN
                 NULL; -- another database of the cluster was faster
             END;
         END IF;
+        -- The page reads as one of them. Who makes a role is no member of it before
+        -- version 16, and since then may not SET ROLE to it.
+        IF NOT pg_has_role(r::name, CASE WHEN current_setting('server_version_num')::int < 160000 THEN 'MEMBER' ELSE 'SET' END) THEN
+            BEGIN
+                EXECUTE format('GRANT %I TO CURRENT_USER', r);
+            EXCEPTION WHEN insufficient_privilege THEN
+                NULL; -- delivery needs it not; doctor and the page say what is to be done
+            END;
+        END IF;
     END LOOP;
 END $$;
 `

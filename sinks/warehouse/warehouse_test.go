@@ -662,3 +662,22 @@ func TestStartTogetherAndWithFewRights(t *testing.T) {
 		t.Errorf("a warehouse that is down: %v", err)
 	}
 }
+
+// Would be lost: the truth about a firm whose hours nobody costs, which would read
+// as a margin of 100 %.
+func TestMarginIsUnknownWhereNothingIsCosted(t *testing.T) {
+	dsn, conn := fresh(t)
+	s := open(t, dsn)
+	put := func(topic string, row m) {
+		f := newFeed(topic, 1)
+		claim(t, s, "a", f)
+		write(t, s, "a", f.batch(row))
+	}
+	put("ps.project", m{"project_id": "1", "name": "x"})
+	put("ps.invoice", m{"invoice_id": "1", "kind": "invoice", "status": "issued", "invoice_date": 20500})
+	put("ps.invoice_line", m{"invoice_line_id": "1", "invoice_id": "1", "project_id": "1", "amount": 10000})
+	const margin = "SELECT revenue, labour_cost, margin, margin_pct::numeric(9,2) FROM ps.margin_by_project_month WHERE project_id = '1'"
+	want(t, conn, margin, "100.00|-|-|-")
+	put("ps.time_entry_costed", m{"time_entry_id": "1", "project_id": "2"})
+	want(t, conn, margin, "100.00|0.0000000000|100.0000000000|100.00")
+}

@@ -142,15 +142,11 @@ func (t *tableInfo) noKey() (why, how string) {
 
 // noKeyError lists tables that cannot be captured.
 func noKeyError(ts []*tableInfo) error {
-	var names []string
-	for _, t := range ts {
-		names = append(names, t.String())
-	}
 	why, how := ts[0].noKey()
 	if len(ts) > 1 {
 		why = "no primary key and no replica identity index"
 	}
-	return ErrNoKey.New("%s: %s", strings.Join(names, ", "), why).
+	return ErrNoKey.New("%s: %s", namesOf(ts), why).
 		WithRemedy("%s; or leave it out: add \"!%s\" to `tables`.", how, ts[0])
 }
 

@@ -118,17 +118,10 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 		note(err, "publication %q", s.cfg.Publication)
 	case pub == nil && slot != nil:
 		note(s.cfg.notThere("does not exist, and slot %q does", s.cfg.Slot), "publication %q is the one that slot %q was made for", s.cfg.Publication, s.cfg.Slot)
-	case pub == nil:
-		note(nil, "publication %q does not exist yet and will be made", s.cfg.Publication)
+	case cutErr != nil || slotErr != nil || len(tables) == 0: // what it is to hold is not known yet
 	default:
-		for _, t := range tables {
-			if pub[t.String()] == nil {
-				err = ErrPublication.New("%s is not in publication %q", t, s.cfg.Publication).
-					WithRemedy("ALTER PUBLICATION %q ADD TABLE %s", s.cfg.Publication, t.sql())
-				break
-			}
-		}
-		note(err, "publication %q holds all of them", s.cfg.Publication)
+		what, err := s.cfg.published(ctx, q, pub, tables, cuts, slot == nil)
+		note(err, "publication %q %s", s.cfg.Publication, what)
 		if len(cuts) > 0 {
 			note(s.cfg.withholds(pub, tables, cuts), "publication %q leaves out what is to be left out", s.cfg.Publication)
 		}
@@ -148,12 +141,48 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 	return fs
 }
 
+// published is whether the publication has the tables, or will: the first start,
+// which makes the slot, sees to that.
+func (c *Config) published(ctx context.Context, q *pgx.Conn, pub map[string]*publishedTable, tables []*tableInfo, cuts map[uint32]*cut, first bool) (what string, err error) {
+	lacks, sql := c.lacking(pub, tables, cuts)
+	switch {
+	case pub == nil:
+		return "does not exist yet and will be made", c.mayPublish(ctx, q, false, lacks, sql)
+	case len(lacks) > 0 && first:
+		return "will be given " + namesOf(lacks), c.mayPublish(ctx, q, true, lacks, sql)
+	case len(lacks) > 0:
+		return "holds all of them", c.notIn(lacks, sql)
+	}
+	return "holds all of them", nil
+}
+
 // mayRead says that the role may not read a table.
 func mayRead(ctx context.Context, q *pgx.Conn, srv *server, t *tableInfo) error {
-	var may bool
-	err := q.QueryRow(ctx, "SELECT has_table_privilege($1::oid, 'SELECT')", t.id).Scan(&may)
-	if err = classify("checking the grants on "+t.String(), err); err == nil && !may {
-		err = ErrRefused.New("role %q may not read %s", srv.role, t).WithRemedy("GRANT SELECT ON %s TO %q", t.sql(), srv.role)
+	grants, err := grantsFor(ctx, q, srv, t)
+	if err != nil || len(grants) == 0 {
+		return err
 	}
-	return err
+	return mayNotRead(srv, t, grants)
+}
+
+func mayNotRead(srv *server, t *tableInfo, grants []string) *problem.Error {
+	return ErrRefused.New("role %q may not read %s", srv.role, t).WithRemedy("%s", strings.Join(grants, "; "))
+}
+
+// grantsFor are the statements without which the role may not read a table: a
+// right to it is of no use without one to its schema.
+func grantsFor(ctx context.Context, q *pgx.Conn, srv *server, t *tableInfo) (grants []string, err error) {
+	var schema, table bool
+	err = q.QueryRow(ctx, "SELECT has_schema_privilege(relnamespace, 'USAGE'), has_table_privilege(oid, 'SELECT') FROM pg_class WHERE oid = $1", t.id).Scan(&schema, &table)
+	if err != nil {
+		return nil, classify("checking the grants on "+t.String(), err)
+	}
+	role := pgx.Identifier{srv.role}.Sanitize()
+	if !schema {
+		grants = append(grants, fmt.Sprintf("GRANT USAGE ON SCHEMA %s TO %s", pgx.Identifier{t.schema}.Sanitize(), role))
+	}
+	if !table {
+		grants = append(grants, fmt.Sprintf("GRANT SELECT ON %s TO %s", t.sql(), role))
+	}
+	return grants, nil
 }

@@ -105,11 +105,7 @@ func TestRights(t *testing.T) {
 	d.sql("ALTER ROLE %s REPLICATION", role) // Remedy: TW-PG-NO-REPLICATION
 	err := start(t, d.source(as), newOutlet()).fails()
 	want(t, err, ErrPublication)
-	_, sql, is := strings.Cut(problem.Of(err).WhatToDo(), "run: ")
-	if !is {
-		t.Fatalf("the remedy is %q", problem.Of(err).WhatToDo())
-	}
-	d.sql("%s", sql) // Remedy: TW-PG-PUBLICATION
+	d.sql("%s", statement(t, err)) // Remedy: TW-PG-PUBLICATION
 	err = start(t, d.source(as), newOutlet()).fails()
 	want(t, err, ErrRefused, "public.a")
 	var bad []string

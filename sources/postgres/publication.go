@@ -71,31 +71,113 @@ func (c *Config) ensurePublication(ctx context.Context, q *pgx.Conn, tables []*t
 	if err != nil {
 		return nil, err
 	}
-	var lacks []string
-	for _, t := range tables {
-		if pub[t.String()] == nil {
-			lacks = append(lacks, t.item(cuts[t.id]))
-		}
-	}
+	lacks, sql := c.lacking(pub, tables, cuts)
 	if pub != nil && (len(lacks) == 0 || !fresh) {
 		return pub, nil
 	}
 	if pub == nil && !fresh {
 		return nil, c.notThere("does not exist, and slot %q does", c.Slot)
 	}
-	sql := c.publicationSQL(lacks)
-	if pub != nil {
-		sql = "ALTER PUBLICATION " + pgx.Identifier{c.Publication}.Sanitize() + " ADD TABLE " + strings.Join(lacks, ", ")
-	}
 	if _, err := q.Exec(ctx, sql); err != nil {
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.Code == "42501" {
-			return nil, ErrPublication.New("publication %q: %s", c.Publication, pg.Message).
-				WithRemedy("Have the owner of the tables run: %s", sql)
+			if err := c.mayPublish(ctx, q, pub != nil, lacks, sql); err != nil {
+				return nil, err
+			}
+			return nil, ErrPublication.New("publication %q: %s", c.Publication, pg.Message).WithRemedy("%s", othersRun(pub != nil, sql))
 		}
 		return nil, classify(fmt.Sprintf("making publication %q", c.Publication), err)
 	}
 	return readPublication(ctx, q, c.Publication)
+}
+
+// lacking gives the tables that the publication does not have, and the statement
+// that makes it, or adds them to the one that is there.
+func (c *Config) lacking(pub map[string]*publishedTable, tables []*tableInfo, cuts map[uint32]*cut) (lacks []*tableInfo, sql string) {
+	var items []string
+	for _, t := range tables {
+		if pub[t.String()] == nil {
+			lacks, items = append(lacks, t), append(items, t.item(cuts[t.id]))
+		}
+	}
+	if pub == nil {
+		return lacks, c.publicationSQL(items)
+	}
+	return lacks, "ALTER PUBLICATION " + pgx.Identifier{c.Publication}.Sanitize() + " ADD TABLE " + strings.Join(items, ", ")
+}
+
+// CREATE PUBLICATION takes CREATE on the database, ALTER PUBLICATION to own the
+// publication; both to own each table that they name (PostgreSQL documentation,
+// "Logical replication", section "Security").
+const mayPublishSQL = `
+SELECT current_user::text, current_database()::text, has_database_privilege(current_database(), 'CREATE'),
+       COALESCE((SELECT pg_has_role(pubowner, 'USAGE') FROM pg_publication WHERE pubname = $1), true),
+       ARRAY(SELECT oid FROM pg_class WHERE oid = ANY($2) AND NOT pg_has_role(relowner, 'USAGE'))`
+
+// mayPublish says all that the role lacks to run sql, which makes the publication
+// of tables or, if it is there, adds them.
+func (c *Config) mayPublish(ctx context.Context, q *pgx.Conn, there bool, tables []*tableInfo, sql string) error {
+	ids := make([]uint32, len(tables))
+	for i, t := range tables {
+		ids[i] = t.id
+	}
+	var role, database string
+	var create, owner bool
+	var others []uint32
+	if err := q.QueryRow(ctx, mayPublishSQL, c.Publication, ids).Scan(&role, &database, &create, &owner, &others); err != nil {
+		return classify("asking who may publish", err)
+	}
+	doing := fmt.Sprintf("make publication %q", c.Publication)
+	var lacks []string
+	switch {
+	case there:
+		doing = fmt.Sprintf("add tables to publication %q", c.Publication)
+		if !owner {
+			lacks = append(lacks, "does not own the publication")
+		}
+	case !create:
+		lacks = append(lacks, fmt.Sprintf("does not have CREATE on database %q", database))
+	}
+	if len(others) > 0 {
+		of := slices.DeleteFunc(slices.Clone(tables), func(t *tableInfo) bool { return !slices.Contains(others, t.id) })
+		lacks = append(lacks, "does not own "+namesOf(of))
+	}
+	if len(lacks) == 0 {
+		return nil
+	}
+	return ErrPublication.New("role %q may not %s: it %s", role, doing, strings.Join(lacks, ", and ")).WithRemedy("%s", othersRun(there, sql))
+}
+
+// othersRun is the remedy where tallywire's role may not run sql, which has a line
+// of its own: it is copied.
+func othersRun(there bool, sql string) string {
+	if there {
+		return "A superuser runs, or who owns the publication and the tables:\n" + sql + ";"
+	}
+	return "A superuser runs, or who owns the tables and has CREATE on the database:\n" + sql + ";"
+}
+
+// notIn says that the publication does not have tables, and capture had begun
+// without them; sql adds them.
+func (c *Config) notIn(lacks []*tableInfo, sql string) error {
+	remedy := othersRun(true, sql) + "\nTheir changes come from then on"
+	if c.Load == LoadNever {
+		remedy += "."
+	} else {
+		remedy += "; the rows that they have by then do not come, since the load was before. " +
+			"To have those too, capture these tables by a second source of another name instead, with a slot, a publication, topics and a load of its own; " +
+			"or run the statement, then start this source over (docs/recovery.md)."
+	}
+	return ErrPublication.New("publication %q does not have %s", c.Publication, namesOf(lacks)).
+		WithRemedy("%s\nOr leave them out: \"!%s\" in `tables`, and so for each.", remedy, lacks[0])
+}
+
+func namesOf(tables []*tableInfo) string {
+	names := make([]string, len(tables))
+	for i, t := range tables {
+		names[i] = t.String()
+	}
+	return strings.Join(names, ", ")
 }
 
 // publicationSQL makes the publication of tables, each with its columns in

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -287,21 +288,16 @@ func (se *session) chooseTables(ctx context.Context, fresh bool) error {
 	if se.publication, err = se.cfg.publicationID(ctx, se.q); err != nil {
 		return err
 	}
-	var lacks []string
-	for _, t := range tables {
-		if se.pub[t.String()] == nil {
-			lacks = append(lacks, t.String())
-			continue
-		}
-		se.tables = append(se.tables, t)
+	lacks, sql := se.cfg.lacking(se.pub, tables, cuts)
+	se.tables = slices.DeleteFunc(tables, func(t *tableInfo) bool { return slices.Contains(lacks, t) })
+	if len(lacks) == 0 {
+		return nil
 	}
-	if len(lacks) > 0 {
-		se.comp.Log.Warn("tables that match are not in the publication and are not captured", "publication", se.cfg.Publication, "tables", lacks)
-	}
+	e := problem.Of(se.cfg.notIn(lacks, sql))
 	if len(se.tables) == 0 {
-		return ErrPublication.New("publication %q holds none of the tables that match %s", se.cfg.Publication, strings.Join(se.cfg.Tables, ", ")).
-			WithRemedy("ALTER PUBLICATION %s ADD TABLE %s (and start the source over, docs/recovery.md, for the rows that are there already); or correct `tables`.", pgx.Identifier{se.cfg.Publication}.Sanitize(), tables[0].sql())
+		return e
 	}
+	se.comp.Log.Warn("tables that match are not in the publication and are not captured", "publication", se.cfg.Publication, "tables", namesOf(lacks), "remedy", e.WhatToDo())
 	return nil
 }
 

@@ -45,7 +45,9 @@ func Survey(ctx context.Context, dsn secret.DSN, source string, schemas []string
 		return nil, surveyError(classify("beginning to read", err))
 	}
 	s := survey{cfg: &cfg, q: q, source: source, of: map[uint32]*draft.Table{}, db: &draft.Database{Source: source, Name: q.Config().Database}}
-	for _, step := range []func(context.Context) error{s.settings, func(ctx context.Context) error { return s.tables(ctx, schemas) }, s.facts, s.publication, s.any} {
+	for _, step := range []func(context.Context) error{
+		s.settings, func(ctx context.Context) error { return s.others(ctx, schemas) }, func(ctx context.Context) error { return s.tables(ctx, schemas) }, s.facts, s.publication, s.any,
+	} {
 		if err := step(ctx); err != nil {
 			return nil, surveyError(err)
 		}
@@ -106,6 +108,49 @@ func (s *survey) settings(ctx context.Context) error {
 	return nil
 }
 
+// othersSQL lists what is called like a table and has no changes to capture. A
+// partition is one of them where it is not kept as its table is.
+const othersSQL = `
+SELECT n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence::text, c.relispartition
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE (c.relkind IN ('v', 'm', 'f') OR c.relkind IN ('r', 'p') AND c.relpersistence <> 'p')
+   AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND (n.nspname !~ '^pg_' OR c.relpersistence = 't')` + notOfExtensionsSQL + `
+ ORDER BY 1, 2`
+
+// others finds what cannot be captured since it is no table, or none that stays.
+func (s *survey) others(ctx context.Context, schemas []string) error {
+	rows, err := s.q.Query(ctx, othersSQL)
+	if err != nil {
+		return classify("listing what is no table", err)
+	}
+	var schema, name, kind, stays string
+	var partition bool
+	_, err = pgx.ForEachRow(rows, []any{&schema, &name, &kind, &stays, &partition}, func() error {
+		if len(schemas) > 0 && !slices.Contains(schemas, schema) {
+			return nil
+		}
+		o := draft.Other{Name: schema + "." + name}
+		switch {
+		case stays == "t": // a view may be one
+			o.Why, o.Remedy = "it is temporary, and its session's own", "Capture a table that stays."
+		case kind == "v":
+			o.Why, o.Remedy = "it is a view", "Capture the tables that it is made of."
+		case kind == "m":
+			o.Why, o.Remedy = "it is a materialized view", "Capture the tables that it is made of."
+		case kind == "f":
+			o.Why, o.Remedy = "it is a foreign table, whose changes are in another server's WAL", "Capture it there, as another source."
+		default:
+			o.Why, o.Remedy = "it is unlogged: its changes are not in the WAL", fmt.Sprintf("ALTER TABLE %s SET LOGGED", pgx.Identifier{schema, name}.Sanitize())
+		}
+		if partition {
+			o.Why = "of a partitioned table, and " + o.Why
+		}
+		s.db.Others = append(s.db.Others, o)
+		return nil
+	})
+	return classify("listing what is no table", err)
+}
+
 // tables reads them with their columns.
 func (s *survey) tables(ctx context.Context, schemas []string) error {
 	infos, err := scanTables(s.q.Query(ctx, tablesSQL+` AND NOT c.relispartition`+notOfExtensionsSQL+` ORDER BY 2, 3`))
@@ -128,10 +173,10 @@ func (s *survey) tables(ctx context.Context, schemas []string) error {
 		if !t.captured() {
 			why, how := t.noKey()
 			d.Left = ErrNoKey.New("%s", why).WithRemedy("%s", how)
-		} else if err := mayRead(ctx, s.q, s.srv, t); err != nil {
-			if d.Left = problem.Of(err); d.Left == nil {
-				return err
-			}
+		} else if d.Grants, err = grantsFor(ctx, s.q, s.srv, t); err != nil {
+			return err
+		} else if len(d.Grants) > 0 {
+			d.Left = mayNotRead(s.srv, t, d.Grants)
 		}
 		s.of[t.id], s.infos = d, append(s.infos, t)
 		s.db.Tables = append(s.db.Tables, d)
@@ -140,6 +185,11 @@ func (s *survey) tables(ctx context.Context, schemas []string) error {
 		e := ErrNoTables.New("database %q has no table of its own that role %q may see", s.db.Name, s.srv.role)
 		if len(schemas) > 0 {
 			e = ErrNoTables.New("schema %s of database %q has no table", strings.Join(schemas, ", "), s.db.Name)
+		}
+		if len(s.db.Others) > 0 {
+			o := s.db.Others[0]
+			e.Text += fmt.Sprintf("; %s cannot be captured: %s", o.Name, o.Why)
+			return e.WithRemedy("%s", o.Remedy)
 		}
 		return e.WithRemedy("Check the database of the DSN, and --schema: names with commas between, as they are spelt in the database.")
 	}
@@ -261,6 +311,10 @@ func (s *survey) any(context.Context) error {
 		if t.Left == nil && t.Bound == "" {
 			return nil
 		}
+	}
+	if grants := draft.Grants(s.db.Tables); len(grants) > 0 {
+		return ErrNoTables.New("none of the %d tables of database %q can be captured, of which role %q may not read %d",
+			len(s.db.Tables), s.db.Name, s.srv.role, draft.Refused(s.db.Tables)).WithRemedy("%s", strings.Join(grants, "; "))
 	}
 	first := s.db.Tables[0]
 	why, how := first.Bound, "Give tables a key, or look at another schema."

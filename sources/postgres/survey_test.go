@@ -1,6 +1,8 @@
 package postgres
 
 import (
+	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -42,7 +44,8 @@ func TestSurvey(t *testing.T) {
 		CREATE TABLE part (id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE part_1 PARTITION OF part FOR VALUES FROM (0) TO (10);
 		CREATE VIEW seen AS SELECT * FROM hour; CREATE MATERIALIZED VIEW kept AS SELECT * FROM hour;
 		CREATE FOREIGN DATA WRAPPER w; CREATE SERVER far FOREIGN DATA WRAPPER w; CREATE FOREIGN TABLE abroad (id int) SERVER far;
-		CREATE UNLOGGED TABLE brief (id int PRIMARY KEY);
+		CREATE UNLOGGED TABLE brief (id int PRIMARY KEY); CREATE TEMPORARY TABLE passing (id int PRIMARY KEY);
+		CREATE TABLE loose_parts (id int) PARTITION BY RANGE (id); CREATE UNLOGGED TABLE part_2 PARTITION OF loose_parts FOR VALUES FROM (0) TO (10);
 		CREATE TABLE of_extension (id int PRIMARY KEY); ALTER EXTENSION plpgsql ADD TABLE of_extension;
 		CREATE SCHEMA other; CREATE TABLE other.thing (id int PRIMARY KEY); ANALYZE`)
 	// Who would read a row would wait for this lock. (The partitions of a table are
@@ -54,8 +57,26 @@ func TestSurvey(t *testing.T) {
 	for _, x := range db.Tables {
 		names = append(names, x.Full())
 	}
-	if want := "other.thing public.hour public.in_part public.loose public.no_key public.pair public.part public.session public.users public.whole"; strings.Join(names, " ") != want {
+	if want := "other.thing public.hour public.in_part public.loose public.loose_parts public.no_key public.pair public.part public.session public.users public.whole"; strings.Join(names, " ") != want {
 		t.Errorf("tables are %v, want %s", names, want)
+	}
+	var others []string
+	temporary := regexp.MustCompile(`^pg_temp_\d+`)
+	for _, o := range db.Others {
+		others = append(others, temporary.ReplaceAllString(o.Name, "pg_temp")+": "+o.Why)
+		if o.Remedy == "" {
+			t.Errorf("%s is not captured, and there is no remedy", o.Name)
+		}
+	}
+	if want := []string{
+		"pg_temp.passing: it is temporary, and its session's own",
+		"public.abroad: it is a foreign table, whose changes are in another server's WAL",
+		"public.brief: it is unlogged: its changes are not in the WAL",
+		"public.kept: it is a materialized view",
+		"public.part_2: of a partitioned table, and it is unlogged: its changes are not in the WAL",
+		"public.seen: it is a view",
+	}; !slices.Equal(others, want) {
+		t.Errorf("what is no table is %q, want %q", others, want)
 	}
 	if len(db.Problems) > 0 || db.Name != d.name || !strings.HasPrefix(db.Server, "PostgreSQL 1") {
 		t.Errorf("%v, %s, %s", db.Problems, db.Name, db.Server)
@@ -81,8 +102,12 @@ func TestSurvey(t *testing.T) {
 		}
 	}
 	d.sql("%s", of["public.pair"].Left.WhatToDo())
-	if _, of := surveyOf(t, pg.DSN(d.name), "public"); !of["public.pair"].Taken() || of["other.thing"] != nil {
-		t.Error("the remedy does not help, or the schema is not kept to")
+	d.sql("%s", db.Others[slices.Index(others, "public.brief: it is unlogged: its changes are not in the WAL")].Remedy)
+	if _, of := surveyOf(t, pg.DSN(d.name), "public"); !of["public.pair"].Taken() || !of["public.brief"].Taken() || of["other.thing"] != nil {
+		t.Error("the remedies do not help, or the schema is not kept to")
+	}
+	if db, _ := surveyOf(t, pg.DSN(d.name), "other"); len(db.Others) > 0 {
+		t.Errorf("of another schema it names %v", db.Others)
 	}
 
 	// A source that leaves out what looks like secrets captures the rest.
@@ -120,7 +145,8 @@ func TestSurvey(t *testing.T) {
 func TestSurveyTellsWhatCaptureLacks(t *testing.T) {
 	pg := shared(t)
 	d := newDB(t, pg)
-	d.sql(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE ROLE plain_%[1]s LOGIN; GRANT SELECT ON a TO plain_%[1]s`, d.name)
+	d.sql(`CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE b (id int PRIMARY KEY); CREATE ROLE plain_%[1]s LOGIN; GRANT SELECT ON a TO plain_%[1]s;
+		CREATE SCHEMA "Own Schema"; CREATE TABLE "Own Schema".c (id int PRIMARY KEY); CREATE TABLE "Own Schema".d (id int PRIMARY KEY); GRANT SELECT ON "Own Schema".d TO plain_%[1]s`, d.name)
 	defer d.sql("DROP OWNED BY plain_%[1]s; DROP ROLE plain_%[1]s", d.name)
 	as := strings.Replace(pg.DSN(d.name), "//postgres@", "//plain_"+d.name+"@", 1)
 	db, of := surveyOf(t, as)
@@ -130,10 +156,35 @@ func TestSurveyTellsWhatCaptureLacks(t *testing.T) {
 	if l := of["public.b"].Left; l == nil || l.ID != ErrRefused.ID || !strings.Contains(l.WhatToDo(), "GRANT SELECT") {
 		t.Errorf("a table that may not be read: %v", l)
 	}
+	// A right to a table is none without one to its schema.
+	for name, grants := range map[string]int{"public.a": 0, "public.b": 1, "Own Schema.c": 2, "Own Schema.d": 1} {
+		if got := of[name].Grants; len(got) != grants {
+			t.Errorf("to read %s it takes %q, want %d", name, got, grants)
+		}
+	}
+	if got, want := of["Own Schema.c"].Left.WhatToDo(), fmt.Sprintf(`GRANT USAGE ON SCHEMA "Own Schema" TO "plain_%[1]s"; GRANT SELECT ON "Own Schema"."c" TO "plain_%[1]s"`, d.name); got != want {
+		t.Errorf("the remedy is %s, want %s", got, want)
+	}
 	d.sql("%s", db.Problems[0].WhatToDo())
 	d.sql("%s", of["public.b"].Left.WhatToDo())
-	if db, of := surveyOf(t, as); len(db.Problems) > 0 || !of["public.b"].Taken() {
+	d.sql("%s", of["Own Schema.c"].Left.WhatToDo())
+	if db, of := surveyOf(t, as); len(db.Problems) > 0 || !of["public.b"].Taken() || !of["Own Schema.c"].Taken() || !of["Own Schema.d"].Taken() {
 		t.Errorf("the remedies do not help: %v", db.Problems)
+	}
+	// Where none may be read there is no draft, and all that is to be granted is told.
+	d.sql("REVOKE ALL ON a, b FROM plain_%[1]s; REVOKE USAGE ON SCHEMA \"Own Schema\" FROM plain_%[1]s", d.name)
+	_, err := Survey(t.Context(), secret.DSNOf(as), "psa", nil)
+	if p := problem.Of(err); p == nil || p.ID != ErrNoTables.ID || !strings.Contains(p.Text, "may not read 4") || strings.Count(p.WhatToDo(), "GRANT ") != 3 {
+		t.Errorf("no table may be read: %v", err)
+	} else {
+		d.sql("%s", p.WhatToDo())
+		if _, of := surveyOf(t, as); !of["public.a"].Taken() || !of["Own Schema.d"].Taken() {
+			t.Error("the remedy does not help")
+		}
+	}
+	d.sql("CREATE SCHEMA views; CREATE VIEW views.v AS SELECT 1 AS n")
+	if _, err := Survey(t.Context(), secret.DSNOf(pg.DSN(d.name)), "psa", []string{"views"}); !problem.Has(err, ErrNoTables) || !strings.Contains(err.Error(), "views.v cannot be captured: it is a view") {
+		t.Errorf("there are only views: %v", err)
 	}
 
 	for name, c := range map[string]struct {

@@ -49,12 +49,12 @@ func Run(ctx context.Context, comp *obs.Component, run func(ctx context.Context)
 		class, code := outage.Classify(err), outage.CodeOf(err)
 		comp.Failed(class.String(), code)
 		if p := (*outage.Panic)(nil); errors.As(err, &p) {
-			comp.Is(obs.Failed, outage.ReasonOf(err))
+			comp.Ails(obs.Failed, outage.ReasonOf(err), outage.RemedyOf(err))
 			comp.Log.Error("failed", "code", code, "err", err, "remedy", outage.RemedyOf(err), "stack", p.Stack)
 			return err
 		}
 		if class != problem.Retry {
-			comp.Is(obs.Halted, outage.ReasonOf(err))
+			comp.Ails(obs.Halted, outage.ReasonOf(err), outage.RemedyOf(err))
 			comp.Log.Error("halted", "code", code, "err", err, "remedy", outage.RemedyOf(err))
 			return err
 		}
@@ -65,7 +65,7 @@ func Run(ctx context.Context, comp *obs.Component, run func(ctx context.Context)
 		if e := problem.Of(err); e != nil && e.After > wait {
 			wait = e.After
 		}
-		comp.Is(obs.Retrying, outage.ReasonOf(err))
+		comp.Ails(obs.Retrying, outage.ReasonOf(err), outage.RemedyOf(err))
 		comp.Log.Warn("trying again", "in", wait, "code", code, "err", err)
 		if !Sleep(ctx, wait) {
 			comp.Is(obs.Stopped, "")

@@ -66,15 +66,15 @@ func TestRunRetriesWithPauses(t *testing.T) {
 
 // What cannot be mended by waiting must stop, and say so.
 func TestRunHalts(t *testing.T) {
-	for _, cause := range []error{errReplaced.New("replaced"), errors.New("nobody foresaw this"), errBad.New("a reject that nobody parked")} {
+	for _, cause := range []error{errReplaced.New("replaced").WithRemedy("Leave this one."), errors.New("nobody foresaw this"), errBad.New("a reject that nobody parked")} {
 		comp := testComponent()
 		runs := 0
 		err := Run(t.Context(), comp, func(context.Context) error { runs++; return cause })
 		if !errors.Is(err, cause) || runs != 1 {
 			t.Errorf("%v after %d runs", err, runs)
 		}
-		if v := comp.View(); v.State != obs.Halted || v.Reason == "" {
-			t.Errorf("state %s: %q", v.State, v.Reason)
+		if v := comp.View(); v.State != obs.Halted || v.Reason == "" || v.Remedy != outage.RemedyOf(cause) {
+			t.Errorf("state %s: %q, %q", v.State, v.Reason, v.Remedy)
 		}
 	}
 }

@@ -1,0 +1,148 @@
+package postgres
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/internal/secret"
+)
+
+// found is the one thing that doctor finds wrong; nil: nothing.
+func found(t *testing.T, s *Source) *problem.Error {
+	t.Helper()
+	var es []*problem.Error
+	for _, f := range s.Doctor(t.Context()) {
+		if f.Err != nil {
+			es = append(es, problem.Of(f.Err))
+		}
+	}
+	switch len(es) {
+	case 0:
+		return nil
+	case 1:
+		return es[0]
+	}
+	t.Fatalf("doctor finds %v, want one thing", es)
+	return nil
+}
+
+// statement is the line of a remedy that somebody else runs.
+func statement(t *testing.T, err error) string {
+	t.Helper()
+	lines := strings.Split(problem.Of(err).WhatToDo(), "\n")
+	i := slices.IndexFunc(lines, func(l string) bool { return strings.Contains(l, " PUBLICATION ") && strings.HasSuffix(l, ";") })
+	if i < 1 {
+		t.Fatalf("the remedy has no statement on a line of its own: %q", lines)
+	}
+	return lines[i]
+}
+
+// Lost if this fails: doctor says that all is well, and the first run halts: for
+// want of one right, and with that given, of the next.
+func TestDoctorFindsWhoMayPublish(t *testing.T) {
+	d := newDB(t, shared(t))
+	role := "reader_" + d.name
+	d.sql(`CREATE TABLE a(id int PRIMARY KEY, pass text); CREATE TABLE b(id int PRIMARY KEY); CREATE TABLE own(id int PRIMARY KEY);
+		CREATE ROLE %[1]s LOGIN REPLICATION; GRANT SELECT ON a, b TO %[1]s; ALTER TABLE own OWNER TO %[1]s`, role)
+	s := d.source(func(c *Config) {
+		c.DSN, c.Without = secret.DSNOf(d.pg.DSNAs(role, d.name)), []string{"public.a.pass"}
+	})
+	// both wants what doctor says to be what run halts with.
+	both := func(names ...string) *problem.Error {
+		t.Helper()
+		e := found(t, s)
+		if e == nil {
+			t.Fatal("doctor finds nothing")
+		}
+		want(t, e, ErrPublication, names...)
+		run := problem.Of(start(t, s, newOutlet()).fails())
+		if run.Text != e.Text || run.WhatToDo() != e.WhatToDo() {
+			t.Errorf("doctor says %q, %q\nrun says %q, %q", e.Text, e.WhatToDo(), run.Text, run.WhatToDo())
+		}
+		return e
+	}
+	e := both(role, `CREATE on database "`+d.name+`"`, "does not own public.a, public.b")
+	if strings.Contains(e.Text, "public.own") {
+		t.Errorf("it owns public.own: %s", e.Text)
+	}
+	d.sql("GRANT CREATE ON DATABASE %s TO %s", d.name, role)
+	if e = both("does not own public.a, public.b"); strings.Contains(e.Text, "CREATE on") {
+		t.Errorf("it has CREATE: %s", e.Text)
+	}
+	d.sql("REVOKE CREATE ON DATABASE %s FROM %s; GRANT %s TO %s", d.name, role, "postgres", role)
+	if e := found(t, s); e != nil {
+		t.Errorf("a member of the owner: %v", e)
+	}
+	d.sql("REVOKE postgres FROM %s", role)
+	sql := statement(t, both(`CREATE on database "`+d.name+`"`))
+	if !strings.Contains(sql, `"public"."a" ("id"), "public"."b", "public"."own"`) {
+		t.Errorf("the statement is %s", sql)
+	}
+	d.sql("%s", sql) // Remedy: TW-PG-PUBLICATION
+	if e := found(t, s); e != nil {
+		t.Errorf("after its remedy: %v", e)
+	}
+
+	// A table that came before the first start is added to it.
+	d.sql("CREATE TABLE c(id int PRIMARY KEY); INSERT INTO c VALUES (1); GRANT SELECT ON c TO %s", role)
+	e = both("does not own the publication", "does not own public.c")
+	if strings.Contains(e.WhatToDo(), "do not come") {
+		t.Errorf("the load is still to come: %s", e.WhatToDo())
+	}
+	d.sql("%s", statement(t, e))
+	if e := found(t, s); e != nil {
+		t.Errorf("after its remedy: %v", e)
+	}
+	o := newOutlet()
+	loaded(t, s, o).stop()
+	sameState(t, state(o.records(), "psa.public.c"), map[string]string{"1": "id=1"})
+}
+
+// Lost if this fails: tables that nobody captures, found one per look; and the
+// rows that they had, of which nobody says that they do not come.
+func TestDoctorNamesAllTablesThatAreNotPublished(t *testing.T) {
+	d := newDB(t, shared(t))
+	d.sql("CREATE TABLE a(id int PRIMARY KEY)")
+	s, o := d.source(), newOutlet()
+	loaded(t, s, o).stop()
+	d.free(s.cfg.Slot)
+	o.ended = nil
+	d.sql("CREATE TABLE b(id int PRIMARY KEY, pass text); CREATE TABLE c(id int PRIMARY KEY); INSERT INTO b VALUES (1, 's')")
+	without := func(c *Config) { c.Without = []string{"public.b.pass"} }
+	s = d.source(without)
+	e := found(t, s)
+	if e == nil {
+		t.Fatal("doctor finds nothing")
+	}
+	want(t, e, ErrPublication, "public.b, public.c")
+	for _, says := range []string{"do not come", "a second source of another name", "docs/recovery.md", `"!public.b"`} {
+		if !strings.Contains(e.WhatToDo(), says) {
+			t.Errorf("the remedy does not say %q: %s", says, e.WhatToDo())
+		}
+	}
+	if e := found(t, d.source(without, func(c *Config) { c.Load = LoadNever })); strings.Contains(e.WhatToDo(), "second source") {
+		t.Errorf("a second source loads no more than this one: %s", e.WhatToDo())
+	}
+	run := start(t, d.source(without, func(c *Config) { c.Tables = []string{"public.b", "public.c"} }), newOutlet()).fails()
+	if want(t, run, ErrPublication, "public.b, public.c"); statement(t, run) != statement(t, e) {
+		t.Errorf("run says %s", statement(t, run))
+	}
+
+	// It is as the remedy says: what comes from then on, and by a second source all.
+	d.sql("%s", statement(t, e))
+	if e := found(t, s); e != nil {
+		t.Errorf("after its remedy: %v", e)
+	}
+	r := start(t, s, o)
+	d.sql("INSERT INTO b VALUES (2, 's')")
+	o.untilCount(t, 1)
+	r.stop()
+	sameState(t, state(o.records(), "psa.public.b"), map[string]string{"2": "id=2"})
+	second := newOutlet()
+	loaded(t, d.source(without, func(c *Config) {
+		c.Slot, c.Publication, c.Tables = c.Slot+"_second", c.Publication+"_second", []string{"public.b", "public.c"}
+	}), second).stop()
+	sameState(t, state(second.records(), "psa.public.b"), map[string]string{"1": "id=1", "2": "id=2"})
+}
