@@ -21,9 +21,15 @@ import (
 	"github.com/tallywire/tallywire/transforms/mapping"
 )
 
+// errPosts keeps a switch from posting twice.
+var errPosts = problem.Define("TW-SWITCH-POSTS", problem.Halt,
+	"The switch gives rows other keys, and a sink posts a document for each new key: what it posted for the former keys would be taken back, or stay, and be posted again.",
+	"Keep the keys of these rules as they are; then switch. Where the far side shall have it anew, because it was emptied or has none of it, say so: --anew SINK.")
+
 type switchFlags struct {
 	from string
 	yes  bool
+	anew []string
 }
 
 func (a *app) mappingSwitchCmd() *cobra.Command {
@@ -44,10 +50,13 @@ the transform must be stopped: with members in its group it is refused (exit cod
 5); stop the process, or run it --without TRANSFORM meanwhile. Other components
 go on.
 
+It is refused too (exit code 5) when keys change that a sink posts by, such as an
+ERP: for it a new key is a new document, and what is posted already would be
+posted again. --anew SINK says that this is wanted, for each such sink.
+
 Broken off, it is open: the transform does not start (TW-SWITCH-OPEN) until the
 same command was run to its end. Rows whose keys change are missing downstream
-until run has read them; an API sink sees them deleted, and made anew. What was
-made of rows that the raw topics do not hold any more stays as it is; the first
+until run has read them. What was made of rows that the raw topics do not hold any more stays as it is; the first
 offsets of those that lack some are told.`,
 		Example: `  tallywire mapping preview -c new.yml --with tallywire.yml --against 7d
   tallywire mapping switch -c new.yml --from tallywire.yml          # counts
@@ -65,6 +74,7 @@ offsets of those that lack some are told.`,
 	}
 	c.Flags().StringVar(&f.from, "from", "", "the configuration with the former rules")
 	c.Flags().BoolVar(&f.yes, "yes", false, "do it")
+	c.Flags().StringSliceVar(&f.anew, "anew", nil, "have this sink post rows anew whose keys change")
 	return c
 }
 
@@ -96,8 +106,17 @@ func (a *app) mappingSwitch(ctx context.Context, name string, f switchFlags) err
 	if err != nil {
 		return former.Place(err)
 	}
-	if err := shared(cfg.File, stage.Name(), ends.To()); err != nil {
+	p, err := built(cfg.File)
+	if err != nil {
 		return err
+	}
+	if err := p.Shares(stage.Name(), ends.To()); err != nil {
+		return err
+	}
+	for _, s := range f.anew {
+		if !slices.ContainsFunc(p.Sinks, func(of pipeline.DeliverSpec) bool { return of.Name == s }) {
+			return usage{fmt.Errorf("--anew: the configuration has no sink %q", s)}
+		}
 	}
 	kc, err := cluster(ctx, cfg)
 	if err != nil {
@@ -123,34 +142,60 @@ func (a *app) mappingSwitch(ctx context.Context, name string, f switchFlags) err
 	env.Registry.Contracts = env.Contracts
 	topics := append(stage.From(), was.From()...)
 	slices.Sort(topics)
-	res, err := transform.Switch(ctx, env, transform.Switching{
-		Name: stage.Name(), Topics: slices.Compact(topics), Ends: ends, Outputs: slices.Sorted(maps.Keys(ends.To())), Dry: !f.yes,
+	switching := transform.Switching{
+		Name: stage.Name(), Topics: slices.Compact(topics), Ends: ends, Outputs: slices.Sorted(maps.Keys(ends.To())), Dry: true,
 		Progress: func(topic string, p int32, done, of int64) {
 			fmt.Fprintf(a.err, "reading %s, partition %d: %d of %d\n", topic, p, done, of)
 		},
-	})
+	}
+	res, err := transform.Switch(ctx, env, switching) // in any case: what it finds may forbid the switch
 	if err != nil {
 		return now.Place(err)
 	}
-	return a.print(map[string]any{"transform": stage.Name(), "from": f.from, "done": f.yes, "active": active != nil, "records": res.Records, "ended": res.Ended, "begins": res.Begins}, func(w io.Writer) {
+	again := posts(p, res.Ended, f.anew)
+	if f.yes {
+		if again != nil {
+			a.code(again)
+			return exit(exitRefused)
+		}
+		switching.Dry = false
+		if res, err = transform.Switch(ctx, env, switching); err != nil {
+			return now.Place(err)
+		}
+	}
+	out := map[string]any{"transform": stage.Name(), "from": f.from, "done": f.yes, "active": active != nil, "records": res.Records, "ended": res.Ended, "begins": res.Begins, "refused": again != nil}
+	return a.print(out, func(w io.Writer) {
 		printSwitched(w, stage.Name(), res, f.yes)
-		if active != nil {
-			fmt.Fprintf(w, "\n%s\n", problem.Format(active))
+		for _, err := range []error{active, again} {
+			if err != nil {
+				fmt.Fprintf(w, "\n%s\n", problem.Format(err))
+			}
 		}
 	})
 }
 
-// shared says whether other transforms give what is to be ended.
-func shared(file, name string, keys map[string][]string) error {
+// built is the pipeline of a configuration, for questions.
+func built(file string) (*supervise.Pipeline, error) {
 	cfg, err := config.Load(file, config.Options{Static: true})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p, err := supervise.Build(nil, cfg)
-	if err != nil {
-		return err
+	return supervise.Build(nil, cfg)
+}
+
+// posts says which sinks would post again what was ended; nil: none, or those
+// that shall.
+func posts(p *supervise.Pipeline, ended map[string]int64, anew []string) error {
+	var says []string
+	for _, topic := range slices.Sorted(maps.Keys(ended)) {
+		if sinks := slices.DeleteFunc(p.Posts(topic), func(s string) bool { return slices.Contains(anew, s) }); len(sinks) > 0 {
+			says = append(says, fmt.Sprintf("%s of %s, which go to %s", plural(int(ended[topic]), "key"), topic, strings.Join(sinks, ", ")))
+		}
 	}
-	return p.Shares(name, keys)
+	if says == nil {
+		return nil
+	}
+	return errPosts.New("the new rules do not give %s", strings.Join(says, "; "))
 }
 
 func printSwitched(w io.Writer, name string, res *transform.Switched, done bool) {

@@ -219,4 +219,21 @@ transforms: {canonical: {type: map, topics: [{from: psa.public.person, to: ps.re
 	moved = strings.ReplaceAll(strings.ReplaceAll(moved, "canonical:", "swapped:"), "other:", "canonical:")
 	file := put(t, map[string]string{"moved.yml": moved}) + "/moved.yml"
 	does(exitFailed, []string{"TW-CONFIG-VALUE: ", `transform "swapped" may give keys of ps.resource`, "leave it out of a copy"}, "canonical", "-c", file, "--from", dir+"/old.yml")
+
+	// A key that an ERP posts by is not changed unless its user says so: it would
+	// be posted again.
+	sink := `
+sinks: {erp: {type: rest, url: "http://erp", company: C, token_url: "http://erp/token", client_id: tallywire, client_secret: env:TW_TEST_NOT_SET_AT_ALL, go_live: 2026-07-01}}
+`
+	erp := rules(`key: "p-{id}"`) + sink
+	file = put(t, map[string]string{"erp.yml": erp}) + "/erp.yml"
+	posts := []string{"canonical", "-c", file, "--from", dir + "/old.yml"}
+	twice := "TW-SWITCH-POSTS: the new rules do not give 3 keys of ps.resource, which go to erp"
+	does(exitOK, []string{"3 deletes would be written", twice, "--anew SINK"}, posts...)
+	does(exitRefused, []string{twice}, append(posts, "--yes")...)
+	does(exitUsage, []string{`no sink "warehouse"`}, append(posts, "--anew", "warehouse")...)
+	holds("1", "2", "3")
+	// Remedy: TW-SWITCH-POSTS
+	does(exitOK, []string{"ps.resource: 3 deletes written"}, append(posts, "--anew", "erp", "--yes")...)
+	holds()
 }

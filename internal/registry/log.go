@@ -231,7 +231,7 @@ func (l *schemaLog) commit(ctx context.Context, rs []record) error {
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
-	if err := l.producer.EndTransaction(end, kgo.TryCommit); err != nil {
+	if err := kafka.Commit(end, l.producer); err != nil {
 		return fmt.Errorf("committing: %w", err)
 	}
 	return l.await(ctx, out[len(out)-1].Offset)

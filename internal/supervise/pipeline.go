@@ -191,6 +191,34 @@ func (p *Pipeline) Shares(name string, keys map[string][]string) error {
 	return errors.Join(errs...)
 }
 
+// Posts are the sinks that read topic, or what transforms make of it, and whose
+// far side takes each new key for a new document: what is no
+// pipeline.OffsetKeeper, which writes by key. In order.
+func (p *Pipeline) Posts(topic string) []string {
+	reach := []string{topic}
+	for i := 0; i < len(reach); i++ {
+		for _, t := range p.Transforms {
+			if !slices.Contains(t.Inputs(), reach[i]) {
+				continue
+			}
+			for _, out := range t.Outputs {
+				if !slices.Contains(reach, out) {
+					reach = append(reach, out)
+				}
+			}
+		}
+	}
+	var out []string
+	for _, s := range p.Sinks {
+		_, keeps := s.Sink.(pipeline.OffsetKeeper)
+		if !keeps && slices.ContainsFunc(s.Topics, func(topic string) bool { return slices.Contains(reach, topic) }) {
+			out = append(out, s.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // Groups lists the consumer groups, transforms' first.
 func (p *Pipeline) Groups() []string {
 	var out []string

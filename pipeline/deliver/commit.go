@@ -193,7 +193,7 @@ func (w *parkedWriter) commit(ctx context.Context, s *session, places []*consume
 		return w.judge(err, began, "committing offsets of sink %q", w.d.spec.Name)
 	}
 	open = false
-	if err := w.cl.EndTransaction(ctx, kgo.TryCommit); err != nil {
+	if err := kafka.Commit(ctx, w.cl); err != nil {
 		return w.judge(err, began, "ending a transaction of sink %q", w.d.spec.Name)
 	}
 	return nil

@@ -94,7 +94,7 @@ func (s *session) flush(t *txn, deadline time.Time) error {
 func (s *session) end(t *txn) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), s.in.limits.TxnTimeout)
 	defer cancel()
-	if err := t.producer.client.EndTransaction(ctx, kgo.TryCommit); err != nil {
+	if err := kafka.Commit(ctx, t.producer.client); err != nil {
 		return s.unknown(t, err)
 	}
 	return nil

@@ -323,7 +323,7 @@ func (w *switcher) flush(ctx context.Context) error {
 	if err := w.producer.ProduceSync(ctx, batch...).FirstErr(); err != nil {
 		return w.failed(err, began)
 	}
-	if err := w.producer.EndTransaction(ctx, kgo.TryCommit); err != nil {
+	if err := kafka.Commit(ctx, w.producer); err != nil {
 		return w.failed(err, began)
 	}
 	w.buffers, w.bytes = nil, 0

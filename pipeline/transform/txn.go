@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
@@ -262,6 +263,9 @@ func (tx *txn) commit(ctx context.Context) error {
 	}
 	if err := tx.promised(); err != nil { // (A3)
 		return tx.producerError(err, tx.began, "producing in a transaction of transform %q", tx.spec.Name)
+	}
+	if err := kafka.AwaitKnown(ctx, tx.group.Client()); err != nil {
+		return tx.producerError(err, tx.began, "ending a transaction of transform %q", tx.spec.Name)
 	}
 	tx.ended = true
 	committed, err := tx.group.End(kgo.PreTxnCommitFnContext(ctx, tx.token), kgo.TryCommit)
