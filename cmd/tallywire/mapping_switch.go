@@ -56,8 +56,8 @@ posted again. --anew SINK says that this is wanted, for each such sink.
 
 Broken off, it is open: the transform does not start (TW-SWITCH-OPEN) until the
 same command was run to its end. Rows whose keys change are missing downstream
-until run has read them. What was made of rows that the raw topics do not hold any more stays as it is; the first
-offsets of those that lack some are told.`,
+until run has read them. What was made of rows that the raw topics do not hold
+any more stays as it is; the first offsets of those that lack some are told.`,
 		Example: `  tallywire mapping preview -c new.yml --with tallywire.yml --against 7d
   tallywire mapping switch -c new.yml --from tallywire.yml          # counts
   tallywire mapping switch -c new.yml --from tallywire.yml --yes

@@ -23,7 +23,7 @@ type Config struct {
 	Output     string            `yaml:"output" doc:"The canonical topic that is written; its key is that of left." example:"ps.time_entry_costed"`
 	References []Reference       `yaml:"references" doc:"What is looked up, in this order; the first that is missing is what a row waits for."`
 	Fields     map[string]string `yaml:"fields" doc:"Field of the output: a field of left, a field of a reference as reference.field, or a product a * b. Fields that are not named take the left field of their own name."`
-	Agree      []Agree           `yaml:"agree" doc:"Fields of references that must be equal, or the row waits."`
+	Agree      []Agree           `yaml:"agree" doc:"Fields that must be equal, or the row waits. Of several rows in force one is taken that agrees with left and with references before it."`
 	WaitingFor string            `yaml:"waiting_for" doc:"The field of the output that tells what a row waits for, null when it waits for nothing. Products are null while it waits."`
 }
 
@@ -32,7 +32,7 @@ type Reference struct {
 	Name    string   `yaml:"name" doc:"Name of the reference, for fields and in waiting_for." example:"project"`
 	Topic   string   `yaml:"topic" doc:"The canonical topic of the rows." example:"ps.project"`
 	On      string   `yaml:"on" doc:"What names the row: a field of left, or a field of an earlier reference as reference.field." example:"project.customer_id"`
-	InForce *InForce `yaml:"in_force" doc:"Of several rows take the one in force on a day: from <= day, and to is null or later than day; of several the latest from, then the highest key."`
+	InForce *InForce `yaml:"in_force" doc:"Of several rows take the one in force on a day: from <= day, and to is null or later than day; of several one that agrees, then the latest from, then the highest key."`
 }
 
 // InForce chooses among the rows of a group by date.

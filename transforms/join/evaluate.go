@@ -14,6 +14,11 @@ import (
 // be restricted (invariant 13).
 func (l *lookup) evaluate(it *item) (row []change.Value, waits bool, err error) {
 	p := l.p
+	for _, r := range p.refs {
+		if r.inForce != nil {
+			it.rows[r.at] = l.inForce(it, r) // once: all that it is to agree with is here
+		}
+	}
 	row = l.b.Row(len(p.fields))
 	reason, waits := l.waiting(it)
 	for i := range p.fields {
@@ -73,10 +78,10 @@ func (l *lookup) waiting(it *item) ([]byte, bool) {
 	for _, a := range l.p.agree {
 		x, _ := l.value(it, a.a)
 		y, _ := l.value(it, a.b)
-		tx, ty := l.b.AppendText(nil, x), l.b.AppendText(nil, y)
-		if x.IsNull() == y.IsNull() && string(tx) == string(ty) {
+		if l.same(x, y) {
 			continue
 		}
+		tx, ty := l.b.AppendText(nil, x), l.b.AppendText(nil, y)
 		// "currency EUR of project 17, the rate is in USD"
 		col := l.p.column(a.a).Name
 		t := append(append(append([]byte(nil), col...), ' '), tx...)

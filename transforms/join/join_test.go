@@ -82,7 +82,7 @@ func (w *world) naive() map[string]row {
 			}
 		}
 		var best row
-		bestID := 0
+		bestID, bestAgrees := 0, false
 		for rk, x := range rates {
 			if text(x["resource_id"]) != text(e["resource_id"]) || x["valid_from"].Int() > day {
 				continue
@@ -91,8 +91,9 @@ func (w *world) naive() map[string]row {
 				continue
 			}
 			id, _ := strconv.Atoi(rk[strings.LastIndexByte(rk, '/')+1:])
-			if best == nil || x["valid_from"].Int() > best["valid_from"].Int() || x["valid_from"].Int() == best["valid_from"].Int() && id > bestID {
-				best, bestID = x, id
+			agrees := p != nil && text(x["currency"]) == text(p["currency"])
+			if best == nil || agrees && !bestAgrees || agrees == bestAgrees && (x["valid_from"].Int() > best["valid_from"].Int() || x["valid_from"].Int() == best["valid_from"].Int() && id > bestID) {
+				best, bestID, bestAgrees = x, id, agrees
 			}
 		}
 		if best == nil {
@@ -529,4 +530,66 @@ func TestConfigMistakes(t *testing.T) {
 			t.Errorf("got %s", problem.Format(err))
 		})
 	}
+}
+
+// Slow for ever if this fails: each lookup of a rate fetches all that there ever
+// were.
+func TestReplacedRatesLeaveNothing(t *testing.T) {
+	w := begin(t, miniRedis(t))
+	w.customer("1", "c1")
+	w.project("1", "1", "EUR")
+	for night := range 5 {
+		for id := range 20 {
+			if night > 0 {
+				w.delete("ps.cost_rate", fmt.Sprintf("1/%d", 20*(night-1)+id))
+			}
+			w.rate("1", 20*night+id, int64(id), int64(id+1), 600000, "EUR")
+		}
+		w.apply(t, w.right)
+		w.apply(t, w.right) // more than one batch
+	}
+	index, err := w.rdb.Keys(t.Context(), "*:ix:resource_id:1").Result()
+	if err != nil || len(index) != 1 {
+		t.Fatal(index, err)
+	}
+	if n, err := w.rdb.ZCard(t.Context(), index[0]).Result(); n != 20 || err != nil {
+		t.Errorf("a lookup fetches %d of 20 rates: %v", n, err)
+	}
+	w.entry(1, "1", "1", 7, 100)
+	w.apply(t, w.left)
+	w.compare(t)
+}
+
+// Waits for ever if this fails: somebody with a rate in each of two currencies,
+// on the projects of the one whose rate is older.
+func TestRateThatAgrees(t *testing.T) {
+	w := calm(t)
+	want := func(id, rate, waiting string) {
+		t.Helper()
+		got := settled(t, w)
+		if r, wf := w.field(t, got, id, "cost_rate_id"), w.field(t, got, id, "waiting_for"); r != rate || wf != waiting {
+			t.Errorf("entry %s: rate %q, waiting for %q; want %q, %q", id, r, wf, rate, waiting)
+		}
+	}
+	w.customer("1", "c1")
+	w.project("1", "1", "GBP")
+	w.project("2", "1", "EUR")
+	w.rate("1", 1, 0, -1, 500000, "GBP")
+	w.rate("1", 2, 5, -1, 600000, "EUR")
+	w.entry(1, "1", "1", 7, 100)
+	w.entry(2, "1", "2", 7, 100)
+	w.entry(3, "1", "2", 3, 100)
+	w.entry(4, "1", "3", 7, 100)
+	want("1", "1/1", "")
+	want("2", "1/2", "")
+	want("3", "1/1", "currency EUR of project 2, the rate is in GBP")
+	want("4", "1/2", "project 3")
+	w.project("3", "1", "GBP") // its currency decides when it comes
+	want("4", "1/1", "")
+	w.rate("1", 3, 6, -1, 700000, "GBP")
+	want("1", "1/3", "")
+	w.project("1", "1", "EUR")
+	want("1", "1/2", "")
+	w.rate("1", 2, 5, 6, 600000, "EUR") // ended before that day: the latest is told of
+	want("1", "1/3", "currency EUR of project 1, the rate is in GBP")
 }

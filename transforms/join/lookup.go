@@ -41,7 +41,7 @@ type item struct {
 	key   string         // canonical key
 	part  int32          // partition of the left topic
 	left  []change.Value // as kept
-	rows  []*refRow      // per reference
+	rows  []*refRow      // per reference; of one in force by date, set by evaluate
 	grps  []*group       // per reference that is in force by date
 	waits bool           // evaluated: something is missing
 }
@@ -55,7 +55,8 @@ type lookup struct {
 	rows   []map[string]*refRow // per side
 	groups []map[string]*group  // per reference
 	text   []byte
-	bad    error // a row in Redis that is not what was written
+	texts  [2][]byte // of what is compared
+	bad    error     // a row in Redis that is not what was written
 }
 
 func newLookup(p *plan, rdb *redis.Client, from *state.ConsistentRead, b *change.Batch) *lookup {
@@ -231,21 +232,64 @@ func (l *lookup) value(it *item, a columnRef) (change.Value, bool) {
 
 // row is the row of a reference, or nil.
 func (l *lookup) row(it *item, r *ref) []change.Value {
-	if r.inForce == nil {
-		if f := it.rows[r.at]; f != nil {
-			return f.row
-		}
+	f := it.rows[r.at]
+	if f == nil && r.inForce != nil {
+		f = l.inForce(it, r)
+	}
+	if f == nil {
 		return nil
 	}
-	if it.left == nil || it.grps[r.at] == nil {
-		return nil
-	}
-	return it.grps[r.at].inForce(r.inForce, it.left[r.inForce.at])
+	return f.row
 }
 
 // inForce picks by date: from <= day and (to is null or day < to); of several
-// the latest from, then the highest key.
-func (g *group) inForce(f *inForce, day change.Value) []change.Value {
+// one that agrees with the other references, then the latest from, then the
+// highest key. nil: none is in force.
+func (l *lookup) inForce(it *item, r *ref) *refRow {
+	g := it.grps[r.at]
+	if it.left == nil || g == nil {
+		return nil
+	}
+	day := it.left[r.inForce.at]
+	if day.IsNull() {
+		return nil
+	}
+	var first *refRow
+	for _, m := range g.latest(r.inForce) {
+		if to := m.row[r.inForce.to]; m.row[r.inForce.from].Int() > day.Int() || !to.IsNull() && day.Int() >= to.Int() {
+			continue
+		}
+		if l.agrees(it, r, m.row) {
+			return m
+		}
+		if first == nil {
+			first = m // where none agrees, it is what the row is told to disagree with
+		}
+	}
+	return first
+}
+
+// agrees compares a row of r with the rows that it is to agree with.
+func (l *lookup) agrees(it *item, r *ref, row []change.Value) bool {
+	for _, a := range r.agrees {
+		v, ok := l.value(it, a.with)
+		if !ok || !l.same(row[a.col], v) {
+			return false
+		}
+	}
+	return true
+}
+
+func (l *lookup) same(x, y change.Value) bool {
+	if x.IsNull() || y.IsNull() {
+		return x.IsNull() && y.IsNull()
+	}
+	l.texts[0], l.texts[1] = l.b.AppendText(l.texts[0][:0], x), l.b.AppendText(l.texts[1][:0], y)
+	return string(l.texts[0]) == string(l.texts[1])
+}
+
+// latest are the members that are there, the latest first.
+func (g *group) latest(f *inForce) []*refRow {
 	if !g.sorted {
 		g.members = slices.DeleteFunc(g.members, func(m *refRow) bool { return m.row == nil || m.row[f.from].IsNull() })
 		slices.SortFunc(g.members, func(a, b *refRow) int {
@@ -256,15 +300,7 @@ func (g *group) inForce(f *inForce, day change.Value) []change.Value {
 		})
 		g.sorted = true
 	}
-	if day.IsNull() {
-		return nil
-	}
-	for _, m := range g.members {
-		if to := m.row[f.to]; m.row[f.from].Int() <= day.Int() && (to.IsNull() || day.Int() < to.Int()) {
-			return m.row
-		}
-	}
-	return nil
+	return g.members
 }
 
 // natural orders keys by their part after the last slash: as numbers when both

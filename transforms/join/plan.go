@@ -83,7 +83,14 @@ type ref struct {
 	on      columnRef
 	round   int // when its row is looked up: 1, 2, …; with inForce the group one round before
 	inForce *inForce
-	what    string // group_by without _id: "resource"
+	agrees  []agreeing // that choose among several in force
+	what    string     // group_by without _id: "resource"
+}
+
+// agreeing is a column of a reference that is to be equal to another value.
+type agreeing struct {
+	col  int
+	with columnRef
 }
 
 type inForce struct{ from, to, at, group int }
@@ -161,6 +168,7 @@ func compile(name string, cfg Config, all avro.Catalogue) (*plan, error) {
 	if len(c.bad) > 0 {
 		return nil, errors.Join(c.bad...)
 	}
+	p.choose()
 	h := fnv.New64a()
 	for _, s := range append([]*side{p.left}, p.sides...) {
 		fmt.Fprint(h, s.topic, s.cols, s.indexed, rowVersion, ";")
@@ -234,6 +242,36 @@ func (c *compiler) reference(i int, r *Reference, left string) {
 	}
 	p.rounds = max(p.rounds, x.round)
 	p.refs = append(p.refs, x)
+}
+
+// choose notes by what references in force are chosen: by agreeing with left, and
+// with references before them, so that no two wait for each other's choice. What
+// one is to agree with is looked up no later than its own rows, since others may
+// be found by the one that is chosen.
+func (p *plan) choose() {
+	for _, a := range p.agree {
+		for _, at := range []struct{ of, with columnRef }{{a.a, a.b}, {a.b, a.a}} {
+			if at.of.ref > at.with.ref && p.refs[at.of.ref].inForce != nil {
+				r := p.refs[at.of.ref]
+				r.agrees = append(r.agrees, agreeing{at.of.col, at.with})
+			}
+		}
+	}
+	for _, r := range p.refs {
+		for _, a := range r.agrees {
+			if a.with.ref >= 0 {
+				r.round = max(r.round, p.refs[a.with.ref].round)
+			}
+		}
+		if r.on.ref >= 0 {
+			after := 1
+			if r.inForce != nil {
+				after = 2
+			}
+			r.round = max(r.round, p.refs[r.on.ref].round+after)
+		}
+		p.rounds = max(p.rounds, r.round)
+	}
 }
 
 func (p *plan) ref(name string) *ref {

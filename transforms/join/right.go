@@ -118,6 +118,7 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 			rows := st.RowsKey(c.Coord.Topic, c.Coord.Partition)
 			if c.Op == change.Delete {
 				q.put("HDEL", rows, k.key)
+				r.leaveGroups(q, st, c.Coord.Topic, k.side, k.key)
 				continue
 			}
 			buf = appendRow(buf[:0], in, c.New, cols[i])
@@ -134,6 +135,18 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 		return nil
 	})
 	return deps, err
+}
+
+// leaveGroups takes a deleted row out of the groups that its date decides in:
+// they are read whole, so rows that are replaced every night would make each
+// lookup slower than the one before. The key tells the group, whatever was kept
+// of the row; only the owner of the key's partition writes it there (D1).
+func (r *Right) leaveGroups(q *writer, st *state.Store, t *change.Topic, side int, key string) {
+	for _, f := range r.plan.refs {
+		if f.side == side && f.inForce != nil {
+			q.put("ZREM", st.IndexKey(t, r.plan.sides[side].cols[f.inForce.group], f.valueOf(key)), key)
+		}
+	}
 }
 
 func (r *Right) sideOf(topic string) int {

@@ -42,7 +42,8 @@ var psaEntities = map[string]string{
 
 // costed finds for each entry its project, the project's customer and the rate
 // in force on the work date: valid_from <= d and (valid_to is null or d <
-// valid_to); of several the latest valid_from, then the highest id.
+// valid_to); of several one in the project's currency, then the latest
+// valid_from, then the highest id.
 const costed = `SELECT t.id::text AS time_entry_id, t.employee_id::text AS resource_id, t.project_id::text AS project_id,
 		p.number AS project_number, p.customer_id::text AS customer_id, c.name AS customer_name, p.legal_entity, p.currency::text AS currency,
 		t.work_date, t.hours, t.billable, t.status,
@@ -53,7 +54,7 @@ const costed = `SELECT t.id::text AS time_entry_id, t.employee_id::text AS resou
 	LEFT JOIN LATERAL (
 		SELECT x.id, x.employee_id, x.rate, x.currency FROM public.cost_rate x
 		 WHERE x.employee_id = t.employee_id AND x.valid_from <= t.work_date AND (x.valid_to IS NULL OR t.work_date < x.valid_to)
-		 ORDER BY x.valid_from DESC, x.id DESC LIMIT 1) r ON true
+		 ORDER BY (x.currency = p.currency) IS TRUE DESC, x.valid_from DESC, x.id DESC LIMIT 1) r ON true
 	CROSS JOIN LATERAL (SELECT CASE
 		WHEN p.id IS NULL THEN 'project ' || t.project_id
 		WHEN c.id IS NULL THEN 'customer ' || p.customer_id
