@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // TransformSpec is one consumer group: what it reads, the chain of stages that
@@ -42,6 +44,8 @@ type TransformSpec struct {
 	// Window is how far back from where it reads its state is made again; the
 	// records of its inputs stay for as long, at least. 0: nothing of that kind.
 	Window time.Duration
+	// State is what its stages read and write (decision 43); nil: nothing.
+	State *state.Table
 	TransformLimits
 }
 

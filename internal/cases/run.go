@@ -101,6 +101,7 @@ func (c *File) Run(ctx context.Context) ([]Outcome, error) {
 	}
 	outs := make([]Outcome, len(c.form.Cases))
 	for i := range c.form.Cases {
+		trial.Forget()
 		in := change.Get()
 		for j := range c.form.Cases[i].Rows {
 			c.row(in, &c.form.Cases[i].Rows[j], fmt.Sprintf("cases[%d].rows[%d]", i, j))

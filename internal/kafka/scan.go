@@ -153,3 +153,56 @@ func fetch(ctx context.Context, leader *kgo.Broker, t *change.Topic, p int32, fr
 	}, &resp.Topics[0].Partitions[0], kgo.DefaultDecompressor(), nil)
 	return fp, next, nil
 }
+
+// SettledEnds gives where each partition of t ends, by partition, once nothing is
+// open below it: what a predecessor left open has been decided, and its markers
+// are there. It waits for two minutes.
+func (c *Cluster) SettledEnds(ctx context.Context, t *change.Topic) ([]int64, error) {
+	list := func(what func(context.Context, ...string) (kadm.ListedOffsets, error)) ([]int64, error) {
+		listed, err := what(ctx, t.Name)
+		if err == nil {
+			err = listed.Error()
+		}
+		if err != nil {
+			return nil, Wrap(err, "listing where topic %q ends", t.Name)
+		}
+		out := make([]int64, t.Partitions)
+		for p := range out {
+			o, is := listed.Lookup(t.Name, int32(p))
+			if !is {
+				return nil, ErrUnavailable.New("partition %d of topic %q has no known end", p, t.Name)
+			}
+			out[p] = o.Offset
+		}
+		return out, nil
+	}
+	ends, err := list(c.admin.ListEndOffsets)
+	if err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for began := time.Now(); ; {
+		stable, err := list(c.admin.ListCommittedOffsets)
+		if err != nil {
+			return nil, err
+		}
+		open := -1
+		for p := range ends {
+			if stable[p] < ends[p] {
+				open = p
+			}
+		}
+		if open < 0 {
+			return ends, nil
+		}
+		if time.Since(began) > scanPatience {
+			return nil, ErrUnavailable.New("a transaction has been open at offset %d of partition %d of topic %q for %v", stable[open], open, t.Name, scanPatience)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}

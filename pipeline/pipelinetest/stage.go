@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // StageCase describes a stage to StageSuite.
@@ -24,6 +27,8 @@ type StageCase struct {
 	Rejects int
 	// Wipe loses the state of the stage that New gave last; nil if it keeps none.
 	Wipe func(tb testing.TB)
+	// State is what the stage that New gave last reads and writes; nil: nothing.
+	State func(tb testing.TB) *state.Table
 	// EatsReplays: a second Apply of the same records may emit nothing,
 	// although nothing was committed between. Only for a stage that is told of
 	// commits otherwise; leave it false.
@@ -38,6 +43,14 @@ func StageSuite(t *testing.T, c StageCase) {
 	t.Run("RejectIsReportedAndTheOthersGoOn", c.reject)
 	t.Run("FailedSendIsReturned", c.sendFails)
 	t.Run("OutputTellsWhereItCameFrom", c.coords)
+	t.Run("ReadAndWrittenState", func(t *testing.T) {
+		if c.State == nil {
+			return // not a capability of this stage
+		}
+		t.Run("AbortLeavesNothing", c.abort)
+		t.Run("LossChangesNothing", c.lose)
+		t.Run("DeathBeforeRedisChangesNothing", c.die)
+	})
 	t.Run("State", func(t *testing.T) {
 		if _, ok := c.New(t).(pipeline.Keeper); !ok {
 			return // not a capability of this stage
@@ -54,6 +67,10 @@ type engine struct {
 	stage pipeline.Stage
 	out   *Recorder
 	done  []*change.Batch // copies of what was applied, for rebuilding
+
+	table *state.Table             // nil: none
+	log   map[int32][]*state.Entry // its changelog: an entry by offset, nil: a marker
+	dies  bool                     // what is committed from now on does not come to Redis
 }
 
 func (e *engine) apply(b *change.Batch) error {
@@ -63,7 +80,76 @@ func (e *engine) apply(b *change.Batch) error {
 		e.check(ctx, r.Topic, r.Partition, r.From)
 	}
 	e.done = append(e.done, clone(b))
-	return e.stage.Apply(ctx, b, e.out)
+	if e.table == nil {
+		return e.stage.Apply(ctx, b, e.out)
+	}
+	if err := e.attempt(ctx, b); err != nil {
+		return err
+	}
+	return e.commit(ctx)
+}
+
+// attempt applies a batch in a transaction that is not ended; once more, when
+// state was lost before.
+func (e *engine) attempt(ctx context.Context, b *change.Batch) error {
+	e.t.Helper()
+	defer b.Release()
+	sent := len(e.out.Sent)
+	for again := false; ; again = true {
+		for _, r := range b.Ranges {
+			e.own(ctx, r.Partition)
+		}
+		e.table.Begin()
+		err := e.stage.Apply(ctx, clone(b), e.out)
+		if !problem.Has(err, state.ErrLost) || again {
+			return err
+		}
+		e.out.Sent = e.out.Sent[:sent]
+	}
+}
+
+// commit ends a transaction as Kafka does, and tells Redis.
+func (e *engine) commit(ctx context.Context) error {
+	es, ends := e.table.Changes(), map[int32]int64{}
+	for i := range es {
+		p := es[i].Partition
+		e.log[p] = append(e.log[p], &es[i])
+		ends[p] = int64(len(e.log[p]))
+	}
+	for p := range ends {
+		e.log[p] = append(e.log[p], nil)
+	}
+	if e.dies {
+		e.table.Forget()
+		return nil
+	}
+	return e.table.Committed(ctx, es, ends)
+}
+
+// own takes the state of a partition as the engine does.
+func (e *engine) own(ctx context.Context, partition int32) {
+	e.t.Helper()
+	if e.table.Owned(partition) {
+		return
+	}
+	log := e.log[partition]
+	end := int64(len(log))
+	from, ok, err := e.table.Own(ctx, partition, end, time.Hour)
+	if err != nil {
+		e.t.Fatalf("owning the state of partition %d: %v", partition, err)
+	}
+	if ok {
+		return
+	}
+	var es []state.Entry
+	for _, x := range log[from:] {
+		if x != nil {
+			es = append(es, *x)
+		}
+	}
+	if err := e.table.Load(ctx, partition, es, end, true); err != nil {
+		e.t.Fatalf("loading the state of partition %d: %v", partition, err)
+	}
 }
 
 func (e *engine) check(ctx context.Context, topic *change.Topic, partition int32, committed int64) {
@@ -167,7 +253,16 @@ func split(b *change.Batch, n int) []*change.Batch {
 }
 
 func (c *StageCase) engine(t *testing.T) *engine {
-	return &engine{t: t, stage: c.New(t), out: &Recorder{}}
+	t.Helper()
+	e := &engine{t: t, stage: c.New(t), out: &Recorder{}}
+	if c.State == nil {
+		return e
+	}
+	e.table, e.log = c.State(t), map[int32][]*state.Entry{}
+	b := c.Input(t)
+	e.table.Open(&change.Topic{Name: "_tallywire.state.suite", ID: [16]byte{7}, Partitions: b.Ranges[0].Topic.Partitions}, 0)
+	b.Release()
+	return e
 }
 
 // runCut applies the input in batches of n changes (0: one batch) and gives
@@ -230,7 +325,7 @@ func (c *StageCase) cut(t *testing.T) {
 }
 
 func (c *StageCase) replay(t *testing.T) {
-	if c.EatsReplays {
+	if c.EatsReplays || c.State != nil { // its duty is AbortLeavesNothing
 		return
 	}
 	e := c.engine(t)
@@ -350,4 +445,58 @@ func (c *StageCase) restore(t *testing.T) {
 		e.check(ctxOf(t), r.Topic, r.Partition, r.To)
 	}
 	b.Release()
+}
+
+func (c *StageCase) abort(t *testing.T) {
+	want := c.runCut(t, 2)
+	e := c.engine(t)
+	b := c.Input(t)
+	batches := split(b, 2)
+	b.Release()
+	for _, x := range batches {
+		sent := len(e.out.Sent)
+		if err := e.attempt(ctxOf(t), clone(x)); err != nil {
+			t.Fatalf("Apply: %v", err)
+		}
+		e.out.Sent = e.out.Sent[:sent]
+		if err := e.apply(x); err != nil {
+			t.Fatalf("Apply again: %v", err)
+		}
+	}
+	same(t, "a transaction that was aborted left something of its state", e.out.byKey(), want)
+}
+
+func (c *StageCase) lose(t *testing.T) {
+	if c.Wipe == nil {
+		t.Fatal("a stage with state needs Wipe in its case")
+	}
+	want := c.runCut(t, 1)
+	e := c.engine(t)
+	b := c.Input(t)
+	batches := split(b, 1)
+	b.Release()
+	for i, x := range batches {
+		if i%2 == 1 {
+			c.Wipe(t)
+		}
+		if err := e.apply(x); err != nil {
+			t.Fatalf("Apply: %v", err)
+		}
+	}
+	same(t, "results changed when Redis was emptied", e.out.byKey(), want)
+}
+
+func (c *StageCase) die(t *testing.T) {
+	want := c.runCut(t, 1)
+	e := c.engine(t)
+	b := c.Input(t)
+	batches := split(b, 1)
+	b.Release()
+	for i, x := range batches {
+		e.dies = i%3 == 1
+		if err := e.apply(x); err != nil {
+			t.Fatalf("Apply: %v", err)
+		}
+	}
+	same(t, "results changed when what was committed did not come to Redis", e.out.byKey(), want)
 }

@@ -45,8 +45,11 @@ func (s *session) checkState(ctx context.Context, p *consume.Owned, offset int64
 	return nil
 }
 
-// checkAll is checkState of every partition that is owned.
+// checkAll is checkState of every partition that is owned, and ownState.
 func (s *session) checkAll(ctx context.Context) error {
+	if err := s.ownState(ctx); err != nil {
+		return err
+	}
 	if len(s.kept) == 0 {
 		return nil
 	}

@@ -110,6 +110,9 @@ func (t *transform) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := t.openState(ctx, partitions); err != nil {
+		return err
+	}
 	s := &session{transform: t, trimmed: map[*consume.Owned]int64{}, prepared: -1}
 	s.assignment = consume.NewAssignment(t.env.Kafka, append(inputs, parkedTopic.Name), true, func(err error) { cancel(err) })
 	s.assignment.Start = switched
@@ -204,6 +207,9 @@ func (t *transform) ensureOutputs(ctx context.Context) error {
 // transactional is the id that the transform writes with in this instance.
 func (t *transform) transactional(parkedTopic string) kafka.Transactional {
 	topics := slices.Concat(t.spec.Outputs, t.spec.Queues, []string{parkedTopic})
+	if t.spec.State != nil {
+		topics = append(topics, t.spec.State.Topic().Name)
+	}
 	return kafka.Transactional{
 		ID: "tallywire." + t.spec.Name + "." + t.env.Instance, Timeout: t.spec.TxnTimeout, Group: true,
 		Topics: func(context.Context) ([]string, error) { return topics, nil },
@@ -337,6 +343,9 @@ func (s *session) prepare(ctx context.Context) error {
 	}
 	if err := s.parked.Load(ctx, s.side, s.env.Kafka, parts, nil); err != nil {
 		return err
+	}
+	if t := s.spec.State; t != nil {
+		t.Forget() // an owner in between may have written, and not told Redis
 	}
 	if err := s.checkAll(ctx); err != nil {
 		return err

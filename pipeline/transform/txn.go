@@ -21,6 +21,7 @@ import (
 	"github.com/tallywire/tallywire/pipeline/internal/consume"
 	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/records"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 type txn struct {
@@ -36,6 +37,7 @@ type txn struct {
 	rejected map[*kgo.Record]error // first reason per record
 	retried  []*retried
 	parking  *parked.Txn
+	state    []state.Entry // what it writes of its state
 	outs     map[string]*outCount
 	chain    []chainOutlet
 	alone    bool      // it is of truncates only; see narrow
@@ -66,6 +68,9 @@ type outCount struct {
 func (tx *txn) do(ctx context.Context) error {
 	tx.rejected, tx.outs = map[*kgo.Record]error{}, map[string]*outCount{}
 	tx.parking = tx.parked.Begin()
+	if tx.spec.State != nil {
+		tx.spec.State.Begin()
+	}
 	tx.chain = make([]chainOutlet, len(tx.spec.Stages)+1)
 	for i := range tx.chain {
 		tx.chain[i] = chainOutlet{tx, i}
@@ -111,6 +116,12 @@ func (tx *txn) do(ctx context.Context) error {
 			return err
 		}
 	}
+	kept := tx.stateRecords()
+	for _, r := range kept {
+		if err := tx.produce(work, r); err != nil {
+			return err
+		}
+	}
 	if err := tx.commit(ctx); err != nil {
 		return err
 	}
@@ -126,7 +137,7 @@ func (tx *txn) do(ctx context.Context) error {
 	tx.encoder.put(tx.records)
 	tx.parking.Committed()
 	tx.account()
-	return nil
+	return tx.keepState(ctx, kept)
 }
 
 // apply decodes the poll into batches and sends them through the chain.
@@ -337,7 +348,7 @@ func (tx *txn) account() {
 	now := time.Now()
 	for topic, o := range tx.outs {
 		tx.comp.Out(topic, o.records, o.bytes)
-		if topic != tx.parked.Topic.Name && o.oldest.UnixMilli() > 0 {
+		if topic != tx.parked.Topic.Name && (tx.spec.State == nil || topic != tx.spec.State.Topic().Name) && o.oldest.UnixMilli() > 0 {
 			tx.comp.Latency(topic, now.Sub(o.oldest))
 		}
 	}

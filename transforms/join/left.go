@@ -98,7 +98,7 @@ func (l *Left) write(ctx context.Context, w *leftWork, restoring bool) error {
 				continue
 			}
 			cols := w.cols[i]
-			buf = appendRow(buf[:0], w.in, c.New, cols)
+			buf = state.AppendRow(buf[:0], w.in, c.New, cols)
 			q.add(at.set, member, string(buf))
 			for j, ix := range l.plan.left.indexed {
 				if cols[ix] < 0 || c.New[cols[ix]].IsNull() {

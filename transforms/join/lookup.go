@@ -152,7 +152,7 @@ func (l *lookup) takeOwn(asks []ownFetch, items []*item) {
 }
 
 func (l *lookup) read(s string, of *side) []change.Value {
-	row, ok := readRow(l.b, s, len(of.cols))
+	row, ok := state.ReadRow(l.b, s, len(of.cols))
 	if !ok {
 		l.bad = state.ErrLost.New("a kept row of %s cannot be read", of.topic)
 		return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // What a join can meet.
@@ -171,7 +172,7 @@ func compile(name string, cfg Config, all avro.Catalogue) (*plan, error) {
 	p.choose()
 	h := fnv.New64a()
 	for _, s := range append([]*side{p.left}, p.sides...) {
-		fmt.Fprint(h, s.topic, s.cols, s.indexed, rowVersion, ";")
+		fmt.Fprint(h, s.topic, s.cols, s.indexed, state.RowVersion, ";")
 	}
 	p.shape = fmt.Sprintf("%016x", h.Sum64())
 	return p, nil

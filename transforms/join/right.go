@@ -121,7 +121,7 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 				r.leaveGroups(q, st, c.Coord.Topic, k.side, k.key)
 				continue
 			}
-			buf = appendRow(buf[:0], in, c.New, cols[i])
+			buf = state.AppendRow(buf[:0], in, c.New, cols[i])
 			q.put("HSET", rows, k.key, string(buf))
 			for _, ix := range s.indexed {
 				if cols[i][ix] < 0 || c.New[cols[i][ix]].IsNull() {

@@ -4,16 +4,20 @@
 package mapping
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/codes"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/expr"
+	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/dedupe"
@@ -47,7 +51,16 @@ var (
 		"Correct the row at its source: the new record takes the place of the parked one. Or have the rule's key name what tells its elements apart, index at least, run tallywire check, start it again, and retry what is parked: tallywire parked retry TRANSFORM --all.")
 	ErrKey = problem.Define("TW-MAP-KEY", problem.Halt,
 		"The key of a rule does not hold the primary key of its table.",
-		"Make the key of the primary key, such as \"psa-{id}\", and give what else tells the rows apart a field of its own.")
+		"Make the key of the primary key, such as \"psa-{id}\", and give what else tells the rows apart a field of its own. Or say claims: true, where one row may have the key after another, or several at once: it then is the record of the newest.")
+	ErrClaim = problem.Define("TW-MAP-CLAIM", problem.Reject,
+		"A record of a claims topic that is no claim, or is one of another contract.",
+		"Find out who writes to that topic, then discard this case. Where the contract's key has changed, give the rules a topic of another name.")
+	ErrUnseen = problem.Define("TW-MAP-CLAIMS-UNSEEN", problem.Halt,
+		"Rules began to claim keys in the midst of a topic: which keys the rows before have is not known.",
+		"Have the transform read its topics from the start: tallywire replay TRANSFORM --yes, or go over to the rules by tallywire mapping switch.")
+	ErrTruncate = problem.Define("TW-MAP-TRUNCATE", problem.Reject,
+		"A table was truncated whose rows claim keys: what each of them gave cannot be listed.",
+		"Delete the rows one by one where they were truncated (DELETE FROM … in place of TRUNCATE). Where that is too late: have the rules fill a topic with another name, which begins with what the table has now; then discard this case.")
 	ErrMessage = problem.Define("TW-MAP-MESSAGE", problem.Reject,
 		"A logical message stands where rows are expected.",
 		"Find out who writes messages to that topic, then discard this case.")
@@ -67,6 +80,7 @@ type Topic struct {
 	Where  string                   `yaml:"where" doc:"An expression: rows for which it is false are not there, and a row that no longer fulfils it is deleted." example:"row.deleted_at == null"`
 	Each   string                   `yaml:"each" doc:"An expression whose value is a list: each element gives a record. key, where and fields may then say item, the element, and index, its place from 0; the key must. Elements that an update takes out are deleted, for which the source has to send old rows (REPLICA IDENTITY FULL)." example:"json(row.payload).lines"`
 	Key    config.Scalar            `yaml:"key" doc:"What the canonical key is made of, instead of naming its field under fields: a column, a template such as \"redmine-{id}\", or an expression. Of a contract whose key is one field." example:"\"redmine-{id}\""`
+	Claims bool                     `yaml:"claims" doc:"Rows may hand the key to each other, or share it: an e-mail address, a number that is given again. Each row's claim is kept, and the record is that of the newest; when its row is gone, that of the one before. It costs a second hop through Kafka, so leave it out where the key holds the table's primary key. All rules that fill a topic have it, or none."`
 	Fields map[string]config.Scalar `yaml:"fields" doc:"Field of the contract: a column; a text with columns in braces, such as \"{employee_id}/{id}\"; a constant: a number, true, false, null, or after an equals sign, such as \"=EUR\"; or an expression over row.COLUMN, such as 'round(decimal(row.hours), 6, \"half_even\")'. Fields that are not named take the column of their own name; those that may be null are null where the table has none."`
 }
 
@@ -84,7 +98,8 @@ func Defaults() Config {
 
 func init() { pipeline.Transforms.Register("map", Make) }
 
-// Make is the maker of type map: one group, dedupe and then mapping.
+// Make is the maker of type map: one group, dedupe and then mapping; where rules
+// have claims, another behind it.
 func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.TransformSpec, error) {
 	cfg := Defaults()
 	if err := decode(&cfg); err != nil {
@@ -95,12 +110,22 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 		return nil, err
 	}
 	m.env = env
-	spec := pipeline.TransformSpec{Name: name, Topics: m.From(), Outputs: m.To(), KeyPrefixes: map[string][]string{}}
+	log := slog.New(slog.DiscardHandler) // of a static check, which has no surroundings
+	if env.Obs != nil {
+		log = env.Obs.Log
+	}
+	spec := pipeline.TransformSpec{Name: name, State: m.Remember(env.Redis, log), Topics: m.From(), KeyPrefixes: map[string][]string{}}
 	for _, e := range m.order {
-		spec.KeyPrefixes[e.to.Topic] = append(spec.KeyPrefixes[e.to.Topic], e.keyPrefix())
-		if slices.ContainsFunc(e.contract, func(f avro.Field) bool { return f.Sensitivity == avro.Restricted }) {
+		if e.restricted() {
 			spec.Restricted = append(spec.Restricted, e.from)
 		}
+		if e.claims {
+			continue
+		}
+		if !slices.Contains(spec.Outputs, e.to.Topic) {
+			spec.Outputs = append(spec.Outputs, e.to.Topic)
+		}
+		spec.KeyPrefixes[e.to.Topic] = append(spec.KeyPrefixes[e.to.Topic], e.keyPrefix())
 	}
 	switch cfg.Dedupe.Mode {
 	case "position":
@@ -110,7 +135,17 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 		spec.Stages = append(spec.Stages, dedupe.ByIdentity(env, name, m.From(), cfg.Dedupe.Identity, cfg.Dedupe.Window))
 	}
 	spec.Stages = append(spec.Stages, m)
-	return []pipeline.TransformSpec{spec}, nil
+	if env.Kafka != nil {
+		m.given.starts = func(ctx context.Context, t *change.Topic, p int32) (int64, error) {
+			return kafka.StartOf(ctx, env.Kafka.Admin(), t, p)
+		}
+	}
+	claims, is := m.claimsSpec(env, log)
+	if !is {
+		return []pipeline.TransformSpec{spec}, nil
+	}
+	spec.Queues = append(spec.Queues, claims.Queues...)
+	return []pipeline.TransformSpec{spec, claims}, nil
 }
 
 // check gives what is wrong with it, which stands at path.
@@ -181,7 +216,7 @@ func (s *Stage) rule(t Topic, path string, all avro.Catalogue) (*entry, []error)
 	if len(bad) > 0 {
 		return nil, bad
 	}
-	e := &entry{from: t.From, path: path, to: c.Table, contract: c.Fields, where: t.Where, each: t.Each}
+	e := &entry{from: t.From, path: path, to: c.Table, contract: c.Fields, where: t.Where, each: t.Each, claims: t.Claims}
 	byKey, no := t.keyField(c, path)
 	bad = append(bad, no...)
 	for f := range t.Fields {
@@ -227,7 +262,12 @@ func (s *Stage) rule(t Topic, path string, all avro.Catalogue) (*entry, []error)
 		bad = append(bad, e.tellsApart()...)
 	}
 	for _, other := range s.order {
-		if other.to == e.to && pipeline.KeysMayCollide(other.keyPrefix(), e.keyPrefix()) {
+		if other.to == e.to && other.claims != e.claims {
+			bad = append(bad, ErrConfig.New("%s is filled by claims here, and not by the rule of %s, or the other way round: neither would know of the other's keys", t.To, other.from).
+				At("%s.claims", path).WithRemedy("Write claims: true with both, or with none."))
+			break
+		}
+		if other.to == e.to && !e.claims && pipeline.KeysMayCollide(other.keyPrefix(), e.keyPrefix()) {
 			bad = append(bad, ErrConfig.New("%s is filled from %s too: a key of one may be a key of the other, and its record would take the other's place", t.To, other.from).
 				At("%s", e.sources[e.to.Key[0]].path).WithRemedy("%s", s.apart(e)))
 		}

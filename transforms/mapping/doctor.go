@@ -67,26 +67,9 @@ func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
 		return f
 	}
 	full := fmt.Sprintf("ALTER TABLE %s REPLICA IDENTITY FULL", t.SQLName())
-	if !p.inKey {
-		var beyond []string
-		for c, in := range p.keyCols {
-			if in && !slices.Contains(t.Key, c) {
-				beyond = append(beyond, t.Columns[c].Name)
-			}
-		}
-		needed := "of which the key of %s is made"
-		if p.each != nil {
-			needed = "which say what records of %s are gone"
-		}
-		err := ErrUnchanged.New("a delete or an update of %s comes without %s, "+needed, t.Topic, strings.Join(beyond, ", "), p.to.Topic).
-			WithRemedy("%s", full).At("%s", p.e.path)
-		switch {
-		case t.Partial && p.each != nil: // a list fits into no index
-			err.WithRemedy("%s, for which all columns of it have to be captured: its updates would fail while some are left out.", full)
-		case t.Partial: // with all columns in its identity the server would refuse updates
-			err.WithRemedy("Make a unique index of its key with %[1]s, and ALTER TABLE %[2]s REPLICA IDENTITY USING INDEX …; FULL cannot be had while columns of %[2]s are left out.", strings.Join(beyond, ", "), t.SQLName())
-		}
-		f.Err = err
+	if !p.inKey && !p.gives {
+		f.Err = ErrUnchanged.New("%s has no key, so what its rows gave in %s cannot be remembered, and a delete or an update does not tell it", t.Topic, p.to.Topic).
+			WithRemedy("Give %s a primary key, or: %s", t.SQLName(), full).At("%s", p.e.path)
 		return f
 	}
 	var large []string
@@ -98,6 +81,9 @@ func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
 		}
 	}
 	look(p.whereCols)
+	if p.each != nil {
+		look(p.each.Columns)
+	}
 	for i := range p.fields {
 		look(p.fields[i].cols)
 	}
@@ -114,7 +100,7 @@ func (p *plan) identity(what string, t *change.Table) pipeline.Finding {
 // of line, and are not sent when they did not change.
 func mayBeLeftOut(c *change.Column) bool {
 	switch c.Kind {
-	case change.String, change.Bytes, change.Array, change.Decimal:
+	case change.String, change.Bytes, change.JSON, change.Text, change.Array, change.Decimal:
 		return c.Precision <= 0 // a numeric of so many digits is never so large
 	}
 	return false

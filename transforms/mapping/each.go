@@ -83,13 +83,13 @@ func (p *plan) items(dst []change.Change, b *change.Batch, c *change.Change, sc 
 	before := c.Op == change.Delete
 	if c.Op == change.Update {
 		var err error
-		if before, err = p.rekeyed(b, c, sc); err != nil {
+		if before, err = p.rekeyed(b, c, sc); err != nil && !sc.knows(err) {
 			return dst, err
 		}
 	}
 	if before {
 		// What has no value had none then: that version was parked, and gave nothing.
-		mended := func(err error) bool { return c.Op == change.Update && problem.Has(err, ErrExpr) }
+		mended := func(err error) bool { return c.Op == change.Update && problem.Has(err, ErrExpr) || sc.knows(err) }
 		err := p.over(b, c, c.Old, sc, func() (err error) {
 			if gone, err = p.appendGone(gone, b, c, c.Old, sc); mended(err) {
 				return nil

@@ -28,8 +28,13 @@ type Ends struct {
 // the former do where there is none any more.
 func NewEnds(now, former *Stage, all avro.Catalogue) (*Ends, error) {
 	s := &Ends{now: now, former: former, tables: map[string]*change.Table{}, fitted: map[*change.Table][]*plan{}, given: map[string]bool{}}
+	claimed := now.claimed()
 	for _, e := range former.order {
 		topic := e.to.Topic
+		if e.claims && claimed[topic] == nil {
+			return nil, ErrConfig.New("%s was filled by claims, and is not any more: nobody would take them back", topic).
+				At("%s.claims", e.path).WithRemedy("Have the new rules fill it with claims: true, or a topic with another name.")
+		}
 		s.tables[topic] = e.to
 		c := all[topic]
 		if c == nil {
@@ -86,6 +91,9 @@ func (s *Ends) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet)
 			p.mayGive(in, c, sc, func(row []change.Value) { s.first(in, p.to, row, sc) })
 		}
 		for _, p := range s.fit(c.Table) {
+			if p.e.claims {
+				continue // what it gave is remembered, and given up when the row comes again
+			}
 			p.mayGive(in, c, sc, func(row []change.Value) {
 				to := s.tables[p.to.Topic]
 				if row = keyOf(in, p.to, to, row); s.first(in, to, row, sc) {

@@ -22,6 +22,12 @@ type entry struct {
 	where      string       // "": every row
 	each       string       // a list, whose elements give a record each; "": a row gives one
 	sources    []source     // one per column of to
+	claims     bool         // rows may hand its keys to each other
+}
+
+// restricted says whether a field may be seen by few.
+func (e *entry) restricted() bool {
+	return slices.ContainsFunc(e.contract, func(f avro.Field) bool { return f.Sensitivity == avro.Restricted })
 }
 
 // keyPrefix is what all its keys begin with: the text before the first column.

@@ -20,8 +20,10 @@ import (
 	"github.com/tallywire/tallywire/pipeline"
 )
 
-// Stage maps. It has no state. Safe for concurrent use.
+// Stage maps. It has no state, and is safe for concurrent use, unless it is to
+// Remember what rows gave.
 type Stage struct {
+	given  *given // nil: nothing is remembered
 	name   string
 	env    *pipeline.Env
 	codes  codes.Lists
@@ -45,6 +47,8 @@ type plan struct {
 	// inKey: all columns of the canonical key are in the source's key, so an
 	// update without an old row did not change it.
 	inKey bool
+	// gives: what a row gave is remembered, since its update may move it.
+	gives bool
 }
 
 // From and To list the topics read and written.
@@ -147,16 +151,22 @@ func (s *Stage) fit(e *entry, t *change.Table) (*plan, []error) {
 			}
 		}
 	}
+	p.gives = s.given != nil && (e.claims || !p.inKey) && len(t.Key) > 0
 	// A key that does not hold that of the source could be handed from one row to
 	// another. The halves of that lie in different partitions, and when the delete
-	// comes last the record is lost (F5). Rows without a key share a partition.
+	// comes last the record is lost (F5), unless they are claims. Rows without a
+	// key share a partition, and are none that could claim.
 	var missing []string
 	for _, c := range t.Key {
 		if !slices.ContainsFunc(p.key, func(k int) bool { return slices.Contains(p.fields[k].cols, c) }) {
 			missing = append(missing, t.Columns[c].Name)
 		}
 	}
-	if len(missing) > 0 {
+	if e.claims && len(t.Key) == 0 {
+		return nil, []error{ErrKey.New("%s has no primary key: its rows cannot claim keys of %s", t.Topic, e.to.Topic).At("%s.claims", e.path).
+			WithRemedy("Give %s a primary key.", t.SQLName())}
+	}
+	if len(missing) > 0 && !e.claims {
 		first := p.key[0]
 		return nil, []error{ErrKey.New("the key of %s does not say %s, the primary key of %s: two rows could give the same key, one after the other, and a record would be lost", e.to.Topic, strings.Join(missing, ", "), t.Topic).
 			At("%s", e.sources[first].path)}
@@ -169,7 +179,11 @@ type scratch struct {
 	text, oldKey, newKey []byte
 	row                  expr.Row
 	given                map[string]bool // keys of a row's elements
+	known                bool            // what the row gave before is remembered
 }
+
+// knows says whether what an error says is missing of an old row is remembered.
+func (sc *scratch) knows(err error) bool { return sc.known && problem.Has(err, ErrUnchanged) }
 
 func (sc *scratch) over(b *change.Batch, row []change.Value) *expr.Row {
 	sc.row.Batch, sc.row.Of = b, row
@@ -194,8 +208,15 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 		drop bool
 
 		one     bool // a row gives one record at most
+		kept    bool // what it gave is remembered
 		several []change.Change
 	)
+	if s.given != nil {
+		if err := s.given.fetch(ctx, s, in); err != nil {
+			in.Release()
+			return err
+		}
+	}
 	for i := range in.Changes {
 		c := &in.Changes[i]
 		if c.Table != last {
@@ -205,13 +226,17 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 				in.Release()
 				return err
 			}
-			last, one = c.Table, len(ps) == 1 && ps[0].each == nil
+			last, kept = c.Table, remembers(ps)
+			one = len(ps) == 1 && ps[0].each == nil && !kept
 		}
 		var moved []change.Value
 		var err error
-		if one {
+		switch {
+		case one:
 			moved, err = ps[0].apply(in, c, sc)
-		} else {
+		case kept:
+			several, err = s.given.bySeveral(several[:0], in, c, ps, sc)
+		default:
 			several, err = bySeveral(several[:0], in, c, ps, sc)
 		}
 		if err != nil {
@@ -294,13 +319,16 @@ const dropped change.Op = 0
 func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []change.Value, err error) {
 	switch c.Op {
 	case change.Truncate:
+		if p.e.claims {
+			return nil, ErrTruncate.New("%s was truncated, whose rows claim keys of %s", c.Table.Topic, p.to.Topic)
+		}
 		c.Table = p.to // a key is given by this partition alone; see fit
 		return nil, nil
 	case change.Message:
 		return nil, ErrMessage.New("a logical message in %s", c.Table.Topic)
 	case change.Delete:
 		row, err := p.gone(b, c, c.Old, sc)
-		if err != nil {
+		if err != nil && !sc.knows(err) {
 			return nil, err
 		}
 		p.leave(c, row)
@@ -317,7 +345,9 @@ func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []ch
 	if in {
 		row, err = p.row(b, c, sc)
 	} else {
-		row, err = p.gone(b, c, c.New, sc)
+		if row, err = p.gone(b, c, c.New, sc); sc.knows(err) {
+			err = nil
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -428,10 +458,17 @@ func what(err error, shown bool) string {
 // moved gives the row with the old canonical key if the update changed it; row
 // nil: it has no key now.
 func (p *plan) moved(b *change.Batch, c *change.Change, row []change.Value, sc *scratch) ([]change.Value, error) {
-	if is, err := p.rekeyed(b, c, sc); err != nil || !is {
+	is, err := p.rekeyed(b, c, sc)
+	if sc.knows(err) {
+		return nil, nil
+	}
+	if err != nil || !is {
 		return nil, err
 	}
 	old, err := p.gone(b, c, c.Old, sc)
+	if sc.knows(err) {
+		return nil, nil
+	}
 	if err != nil || old == nil || row == nil {
 		return old, err
 	}
@@ -505,8 +542,12 @@ func (p *plan) unchanged(c *change.Change, field int, what string) *problem.Erro
 }
 
 func (p *plan) unsent(c *change.Change, who, what string) *problem.Error {
-	return ErrUnchanged.New("%s did not send %s, needed for %s", c.Table.Topic, what, who).
+	err := ErrUnchanged.New("%s did not send %s, needed for %s", c.Table.Topic, what, who).
 		WithRemedy("Run ALTER TABLE %s REPLICA IDENTITY FULL (not while columns of it are left out at the source: its updates would fail), then touch the row (any update).", c.Table.SQLName())
+	if p.gives {
+		err.WithRemedy("What a row gave is not known, since not all records of the topic were seen: tallywire replay TRANSFORM --yes reads them from the start. Where they are gone, or this is a large value that was not sent: %s", err.WhatToDo())
+	}
+	return err
 }
 
 // value makes field i from a source row.

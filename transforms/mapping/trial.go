@@ -4,16 +4,21 @@ package mapping
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/pipeline/state"
 )
 
 // Trial applies the rules of a stage to rows and keeps what comes out. Nothing is
-// written. Not safe for concurrent use.
+// written. What rows gave is remembered, as the transform does: the first of a row
+// that is applied is the first that there was. Not safe for concurrent use.
 type Trial struct {
 	stage    *Stage
+	tables   []*state.Table
+	claims   *Claims // nil: no rule has any
 	encoders map[*change.Table]*avro.Encoder
 	octets   []byte
 
@@ -27,9 +32,11 @@ type Rejection struct {
 	Err error
 }
 
-// NewTrial makes one; all are the contracts that the stage was made with.
+// NewTrial makes one, and takes the stage over; all are the contracts that it was
+// made with.
 func NewTrial(s *Stage, all avro.Catalogue) (*Trial, error) {
-	t := &Trial{stage: s, encoders: map[*change.Table]*avro.Encoder{}}
+	log := slog.New(slog.DiscardHandler)
+	t := &Trial{stage: s, tables: []*state.Table{s.Remember(nil, log)}, encoders: map[*change.Table]*avro.Encoder{}}
 	for _, e := range s.order {
 		enc, err := avro.NewOfflineEncoder(all[e.to.Topic], e.to)
 		if err != nil {
@@ -37,7 +44,22 @@ func NewTrial(s *Stage, all avro.Catalogue) (*Trial, error) {
 		}
 		t.encoders[e.to] = enc
 	}
+	if claims, table := s.Claims(nil, log); claims != nil {
+		t.claims, t.tables = claims, append(t.tables, table)
+	}
+	t.Forget()
 	return t, nil
+}
+
+// Forget has the next row be the first of all.
+func (t *Trial) Forget() {
+	for _, table := range t.tables {
+		table.Open(&change.Topic{Name: "_trial", Partitions: 1}, 0)
+		// Of a changelog without a record nothing is read.
+		if _, ok, err := table.Own(context.Background(), 0, 0, 0); err != nil || !ok {
+			panic("BUG: a state of which nothing was ever written is not known")
+		}
+	}
 }
 
 // Apply applies the rules to the rows of in, which it takes over, and whose Coord
@@ -49,6 +71,7 @@ func (t *Trial) Apply(ctx context.Context, in *change.Batch) (out *change.Batch,
 	for i := range in.Changes {
 		in.Changes[i].Coord = change.Coord{Offset: int64(i)}
 	}
+	in.Ranges = append(in.Ranges[:0], change.Range{To: int64(in.Len())})
 	t.out, t.rejected = nil, nil
 	if err := t.stage.Apply(ctx, in, (*trialOutlet)(t)); err != nil {
 		return nil, nil, err
@@ -70,10 +93,40 @@ func (t *Trial) Apply(ctx context.Context, in *change.Batch) (out *change.Batch,
 // trialOutlet is what the stage sends to.
 type trialOutlet Trial
 
-func (t *trialOutlet) Send(_ context.Context, b *change.Batch) error {
-	t.out = b
+func (t *trialOutlet) Send(ctx context.Context, b *change.Batch) error {
+	if t.claims == nil {
+		t.out = b
+		return nil
+	}
+	defer b.Release()
+	t.out = change.Get()
+	for i := range b.Changes {
+		c := &b.Changes[i]
+		if c.Table != t.stage.given.claimTable {
+			t.out.AppendFrom(b, c)
+			continue
+		}
+		one := change.Get()
+		one.AppendFrom(b, c)
+		if err := t.claims.Apply(ctx, one, (*settledOutlet)(t)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
+
+// settledOutlet is what the claims are sent to.
+type settledOutlet Trial
+
+func (t *settledOutlet) Send(_ context.Context, b *change.Batch) error {
+	defer b.Release()
+	for i := range b.Changes {
+		t.out.AppendFrom(b, &b.Changes[i])
+	}
+	return nil
+}
+
+func (t *settledOutlet) Reject(c *change.Change, err error) { (*trialOutlet)(t).Reject(c, err) }
 
 func (t *trialOutlet) Reject(c *change.Change, err error) {
 	t.rejected = append(t.rejected, Rejection{int(c.Coord.Offset), err})

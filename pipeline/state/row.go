@@ -1,7 +1,7 @@
-// row: how a row is kept in Redis: its columns one after the other, each a kind
-// and its content. Short, exact, and read without a schema.
+// Rows: how one is kept: its columns one after the other, each a kind and its
+// content. Short, exact, and read without a schema.
 
-package join
+package state
 
 import (
 	"encoding/binary"
@@ -11,8 +11,9 @@ import (
 	"github.com/tallywire/tallywire/change"
 )
 
-// rowVersion is part of the shape of what is kept: another form, another state.
-const rowVersion = 1
+// RowVersion is that of the form of AppendRow: part of the Shape of what is kept
+// in it.
+const RowVersion = 1
 
 // Tags beyond the kinds of change.
 const (
@@ -22,9 +23,10 @@ const (
 	tagNegInfinite
 )
 
-// appendRow appends the values of row at cols; −1 is a column that the writer
-// of the record did not know: null.
-func appendRow(dst []byte, b *change.Batch, row []change.Value, cols []int) []byte {
+// AppendRow appends the values of row, which lie in b, at cols; −1 is a column
+// that the writer of the record did not know: null. It panics at a kind that no
+// contract has: intervals, arrays.
+func AppendRow(dst []byte, b *change.Batch, row []change.Value, cols []int) []byte {
 	for _, c := range cols {
 		if c < 0 {
 			dst = append(dst, byte(change.Null))
@@ -62,12 +64,13 @@ func appendValue(dst []byte, b *change.Batch, v change.Value) []byte {
 		p := b.Bytes(v)
 		return append(binary.AppendUvarint(append(dst, byte(k)), uint64(len(p))), p...)
 	default:
-		panic("BUG: a contract has a field of kind " + k.String() + ", which a join cannot keep")
+		panic("BUG: a contract has a field of kind " + k.String() + ", which cannot be kept")
 	}
 }
 
-// readRow reads n values into the memory of b; false: not what appendRow wrote.
-func readRow(b *change.Batch, p string, n int) ([]change.Value, bool) {
+// ReadRow reads n values into the memory of b; false: not what AppendRow wrote of
+// n columns.
+func ReadRow(b *change.Batch, p string, n int) ([]change.Value, bool) {
 	row := b.Row(n)
 	for i := range row {
 		if len(p) == 0 {

@@ -1,0 +1,21 @@
+package mapping
+
+import (
+	"context"
+
+	"github.com/tallywire/tallywire/change"
+)
+
+// NamedRow is the row of a claim: the values of the first rule's columns.
+func NamedRow(b *change.Batch, s *Stage, values ...string) []byte {
+	row := b.Row(len(values))
+	for i, v := range values {
+		row[i] = b.SpanString(change.String, v)
+	}
+	return appendNamed(nil, b, s.order[0].to, row, nil)
+}
+
+// StartsAt has all partitions start there.
+func StartsAt(s *Stage, offset int64) {
+	s.given.starts = func(context.Context, *change.Topic, int32) (int64, error) { return offset, nil }
+}
