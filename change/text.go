@@ -96,6 +96,33 @@ func appendFloat(dst []byte, f float64, bits int) []byte {
 	return strconv.AppendFloat(dst[:from], f, 'f', -1, bits)
 }
 
+// AppendByValue is AppendText, but equal numbers have one text, however they are
+// written at the source: 5 for 5, 5.00 and 5e0, 0 for -0. For keys, and for what
+// names a key: a foreign key may have another type than what it refers to.
+func (b *Batch) AppendByValue(dst []byte, v Value) []byte {
+	from := len(dst)
+	dst = b.AppendText(dst, v)
+	switch v.Kind() {
+	case Decimal:
+		if v.Form() != Finite || v.Scale() <= 0 {
+			return dst
+		}
+		end := len(dst)
+		for dst[end-1] == '0' {
+			end--
+		}
+		if dst[end-1] == '.' {
+			end--
+		}
+		return dst[:end]
+	case Float32, Float64:
+		if string(dst[from:]) == "-0" {
+			return append(dst[:from], '0')
+		}
+	}
+	return dst
+}
+
 func (b *Batch) appendDecimal(dst []byte, v Value) []byte {
 	switch v.form {
 	case NaN:

@@ -3,6 +3,7 @@
 package pipeline
 
 import (
+	"context"
 	"strconv"
 	"strings"
 	"time"
@@ -46,6 +47,11 @@ type TransformSpec struct {
 	Window time.Duration
 	// State is what its stages read and write (decision 43); nil: nothing.
 	State *state.Table
+	// Rest, if set, does a page of what a stage left for later: it is called
+	// between polls, in a transaction of its own, with the partitions that are
+	// owned. What it sends goes to the topics of the tables. doing says what is
+	// left to do, for people; "": nothing. It needs State, which says what that is.
+	Rest func(ctx context.Context, owned []int32, out Outlet) (doing string, err error)
 	TransformLimits
 }
 

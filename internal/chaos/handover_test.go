@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,7 +30,7 @@ redis: {addr: "%[3]s"}
 control: {dsn: %[4]q}
 http: {listen: "%[5]s"}
 state_dir: %[6]s
-instance: chaos
+instance: %[10]s
 partitions: 6
 contracts: [%[9]s]
 sources:
@@ -48,7 +49,14 @@ sinks:
 // move between people, under the default replica identity, while tallywire is
 // killed and Redis is emptied. In the end the warehouse has what the tables have:
 // no address without its owner, no rate under the key that it had.
-func TestChaosHandOver(t *testing.T) {
+func TestChaosHandOver(t *testing.T) { chaosHandOver(t, 0) }
+
+// TestChaosProcesses is TestChaosHandOver with three processes, of which two come
+// when it runs already, and any is killed: partitions move to them and back, and
+// their state with them.
+func TestChaosProcesses(t *testing.T) { chaosHandOver(t, 2) }
+
+func chaosHandOver(t *testing.T, more int) {
 	s := newStack(t)
 	rng := seeded(t)
 	s.sql(s.psaPool, `create table contact (user_id int primary key, email text unique deferrable initially deferred)`)
@@ -60,10 +68,15 @@ func TestChaosHandOver(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(contracts, "contact.avsc"), []byte(handOverContract), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	text := fmt.Sprintf(handOverConfiguration, s.kafka.Addr(), s.serving.Addr, s.redis.Addr, s.far.DSN("control"), s.http, filepath.Join(s.dir, "state-chaos"), s.sourceDSN(), s.far.DSN("warehouse"), contracts)
-	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+	write := func(instance, http string) (file string) {
+		text := fmt.Sprintf(handOverConfiguration, s.kafka.Addr(), s.serving.Addr, s.redis.Addr, s.far.DSN("control"), http, filepath.Join(s.dir, "state-"+instance), s.sourceDSN(), s.far.DSN("warehouse"), contracts, instance)
+		file = filepath.Join(s.dir, instance+".yml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
 	}
+	s.config = write("chaos", s.http)
 	state, err := redis.Open(t.Context(), s.redis.Addr)
 	if err != nil {
 		t.Fatal(err)
@@ -83,6 +96,13 @@ func TestChaosHandOver(t *testing.T) {
 			}
 		})
 	}
+	others := make([]*process, more)
+	configs := make([]string, more)
+	for i := range others {
+		configs[i] = write(fmt.Sprintf("other%d", i), freeAddr(t))
+		others[i] = s.launch(s.binary, configs[i])
+		defer func() { s.signal(others[i], syscall.SIGKILL) }()
+	}
 	for round := range 6 {
 		s.pause(time.Duration(500+rng.IntN(1500)) * time.Millisecond)
 		if round%3 == 1 {
@@ -90,6 +110,11 @@ func TestChaosHandOver(t *testing.T) {
 				t.Fatal(err)
 			}
 			s.pause(time.Duration(rng.IntN(800)) * time.Millisecond)
+		}
+		if i := rng.IntN(more + 1); i < more {
+			s.signal(others[i], syscall.SIGKILL)
+			others[i] = s.launch(s.binary, configs[i])
+			continue
 		}
 		s.kill()
 		s.start()

@@ -107,6 +107,19 @@ func StartOf(ctx context.Context, adm *kadm.Client, t *change.Topic, partition i
 	return o.Offset, nil
 }
 
+// EndOf is the offset behind the last record of a partition, committed or not.
+func EndOf(ctx context.Context, adm *kadm.Client, t *change.Topic, partition int32) (int64, error) {
+	ends, err := adm.ListEndOffsets(ctx, t.Name)
+	if err != nil {
+		return 0, Wrap(err, "listing where topic %q ends", t.Name)
+	}
+	o, ok := ends.Lookup(t.Name, partition)
+	if !ok || o.Err != nil {
+		return 0, ErrUnavailable.New("partition %d of topic %q has no known end", partition, t.Name)
+	}
+	return o.Offset, nil
+}
+
 func leaderOf(ctx context.Context, cl *kgo.Client, topic string, p int32) (*kgo.Broker, error) {
 	m, err := kadm.NewClient(cl).Metadata(ctx, topic)
 	if err != nil {

@@ -54,6 +54,16 @@ func NewStore(rdb *redis.Client, log *slog.Logger, transform, topic string) *Sto
 // Topic is the topic that the state is a function of, and rebuilt from.
 func (s *Store) Topic() string { return s.topic }
 
+// Epoch names the rebuild that a partition's state is of; "": not checked yet.
+func (s *Store) Epoch(t *change.Topic, partition int32) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sl := s.slots[slotKey{t.ID, partition}]; sl != nil {
+		return sl.m.epoch
+	}
+	return ""
+}
+
 // Check compares the partition's mark with the offset that the group has
 // committed (−1 or 0: none). ok: what is kept covers [0, committed), go on.
 // Else replay the topic from `from` up to committed through Keeper.Restore,

@@ -32,6 +32,7 @@ type Table struct {
 	topic *change.Topic
 	limit int
 	parts map[int32]*part
+	owns  int
 }
 
 // part is a partition that this process owns.
@@ -82,6 +83,10 @@ func (t *Table) Owned(partition int32) bool {
 	return p != nil && p.sure
 }
 
+// Owns counts how often a partition was taken: while it is the same, nobody else
+// wrote.
+func (t *Table) Owns() int { return t.owns }
+
 // Begin starts a transaction; what the one before wrote and nobody committed is
 // gone.
 func (t *Table) Begin() {
@@ -97,6 +102,7 @@ func (t *Table) Begin() {
 func (t *Table) Own(ctx context.Context, partition int32, end int64, young time.Duration) (from int64, ok bool, err error) {
 	p := &part{}
 	t.parts[partition] = p
+	t.owns++
 	if end == 0 {
 		p.sure, p.empty = true, true
 		return 0, true, nil

@@ -31,6 +31,9 @@ const (
 	// (state of another owner not known yet). So long the records are held,
 	// then the session ends, so that a rebalance is not held up for longer.
 	holdAtMost = 20 * time.Second
+	// How long a poll waits while there is work at rest: what has come already
+	// goes first.
+	busyPoll = 2 * time.Millisecond
 )
 
 // Run runs the group until ctx ends (nil) or it must halt (the
@@ -84,6 +87,8 @@ type session struct {
 	parked     *parked.Set
 	clearing   *clearing // the search of a truncate that did not fit into one transaction
 	prepared   int64     // the generation of the assignment that prepare has seen
+	resting    string    // what is left to be done between polls; "": nothing
+	restAt     time.Time // not before
 	lagAt      time.Time
 	trimAt     time.Time
 	trimmed    map[*consume.Owned]int64
@@ -246,6 +251,9 @@ func (s *session) loop(ctx context.Context) error {
 		if err := s.step(ctx); err != nil {
 			return err
 		}
+		if err := s.rest(ctx); err != nil {
+			return err
+		}
 		s.group.AllowRebalance()
 	}
 }
@@ -253,7 +261,11 @@ func (s *session) loop(ctx context.Context) error {
 // step polls once and works on what came. Rebalances are blocked from the poll
 // until the transaction has ended.
 func (s *session) step(ctx context.Context) error {
-	pollCtx, cancel := context.WithTimeout(ctx, consume.IdlePoll)
+	wait := consume.IdlePoll
+	if s.resting != "" && time.Now().After(s.restAt) {
+		wait = busyPoll
+	}
+	pollCtx, cancel := context.WithTimeout(ctx, wait)
 	fs := s.group.PollRecords(pollCtx, s.spec.PollRecords)
 	cancel()
 	if fs.IsClientClosed() {

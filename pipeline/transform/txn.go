@@ -66,15 +66,7 @@ type outCount struct {
 // do works through the poll and commits. On an error the caller aborts unless
 // ended is set.
 func (tx *txn) do(ctx context.Context) error {
-	tx.rejected, tx.outs = map[*kgo.Record]error{}, map[string]*outCount{}
-	tx.parking = tx.parked.Begin()
-	if tx.spec.State != nil {
-		tx.spec.State.Begin()
-	}
-	tx.chain = make([]chainOutlet, len(tx.spec.Stages)+1)
-	for i := range tx.chain {
-		tx.chain[i] = chainOutlet{tx, i}
-	}
+	tx.start()
 	// What stays in the group's rebalance timeout stays in the transaction's.
 	work, cancel := context.WithTimeout(ctx, tx.spec.TxnTimeout*4/5)
 	defer cancel()
@@ -122,7 +114,7 @@ func (tx *txn) do(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := tx.commit(ctx); err != nil {
+	if err := tx.commit(ctx, nil); err != nil {
 		return err
 	}
 	for _, r := range tx.polled.Runs {
@@ -138,6 +130,19 @@ func (tx *txn) do(ctx context.Context) error {
 	tx.parking.Committed()
 	tx.account()
 	return tx.keepState(ctx, kept)
+}
+
+// start makes an empty transaction.
+func (tx *txn) start() {
+	tx.rejected, tx.outs = map[*kgo.Record]error{}, map[string]*outCount{}
+	tx.parking = tx.parked.Begin()
+	if tx.spec.State != nil {
+		tx.spec.State.Begin()
+	}
+	tx.chain = make([]chainOutlet, len(tx.spec.Stages)+1)
+	for i := range tx.chain {
+		tx.chain[i] = chainOutlet{tx, i}
+	}
 }
 
 // apply decodes the poll into batches and sends them through the chain.
@@ -263,7 +268,9 @@ func (tx *txn) begin() error {
 // commit ends the transaction with the offsets of the poll. Its context is not
 // ended by a shutdown; an error means that the outcome is unknown, so it is
 // never tried again: the session ends (A1, invariant 14).
-func (tx *txn) commit(ctx context.Context) error {
+//
+// with, unless nil, is done last within it.
+func (tx *txn) commit(ctx context.Context, with func(context.Context) error) error {
 	if err := tx.begin(); err != nil {
 		return err
 	}
@@ -277,6 +284,11 @@ func (tx *txn) commit(ctx context.Context) error {
 	}
 	if err := kafka.AwaitKnown(ctx, tx.group.Client()); err != nil {
 		return tx.producerError(err, tx.began, "ending a transaction of transform %q", tx.spec.Name)
+	}
+	if with != nil {
+		if err := with(ctx); err != nil {
+			return tx.producerError(err, tx.began, "committing offsets of transform %q", tx.spec.Name)
+		}
 	}
 	tx.ended = true
 	committed, err := tx.group.End(kgo.PreTxnCommitFnContext(ctx, tx.token), kgo.TryCommit)

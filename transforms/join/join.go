@@ -11,6 +11,7 @@ import (
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/state"
@@ -32,6 +33,9 @@ type Options struct {
 	Contracts avro.Catalogue // nil: the built-in pack
 	// Find gives a topic as it is in Kafka.
 	Find func(ctx context.Context, topic string) (*change.Topic, error)
+	// End gives where a partition ends. nil: who depends on a reference is told
+	// of each of its changes.
+	End func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
 	// Component shows how many left rows wait; may be nil.
 	Component *obs.Component
 	// Gate is asked before the first left row is looked at, until it gives
@@ -56,6 +60,8 @@ func New(name string, cfg Config, o Options) (*Left, *Right, error) {
 		return st, rd
 	}
 	l, r := &Left{join: j, gate: o.Gate}, &Right{join: j, cols: make([]columns, len(p.sides))}
+	r.most, r.end = tellAtOnce, o.End
+	r.table = state.NewTable(o.Redis, o.Log, name+rightSuffix)
 	l.state, j.leftReader = keep(p.left)
 	l.notes.comp = o.Component
 	l.state.Idle = l.idle
@@ -66,6 +72,9 @@ func New(name string, cfg Config, o Options) (*Left, *Right, error) {
 	}
 	return l, r, nil
 }
+
+// rightSuffix makes the name of the right group.
+const rightSuffix = ".right"
 
 func init() { pipeline.Transforms.Register("join", Make) }
 
@@ -89,8 +98,10 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	o.Redis, o.Tables = env.Redis, env.Tables
 	var g *gate
 	if env.Kafka != nil {
-		o.Find = env.Kafka.Topic
-		g = &gate{cluster: env.Kafka, group: pipeline.GroupOf(name + ".right")}
+		o.Find, o.End = env.Kafka.Topic, func(ctx context.Context, t *change.Topic, p int32) (int64, error) {
+			return kafka.EndOf(ctx, env.Kafka.Admin(), t, p)
+		}
+		g = &gate{cluster: env.Kafka, group: pipeline.GroupOf(name + rightSuffix)}
 		o.Gate = g.open
 	}
 	left, right, err := New(name, cfg, o)
@@ -106,7 +117,7 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 		g.topics = topics
 	}
 	return []pipeline.TransformSpec{
-		{Name: name + ".right", Topics: topics, Stages: []pipeline.Stage{right}, Queues: []string{queue}},
+		{Name: name + rightSuffix, Topics: topics, Stages: []pipeline.Stage{right}, Queues: []string{queue}, State: right.table, Rest: right.Rest},
 		{
 			Name: name, Topics: []string{cfg.Left, queue}, CoPartitioned: []string{cfg.Left, queue},
 			Stages: []pipeline.Stage{left}, Outputs: []string{cfg.Output}, Queues: []string{queue}, Trim: []string{queue},

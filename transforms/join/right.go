@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/problem"
 	twredis "github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/state"
@@ -27,10 +28,17 @@ type Right struct {
 	*join
 	states []*state.Store // parallel to plan.sides
 	cols   []columns
+	table  *state.Table // what was committed of each reference, and who is still to be told
+	end    func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
+	most   int // so many are told in one transaction, about
+	rests  rests
 }
 
-// States is for the engine.
+// Stores is for the engine.
 func (r *Right) Stores() []*state.Store { return r.states }
+
+// State is what it reads and writes, for the engine.
+func (r *Right) State() *state.Table { return r.table }
 
 // Restore keeps what had been applied, and tells nobody.
 func (r *Right) Restore(ctx context.Context, in *change.Batch) error {
@@ -40,9 +48,8 @@ func (r *Right) Restore(ctx context.Context, in *change.Batch) error {
 }
 
 // Apply keeps the references, then sends a refresh record for each left row
-// that depends on them. It always does, whatever was kept before: also a redo
-// after an abort must tell (D1), and the range of days that a rate had before
-// is not known, so all dependents are told.
+// that depends on them, if what it depends on changed: of that which was
+// committed, so that a redo after an abort tells too (D1).
 func (r *Right) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet) error {
 	defer in.Release()
 	deps, err := r.write(ctx, in, false, out.Reject)
@@ -65,8 +72,6 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 	keys := make([]string, in.Len())
 	sides := make([]int, in.Len())
 	cols := make([][]int, in.Len())
-	at := map[[2]string]int{}
-	var deps []dep
 	var buf []byte
 	for i := range in.Changes {
 		c := &in.Changes[i]
@@ -87,17 +92,12 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 				continue
 			}
 		}
-		for _, f := range r.plan.refs {
-			if f.side != s {
-				continue
-			}
-			v := f.valueOf(keys[i])
-			if j, seen := at[[2]string{f.name, v}]; seen {
-				deps[j].origin = i
-				continue
-			}
-			at[[2]string{f.name, v}] = len(deps)
-			deps = append(deps, dep{f, v, i})
+	}
+	var deps []dep
+	if !restoring {
+		var err error
+		if deps, err = r.known(ctx, in, keys, sides, cols, reject); err != nil {
+			return nil, err
 		}
 	}
 	err := state.Apply(ctx, r.states, in, restoring, func(p redis.Pipeliner, fresh func(*change.Change) bool) error {
@@ -186,21 +186,77 @@ func (r *Right) grouped(in *change.Batch, c *change.Change, s int, cols []int, k
 	return nil
 }
 
-// cursor is an index entry under way.
+// cursor is who depends on one value, of whom some were told.
 type cursor struct {
-	key    string // of the sorted set
+	of     *ref // by which the value is named
+	value  string
 	after  string // the last member that was read, "": none
-	ref    *ref   // members are keys of this reference's topic; nil: left keys
-	origin int
-	cmd    *redis.StringSliceCmd
+	time   int64  // of the change that it came from
+	xid    uint32
+	origin change.Coord
+
+	key string // of the sorted set
+	ref *ref   // members are keys of this reference's topic; nil: left keys
+	cmd *redis.StringSliceCmd
 }
 
-// tell pages through dependents, depth first, so that what is held does not
-// grow with their number, and sends a refresh record for each left key.
+// place finds where its dependents are.
+func (r *Right) place(c *cursor, read *state.ConsistentRead) {
+	f := c.of
+	if f.on.ref < 0 {
+		c.key = read.IndexKey(0, r.plan.left.cols[f.on.col], c.value)
+		return
+	}
+	c.ref = r.plan.refs[f.on.ref]
+	c.key = read.IndexKey(c.ref.side+1, r.plan.sides[c.ref.side].cols[f.on.col], c.value)
+}
+
+// queue asks for the next page.
+func (c *cursor) queue(ctx context.Context, p redis.Pipeliner) {
+	from := "-"
+	if c.after != "" {
+		from = "(" + c.after
+	}
+	c.cmd = p.ZRangeByLex(ctx, c.key, &redis.ZRangeBy{Min: from, Max: "+", Count: pageSize})
+}
+
+// page gives the members that came, and whether there may be more.
+func (c *cursor) page() (members []string, more bool) {
+	members = c.cmd.Val()
+	if more = len(members) == pageSize; more {
+		c.after = members[pageSize-1]
+	}
+	return members, more
+}
+
+// tell sends a refresh record for each left key that depends on what changed; what
+// is more than a page of work is left for later (Rest).
 func (r *Right) tell(ctx context.Context, in *change.Batch, deps []dep, out pipeline.Outlet) error {
-	read, err := state.NewConsistentRead(ctx, append([]*state.Reader{r.leftReader}, r.sideReaders...)...)
+	if len(deps) == 0 {
+		return nil // nothing was read that others could have changed meanwhile
+	}
+	var stack []*cursor
+	for _, d := range deps {
+		c := &in.Changes[d.origin]
+		stack = append(stack, &cursor{of: d.ref, value: d.value, time: c.Time, xid: c.XID, origin: c.Coord})
+	}
+	left, _, err := r.pages(ctx, stack, out)
 	if err != nil {
 		return err
+	}
+	if err := r.leave(left); !problem.Has(err, state.ErrTooLarge) {
+		return err
+	}
+	return r.all(ctx, left, out)
+}
+
+// pages goes through dependents, depth first, so that what is held does not grow
+// with their number, until as many were told as one transaction is to hold. It
+// gives what is left, and how many were told. An error: nothing of it counts.
+func (r *Right) pages(ctx context.Context, stack []*cursor, out pipeline.Outlet) (left []*cursor, n int, err error) {
+	read, err := state.NewConsistentRead(ctx, append([]*state.Reader{r.leftReader}, r.sideReaders...)...)
+	if err != nil {
+		return nil, 0, err
 	}
 	for i := range r.plan.sides {
 		if !r.plan.between(i) {
@@ -208,67 +264,62 @@ func (r *Right) tell(ctx context.Context, in *change.Batch, deps []dep, out pipe
 		}
 	}
 	told := map[[2]string]bool{}
-	var stack []*cursor
-	push := func(f *ref, value string, origin int) {
-		if k := [2]string{f.name, value}; !told[k] {
-			told[k] = true
-			if f.on.ref < 0 {
-				stack = append(stack, &cursor{key: read.IndexKey(0, r.plan.left.cols[f.on.col], value), origin: origin})
-				return
-			}
-			via := r.plan.refs[f.on.ref]
-			stack = append(stack, &cursor{key: read.IndexKey(via.side+1, r.plan.sides[via.side].cols[f.on.col], value), ref: via, origin: origin})
-		}
+	note := func(c *cursor) bool {
+		k := [2]string{c.of.name, c.value}
+		was := told[k]
+		told[k] = true
+		return !was
 	}
-	for _, d := range deps {
-		push(d.ref, d.value, d.origin)
+	for _, c := range stack {
+		note(c)
+		r.place(c, read)
 	}
 	p := r.rdb.Pipeline()
 	read.Begin(ctx, p)
-	for len(stack) > 0 {
-		n := min(pages, len(stack))
-		top := append([]*cursor(nil), stack[len(stack)-n:]...)
-		stack = stack[:len(stack)-n]
+	for len(stack) > 0 && n < r.most {
+		top := append([]*cursor(nil), stack[max(0, len(stack)-pages):]...)
+		stack = stack[:len(stack)-len(top)]
 		for _, c := range top {
-			from := "-"
-			if c.after != "" {
-				from = "(" + c.after
-			}
-			c.cmd = p.ZRangeByLex(ctx, c.key, &redis.ZRangeBy{Min: from, Max: "+", Count: pageSize})
+			c.queue(ctx, p)
 		}
 		if _, err := p.Exec(ctx); err != nil {
-			return twredis.Classify("reading who depends on a reference", err)
+			return nil, 0, twredis.Classify("reading who depends on a reference", err)
 		}
 		p = r.rdb.Pipeline()
 		b := change.Get()
 		for _, c := range top {
-			keys := c.cmd.Val()
-			if len(keys) == pageSize {
-				stack = append(stack, &cursor{key: c.key, after: keys[pageSize-1], ref: c.ref, origin: c.origin})
+			keys, more := c.page()
+			if more {
+				stack = append(stack, c)
 			}
 			for _, key := range keys {
-				if c.ref != nil {
-					push(c.ref, c.ref.valueOf(key), c.origin)
+				if c.ref == nil {
+					r.refresh(b, key, c)
+					n++
 					continue
 				}
-				r.refresh(b, key, &in.Changes[c.origin])
+				d := &cursor{of: c.ref, value: c.ref.valueOf(key), time: c.time, xid: c.xid, origin: c.origin}
+				if note(d) {
+					r.place(d, read)
+					stack = append(stack, d)
+				}
 			}
 		}
 		if err := out.Send(ctx, b); err != nil {
-			return err
+			return nil, 0, err
 		}
 	}
 	read.End(ctx, p)
 	if _, err := p.Exec(ctx); err != nil {
-		return twredis.Classify("reading who depends on a reference", err)
+		return nil, 0, twredis.Classify("reading who depends on a reference", err)
 	}
 	// Not known for certain: the transaction is given up with what was sent.
-	return read.Err()
+	return stack, n, read.Err()
 }
 
-func (r *Right) refresh(b *change.Batch, key string, origin *change.Change) {
+func (r *Right) refresh(b *change.Batch, key string, from *cursor) {
 	row := b.Row(len(r.plan.refresh.Columns))
 	row[0] = b.SpanString(change.String, key)
 	c := b.Append(r.plan.refresh, change.Update)
-	c.New, c.Time, c.XID, c.Coord = row, origin.Time, origin.XID, origin.Coord
+	c.New, c.Time, c.XID, c.Coord = row, from.time, from.xid, from.origin
 }

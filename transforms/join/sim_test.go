@@ -15,6 +15,7 @@ import (
 	"sort"
 	"strings"
 	"testing"
+	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 
@@ -81,6 +82,9 @@ type world struct {
 	sched *scheduler
 	left  *group
 	right *group
+	most  int // so many are told in one transaction
+	// compacted: compaction has left the last record of each key alone.
+	compacted bool
 }
 
 // group is a consumer group with one process.
@@ -93,6 +97,63 @@ type group struct {
 	stage     pipeline.Keeper
 	make      func() pipeline.Keeper
 	errs      map[string]int
+
+	table     *state.Table               // what the stage reads and writes; nil: nothing
+	changelog [partitions][]*state.Entry // nil: a marker
+}
+
+// own takes the state of the partitions that are not owned.
+func (g *group) own(ctx context.Context) error {
+	if g.table == nil {
+		return nil
+	}
+	for p := range int32(partitions) {
+		if g.table.Owned(p) {
+			continue
+		}
+		log := g.changelog[p]
+		young := time.Hour
+		if g.w.sched.rng.IntN(2) == 0 {
+			young = 0
+		}
+		from, ok, err := g.table.Own(ctx, p, int64(len(log)), young)
+		if err != nil || ok {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		var es []state.Entry
+		for _, e := range log[from:] {
+			if e != nil {
+				es = append(es, *e)
+			}
+		}
+		if err := g.table.Load(ctx, p, es, int64(len(log)), true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keep is the part of a commit that the state has; now and then the process dies
+// before Redis hears of it.
+func (g *group) keep(ctx context.Context) {
+	if g.table == nil {
+		return
+	}
+	es, ends := g.table.Changes(), map[int32]int64{}
+	for i := range es {
+		p := es[i].Partition
+		g.changelog[p] = append(g.changelog[p], &es[i])
+		ends[p] = int64(len(g.changelog[p]))
+	}
+	for p := range ends {
+		g.changelog[p] = append(g.changelog[p], nil)
+	}
+	if g.w.sched.rng.IntN(10) == 0 || g.table.Committed(ctx, es, ends) != nil {
+		g.table.Forget()
+	}
 }
 
 var contracts = func() map[string]*avro.Contract {
@@ -108,7 +169,7 @@ const refreshTopic = "_tallywire.refresh.costed"
 // newWorld connects to Redis at addr, a client per group, so that a scheduler
 // can decide who goes on at each round trip.
 func newWorld(tb testing.TB, addr string, seed uint64, cfg join.Config) *world {
-	w := &world{tb: tb, rng: rand.New(rand.NewPCG(seed, 1)), texts: new(change.Batch), logs: map[string]*log{}}
+	w := &world{most: 8192, tb: tb, rng: rand.New(rand.NewPCG(seed, 1)), texts: new(change.Batch), logs: map[string]*log{}}
 	w.sched = &scheduler{rng: rand.New(rand.NewPCG(seed, 2)), at: make(chan *actor)}
 	for _, name := range []string{"ps.time_entry", "ps.project", "ps.customer", "ps.cost_rate", "ps.time_entry_costed"} {
 		w.addLog(name, contracts[name].Table)
@@ -123,11 +184,19 @@ func newWorld(tb testing.TB, addr string, seed uint64, cfg join.Config) *world {
 		}
 		g.rdb.AddHook(w.sched)
 		g.make = func() pipeline.Keeper {
-			l, r, err := join.New("costed", cfg, join.Options{Redis: g.rdb, Log: slog.New(slog.DiscardHandler), Find: find})
+			end := func(_ context.Context, t *change.Topic, p int32) (int64, error) {
+				return int64(len(w.logs[t.Name].parts[p])), nil
+			}
+			l, r, err := join.New("costed", cfg, join.Options{Redis: g.rdb, Log: slog.New(slog.DiscardHandler), Find: find, End: end})
 			if err != nil {
 				tb.Fatal(problem.Format(err))
 			}
 			k := pick(l, r)
+			if g.table = nil; k == pipeline.Keeper(r) {
+				g.table = r.State()
+				r.TellAtOnce(w.most)
+				g.table.Open(&change.Topic{Name: "_tallywire.state.costed.right", ID: [16]byte{42}, Partitions: partitions}, 0)
+			}
 			for _, s := range k.Stores() {
 				s.CheckEvery = 0
 			}
@@ -255,6 +324,7 @@ func (s *scheduler) run(ctx context.Context, flushPerMille int, fs ...func(ctx c
 // outlet gathers what a transaction would write.
 type outlet struct {
 	w    *world
+	rest bool // of what was left: there is no record that it came from
 	recs []struct {
 		topic string
 		rec   record
@@ -266,7 +336,7 @@ func (o *outlet) Send(_ context.Context, b *change.Batch) error {
 	defer b.Release()
 	for i := range b.Changes {
 		c := &b.Changes[i]
-		if c.Coord.Topic == nil {
+		if c.Coord.Topic == nil && !o.rest {
 			return errors.New("a change that tells no record that it came from")
 		}
 		rec := record{key: string(change.AppendKey(nil, b, c))}
@@ -290,6 +360,9 @@ func (o *outlet) Reject(_ *change.Change, err error) { o.rejected = append(o.rej
 
 // check does what the engine does before a batch, for all partitions.
 func (g *group) check(ctx context.Context) error {
+	if err := g.own(ctx); err != nil {
+		return err
+	}
 	for _, s := range g.stage.Stores() {
 		l := g.w.logs[s.Topic()]
 		for p := range int32(partitions) {
@@ -325,7 +398,9 @@ func (g *group) replay(ctx context.Context, s *state.Store, l *log, p int32, fro
 	}
 	for _, r := range l.parts[p] {
 		if _, ok := cut[r.key]; !ok {
-			cut[r.key] = rng.IntN(count[r.key])
+			if cut[r.key] = rng.IntN(count[r.key]); g.w.compacted {
+				cut[r.key] = count[r.key] - 1
+			}
 		}
 	}
 	gone := make([]bool, len(l.parts[p]))
@@ -386,6 +461,9 @@ func (g *group) work(ctx context.Context, most int, abort bool) error {
 		return nil
 	}
 	out := &outlet{w: g.w}
+	if g.table != nil {
+		g.table.Begin()
+	}
 	if err := g.stage.Apply(ctx, b, out); err != nil {
 		return err
 	}
@@ -393,6 +471,9 @@ func (g *group) work(ctx context.Context, most int, abort bool) error {
 		return fmt.Errorf("rejected: %w", errors.Join(out.rejected...))
 	}
 	if abort {
+		if g.table != nil {
+			g.table.Forget()
+		}
 		return nil
 	}
 	for name, at := range next {
@@ -401,7 +482,38 @@ func (g *group) work(ctx context.Context, most int, abort bool) error {
 	for _, r := range out.recs {
 		g.w.logs[r.topic].append(r.rec.key, r.rec.row)
 	}
+	g.keep(ctx)
 	return nil
+}
+
+// rest does a page of what is left, and says whether there was any.
+func (g *group) rest(ctx context.Context, abort bool) (bool, error) {
+	r, is := g.stage.(*join.Right)
+	if !is {
+		return false, nil
+	}
+	if err := g.check(ctx); err != nil {
+		return true, err
+	}
+	var all []int32
+	for p := range int32(partitions) {
+		all = append(all, p)
+	}
+	g.table.Begin()
+	out := &outlet{w: g.w, rest: true}
+	doing, err := r.Rest(ctx, all, out)
+	if err != nil {
+		return true, err
+	}
+	if abort {
+		g.table.Forget()
+		return true, nil
+	}
+	for _, r := range out.recs {
+		g.w.logs[r.topic].append(r.rec.key, r.rec.row)
+	}
+	g.keep(ctx)
+	return doing != "" || len(out.recs) > 0, nil
 }
 
 func (g *group) done() bool {
@@ -439,14 +551,28 @@ func (w *world) run(ctx context.Context, most, flushPerMille int, calm bool) {
 			g.stage = g.make() // a restart, maybe after a kill
 		}
 		abort := !calm && w.rng.IntN(4) == 0
-		fs = append(fs, func(ctx context.Context) { g.tolerate(g.work(ctx, most, abort)) })
+		resting := !calm && w.rng.IntN(2) == 0
+		fs = append(fs, func(ctx context.Context) {
+			g.tolerate(g.work(ctx, most, abort))
+			if resting || calm {
+				_, err := g.rest(ctx, abort)
+				g.tolerate(err)
+			}
+		})
 	}
 	w.sched.run(ctx, flushPerMille, fs...)
 }
 
+// rests does a page of what is left.
+func (w *world) rests(ctx context.Context) bool {
+	more, err := w.right.rest(ctx, false)
+	w.right.tolerate(err)
+	return more || err != nil
+}
+
 // drain lets both groups finish.
 func (w *world) drain(ctx context.Context) {
-	for i := 0; !w.left.done() || !w.right.done(); i++ {
+	for i := 0; !w.left.done() || !w.right.done() || w.rests(ctx); i++ {
 		if i == 1000 {
 			w.tb.Fatalf("it does not come to an end: left %v, right %v", w.left.errs, w.right.errs)
 		}

@@ -7,6 +7,7 @@ import (
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/pipelinetest"
+	"github.com/tallywire/tallywire/pipeline/state"
 	"github.com/tallywire/tallywire/transforms/join"
 )
 
@@ -129,6 +130,7 @@ func TestRightSuite(t *testing.T) {
 			}
 			return w.all("ps.cost_rate")
 		},
+		State: func(testing.TB) *state.Table { return w.right.table },
 		Wipe: func(tb testing.TB) {
 			if err := w.rdb.FlushAll(tb.Context()).Err(); err != nil {
 				tb.Fatal(err)

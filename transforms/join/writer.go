@@ -49,8 +49,7 @@ func (w *writer) add(c *command, args ...any) {
 func (w *writer) put(name, key string, args ...any) { w.add(w.command(name, key), args...) }
 
 // index puts a member into an index. All have the score 0: pages go by member,
-// exact whatever changes meanwhile, and by nothing else; which days a change
-// of the right side touches cannot be known from its new version alone.
+// exact whatever changes meanwhile, and by nothing else.
 func (w *writer) index(c *command, member any) { w.add(c, zero, member) }
 
 // zero is boxed once.

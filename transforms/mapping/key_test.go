@@ -1,6 +1,8 @@
 package mapping_test
 
 import (
+	"math"
+	"math/big"
 	"strings"
 	"testing"
 
@@ -83,4 +85,49 @@ func TestMistakesOfAKey(t *testing.T) {
 	if p := problem.Of(err); p == nil || p.Where != "transforms.canonical.topics[1].key" {
 		t.Errorf("keys that may meet: %s", problem.Format(err))
 	}
+}
+
+// A foreign key may have another type than the key that it names: numeric(12,2)
+// onto numeric(10,0). Spelled as they come, the one is "5.00", the other "5", and
+// the row waits for ever on a project 5.00.
+func TestKeysAreOfOneSpelling(t *testing.T) {
+	table := (&change.Table{
+		Source: "psa", Schema: "public", Name: "line", Topic: "psa.public.line", OldFull: true, Key: []int{0},
+		Columns: []change.Column{
+			{Name: "id", Type: "numeric(10,0)", Kind: change.Decimal, Precision: 10},
+			{Name: "user_id", Type: "numeric(12,2)", Kind: change.Decimal, Precision: 12, Scale: 2},
+			{Name: "project", Type: "double precision", Kind: change.Float64},
+			{Name: "note", Type: "numeric(12,2)", Kind: change.Decimal, Precision: 12, Scale: 2},
+		},
+	}).Index()
+	all := catalogue(t, `{"type": "record", "name": "Line", "namespace": "firm", "doc": "A line.", "topic": "firm.line", "key": ["line_id"], "owner": "sales", "fields": [
+		{"name": "line_id", "type": "string", "doc": "Id.", "owner": "sales", "sensitivity": "internal"},
+		{"name": "resource_id", "type": "string", "doc": "Who.", "owner": "sales", "sensitivity": "internal", "references": "ps.resource"},
+		{"name": "project_id", "type": "string", "doc": "Where.", "owner": "sales", "sensitivity": "internal", "references": "ps.project"},
+		{"name": "note", "type": "string", "doc": "No key.", "owner": "sales", "sensitivity": "internal"}]}`)
+	rule := mapping.Topic{From: table.Topic, To: "firm.line", Fields: texts(map[string]string{"line_id": "id", "resource_id": "psa-{user_id}/{id}", "project_id": "project"})}
+	s, err := mapping.New("canonical", mapping.Config{Topics: []mapping.Topic{rule}}, all, nil)
+	if err != nil {
+		t.Fatal(problem.Format(err))
+	}
+	o := applied(t, s, func(b *change.Batch) {
+		for _, d := range []struct {
+			id, user change.Value
+			project  float64
+		}{
+			{change.DecimalValue(5, 0), change.DecimalValue(500, 2), 5},
+			{change.DecimalValue(50, 1), change.DecimalValue(550, 2), math.Copysign(0, -1)},
+			{change.DecimalValue(0, 0), change.DecimalValue(-1000, 2), 0.5},
+			{b.BigDecimal(new(big.Int).Exp(big.NewInt(10), big.NewInt(30), nil), 5), change.DecimalValue(0, 2), 1e20},
+		} {
+			row := b.Row(4)
+			row[0], row[1], row[2], row[3] = d.id, d.user, change.Float64Value(d.project), change.DecimalValue(500, 2)
+			b.Append(table, change.Create).New = row
+		}
+	})
+	want(t, o.got,
+		"firm.line c 5|psa-5/5|5|5.00|",
+		"firm.line c 5|psa-5.5/5|0|5.00|",
+		"firm.line c 0|psa--10/0|0.5|5.00|",
+		"firm.line c 10000000000000000000000000|psa-0/10000000000000000000000000|1e+20|5.00|")
 }

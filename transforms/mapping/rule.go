@@ -92,6 +92,7 @@ type field struct {
 	value   change.Value // another constant
 	program *expr.Program
 	closed  bool // it must be one of the contract's values
+	names   bool // it is a key, or names one: equal numbers have one text
 	// commitTime: where it is null, it is when the change was committed.
 	commitTime bool
 	otherwise  *avro.Default // what it is where it is null; nil: null
@@ -120,7 +121,7 @@ func fieldNames(t *change.Table) []string {
 func compileField(e *entry, scope expr.Scope, i int) (field, []error) {
 	src, target, t := &e.sources[i], &e.to.Columns[i], scope.Row
 	c := &e.contract[i]
-	f := field{between: src.between, closed: c.Values != nil, commitTime: c.Fallback == avro.CommitTime, otherwise: c.Default}
+	f := field{between: src.between, closed: c.Values != nil, names: c.References != "" || slices.Contains(e.to.Key, i), commitTime: c.Fallback == avro.CommitTime, otherwise: c.Default}
 	switch {
 	case src.text != nil:
 		f.kind, f.text = constantText, *src.text

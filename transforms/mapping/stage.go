@@ -600,17 +600,25 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 		}
 		sc.text = b.AppendText(sc.text[:0], v)
 	case asText:
-		sc.text = b.AppendText(sc.text[:0], from[f.col])
+		sc.text = f.append(sc.text[:0], b, from[f.col])
 	case texts:
 		sc.text = append(sc.text[:0], f.between[0]...)
 		for j, col := range f.cols {
-			sc.text = append(b.AppendText(sc.text, from[col]), f.between[j+1]...)
+			sc.text = append(f.append(sc.text, b, from[col]), f.between[j+1]...)
 		}
 	}
 	if f.closed && !p.e.has(i, sc.text) {
 		return change.Value{}, p.e.closed(i, string(sc.text))
 	}
 	return b.Span(change.String, sc.text), nil
+}
+
+// append appends the text of a source's value.
+func (f *field) append(dst []byte, b *change.Batch, v change.Value) []byte {
+	if f.names {
+		return b.AppendByValue(dst, v)
+	}
+	return b.AppendText(dst, v)
 }
 
 // nulls says what is null.

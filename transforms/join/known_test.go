@@ -1,0 +1,241 @@
+package join_test
+
+import (
+	"context"
+	"strconv"
+	"testing"
+
+	"github.com/tallywire/tallywire/pipeline/state"
+	"github.com/tallywire/tallywire/transforms/join"
+)
+
+// refreshed is how many left rows the right group has told since the last call.
+func (w *world) refreshed(before *int) int {
+	n := 0
+	for _, p := range w.logs[refreshTopic].parts {
+		n += len(p)
+	}
+	n, *before = n-*before, n
+	return n
+}
+
+// What changed of a reference decides who is told: a project with 100,000 entries
+// whose e-mail changes would have each of them emitted again.
+func TestWhoIsTold(t *testing.T) {
+	w := calm(t)
+	told := 0
+	step := func(what string, want int) {
+		t.Helper()
+		settled(t, w)
+		if n := w.refreshed(&told); n != want {
+			t.Errorf("%s: %d entries are told, want %d", what, n, want)
+		}
+	}
+	w.customer("4", "c")
+	w.project("17", "4", "EUR")
+	w.rate("12", 9, 0, 5, 600000, "EUR")
+	for id := range 12 { // each partition was seen, up to its end
+		w.rate("99", id, 0, -1, 650000, "EUR")
+	}
+	settled(t, w)
+	for day := range int64(10) {
+		w.entry(int(day), "12", "17", day, 100)
+	}
+	settled(t, w)
+	w.refreshed(&told)
+
+	w.project("17", "4", "EUR")
+	step("the same project again", 0)
+	p := w.logs["ps.project"].latest()["17"]
+	p["name"] = w.str("another name, which nobody uses")
+	w.logs["ps.project"].append("17", p)
+	step("a field that is not used", 0)
+	w.project("17", "4", "GBP")
+	step("a field that is used", 10)
+	w.project("17", "4", "EUR")
+	step("and back", 10)
+	w.rate("12", 9, 0, 5, 600000, "EUR")
+	step("the same rate again", 0)
+	w.rate("12", 9, 0, 5, 660000, "EUR")
+	step("a rate", 10)
+	w.rate("12", 10, 5, -1, 660000, "EUR")
+	step("a new one", 10)
+	w.delete("ps.cost_rate", "12/10")
+	step("deleted", 10)
+	w.delete("ps.cost_rate", "12/10")
+	step("deleted again", 0)
+	w.customer("4", "renamed")
+	step("through projects", 10)
+
+	// A process that starts with an empty table in the midst of the topics, as
+	// after an upgrade, does not know what was: all are told, of deletes too.
+	w.right.changelog = [partitions][]*state.Entry{}
+	if err := w.rdb.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.right.stage = w.right.make()
+	settled(t, w)
+	w.refreshed(&told)
+	w.rate("12", 11, 7, 8, 990000, "EUR")
+	step("not known any more", 10)
+	w.delete("ps.cost_rate", "12/9")
+	step("nor another one of its partition", 10)
+	w.rate("12", 11, 7, 8, 990000, "EUR")
+	step("known again", 0)
+}
+
+// Redis is lost, and the references are rebuilt from a topic in which compaction has
+// left the newer version of a project alone, which was not read yet: to the entry
+// that comes then the project is missing. The newer version says nothing new, and
+// is told all the same.
+func TestRebuiltWithoutWhatIsSuperseded(t *testing.T) {
+	w := calm(t)
+	w.compacted = true
+	w.customer("4", "c")
+	w.project("17", "4", "EUR")
+	w.rate("12", 8, 0, -1, 600000, "EUR")
+	settled(t, w)
+	w.project("17", "4", "EUR")
+	w.rate("12", 8, 0, -1, 600000, "EUR")
+	if err := w.rdb.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+	w.take(t, w.left, w.right)
+	w.entry(1, "12", "17", 5, 100)
+	w.apply(t, w.left)
+	if got := w.field(t, w.logs["ps.time_entry_costed"].latest(), "1", "waiting_for"); got != "project 17" {
+		t.Fatalf("it waits for %q: the test tests nothing", got)
+	}
+	settled(t, w)
+}
+
+// A fan-out that is larger than a transaction goes on in pages, beside what comes
+// meanwhile: each dependent is told, whatever is aborted, lost or restarted between
+// two pages, and a second change within it is told to all again.
+func TestPagesOfAFanOut(t *testing.T) {
+	addr := miniRedis(t)
+	pages := 0
+	for seed := range uint64(12) {
+		w := newWorld(t, addr, seed, join.Defaults())
+		if err := w.rdb.FlushAll(t.Context()).Err(); err != nil {
+			t.Fatal(err)
+		}
+		w.sched.flush = func() {
+			if err := w.rdb.FlushAll(context.Background()).Err(); err != nil {
+				t.Error(err)
+			}
+		}
+		w.most = 1 // a page is one round of reading
+		w.right.stage = w.right.make()
+		w.customer("4", "old")
+		for p := range 40 {
+			w.project(strconv.Itoa(p+1), "4", "EUR")
+		}
+		w.rate("12", 8, 0, -1, 600000, "EUR")
+		for i := range 1500 {
+			w.entry(i+1, "12", strconv.Itoa(1+i%40), int64(i%700), 100)
+		}
+		settled(t, w)
+		name := "old"
+		if seed%2 == 1 { // all are told of that, too
+			name = "newer"
+			w.customer("4", "new")
+		}
+		w.rate("12", 8, 0, 690, 700000, "EUR")
+		w.apply(t, w.right)
+		if more, err := w.right.rest(t.Context(), false); !more || err != nil {
+			t.Fatal("nothing is left for later", err)
+		}
+		w.apply(t, w.left)
+		w.rate("12", 8, 0, 695, 710000, "EUR") // within it
+		if seed%2 == 1 {
+			w.customer("4", "newer")
+		}
+		w.apply(t, w.right)
+		for range 40 {
+			w.run(t.Context(), 100, 5, false)
+			more, err := w.right.rest(t.Context(), w.rng.IntN(4) == 0)
+			w.right.tolerate(err)
+			if more && err == nil {
+				pages++
+			}
+		}
+		if got := settled(t, w); w.field(t, got, "1500", "customer_name") != name {
+			t.Fatalf("seed %d: customer %q", seed, w.field(t, got, "1500", "customer_name"))
+		}
+	}
+	if pages < 30 {
+		t.Errorf("%d pages", pages)
+	}
+}
+
+// Somebody sets the references back, and on again before all was read: a replay tells
+// all, and what is known does not go back with it, or a change to what was long ago
+// would be none.
+func TestReferencesAreSetBack(t *testing.T) {
+	w := calm(t)
+	w.customer("4", "c")
+	w.project("17", "4", "EUR")
+	w.project("18", "4", "EUR")
+	w.entry(1, "12", "17", 5, 100)
+	w.entry(2, "12", "18", 5, 100)
+	settled(t, w)
+	w.project("17", "4", "GBP")
+	w.delete("ps.project", "18")
+	settled(t, w)
+	told := 0
+	w.refreshed(&told)
+	at := *w.right.committed["ps.project"]
+	*w.right.committed["ps.project"] = [partitions]int64{}
+	w.apply(t, w.right)
+	if n := w.refreshed(&told); n != 2 {
+		t.Errorf("a replay tells %d, want the entries of both projects: 2", n)
+	}
+	*w.right.committed["ps.project"] = [partitions]int64{}
+	l := w.logs["ps.project"]
+	whole := l.parts
+	for p := range l.parts { // the first version of each, and on
+		l.parts[p] = l.parts[p][:len(l.parts[p])/2]
+	}
+	w.apply(t, w.right)
+	l.parts = whole
+	*w.right.committed["ps.project"] = at
+	settled(t, w)
+	w.project("17", "4", "EUR") // as it was at first
+	w.project("18", "4", "EUR")
+	settled(t, w)
+}
+
+// Somebody else read in between and did not keep what is known, such as the version
+// before while an upgrade was taken back: what was known before does not count.
+func TestKnownWithAGap(t *testing.T) {
+	w := calm(t)
+	w.customer("4", "c")
+	w.project("17", "4", "EUR")
+	w.entry(1, "12", "17", 5, 100)
+	settled(t, w)
+	log := [partitions][]*state.Entry{}
+	for p := range log {
+		log[p] = append(log[p], w.right.changelog[p]...)
+	}
+	w.project("17", "4", "GBP")
+	settled(t, w)
+	if err := w.rdb.FlushAll(t.Context()).Err(); err != nil { // the changelog as if that had not been written
+		t.Fatal(err)
+	}
+	w.right.changelog = log
+	w.right.stage = w.right.make()
+	settled(t, w)
+	told := 0
+	w.refreshed(&told)
+	for range 2 { // the second is beyond what a rebuild has told
+		w.project("99", "4", "EUR")
+		settled(t, w)
+	}
+	w.refreshed(&told)
+	w.project("17", "4", "EUR") // as it was before the gap
+	settled(t, w)
+	if n := w.refreshed(&told); n != 1 {
+		t.Errorf("%d are told", n)
+	}
+}

@@ -1,0 +1,190 @@
+// Rest: what is left of fan-outs that are too large for one transaction. How far
+// each has come is state of the third kind, and moves with the page that it is of
+// (D1, A11).
+
+package join
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
+)
+
+// tellAtOnce is how many left rows are told of changes in one transaction: a tenth
+// of a second, after which what came meanwhile has its turn.
+const tellAtOnce = 8192
+
+// restKey is that of what is left in a partition.
+const restKey = "t"
+
+// rests is what is known of what is left, without looking.
+type rests struct {
+	owns int            // of the table, when that was seen
+	is   map[int32]bool // by partition; absent: not looked at
+	told map[int32]int  // since it was begun, for people
+}
+
+// leave notes what is left, beside what was left before: of one value both, from
+// where the one is that has come less far.
+func (r *Right) leave(left []*cursor) error {
+	by := map[int32][]*cursor{}
+	for _, c := range left {
+		by[c.origin.Partition] = append(by[c.origin.Partition], c)
+	}
+	for part, cs := range by {
+		before, err := r.left(part)
+		if err != nil {
+			return err
+		}
+		for _, c := range cs {
+			joined := false
+			for _, b := range before {
+				if b.of == c.of && b.value == c.value {
+					b.after, joined = min(b.after, c.after), true
+				}
+			}
+			if !joined {
+				before = append(before, c)
+			}
+		}
+		if err := r.put(part, before); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// left reads what is left in a partition; its key was fetched.
+func (r *Right) left(part int32) ([]*cursor, error) {
+	v := r.table.Get(part, restKey)
+	if v == nil {
+		return nil, nil
+	}
+	form := func() error {
+		return state.ErrForm.New("what is left to be told is written in another form in partition %d of topic %s", part, r.table.Topic().Name)
+	}
+	if v[0] != knownForm {
+		return nil, form()
+	}
+	var cs []*cursor
+	for v = v[1:]; len(v) > 0; {
+		name, rest, ok := text(v)
+		value, rest, ok2 := text(rest)
+		after, rest, ok3 := text(rest)
+		if !ok || !ok2 || !ok3 || len(rest) < 8 {
+			return nil, form()
+		}
+		c := &cursor{value: value, after: after, time: int64(binary.BigEndian.Uint64(rest)), origin: change.Coord{Partition: part}}
+		v = rest[8:]
+		if c.of = r.plan.ref(name); c.of != nil { // a reference that there is no more has no dependents
+			cs = append(cs, c)
+		}
+	}
+	return cs, nil
+}
+
+func text(p []byte) (s string, rest []byte, ok bool) {
+	n, size := binary.Uvarint(p)
+	if size <= 0 || n > uint64(len(p)-size) {
+		return "", nil, false
+	}
+	return string(p[size : size+int(n)]), p[size+int(n):], true
+}
+
+// put sets what is left in a partition.
+func (r *Right) put(part int32, cs []*cursor) error {
+	if r.seen(); len(cs) == 0 {
+		delete(r.rests.is, part) // looked at again when that is committed
+		return r.table.Put(part, restKey, nil)
+	}
+	r.rests.is[part] = true
+	v := []byte{knownForm}
+	for _, c := range cs {
+		for _, s := range []string{c.of.name, c.value, c.after} {
+			v = append(binary.AppendUvarint(v, uint64(len(s))), s...)
+		}
+		v = binary.BigEndian.AppendUint64(v, uint64(c.time))
+	}
+	return r.table.Put(part, restKey, v)
+}
+
+// seen forgets what was known when partitions have moved since.
+func (r *Right) seen() {
+	if r.rests.is == nil || r.rests.owns != r.table.Owns() {
+		r.rests = rests{owns: r.table.Owns(), is: map[int32]bool{}, told: map[int32]int{}}
+	}
+}
+
+// Rest tells a page of what is left in one of the partitions; for the engine.
+func (r *Right) Rest(ctx context.Context, owned []int32, out pipeline.Outlet) (doing string, err error) {
+	r.seen()
+	want := map[int32][]string{}
+	for _, p := range owned {
+		if is, looked := r.rests.is[p]; is || !looked {
+			want[p] = []string{restKey}
+		}
+	}
+	if len(want) == 0 {
+		return "", nil
+	}
+	if err := r.table.Fetch(ctx, want); err != nil {
+		return "", err
+	}
+	done := false
+	for _, p := range owned {
+		if want[p] == nil {
+			continue
+		}
+		cs, err := r.left(p)
+		if err != nil {
+			return "", err
+		}
+		if r.rests.is[p] = len(cs) > 0; len(cs) == 0 {
+			continue
+		}
+		if !done { // one partition's page is one transaction
+			done = true
+			rest, n, err := r.pages(ctx, cs, out)
+			if err != nil {
+				return "", err
+			}
+			r.rests.told[p] += n
+			if err := r.put(p, rest); problem.Has(err, state.ErrTooLarge) {
+				if rest, err = nil, r.all(ctx, rest, out); err == nil {
+					err = r.put(p, nil)
+				}
+				if err != nil {
+					return "", err
+				}
+			} else if err != nil {
+				return "", err
+			}
+			if cs = rest; len(cs) == 0 {
+				delete(r.rests.told, p)
+				continue
+			}
+		}
+		doing = r.doing(p, cs[len(cs)-1])
+	}
+	return doing, nil
+}
+
+// all tells the rest at once: more is left than a record may hold.
+func (r *Right) all(ctx context.Context, left []*cursor, out pipeline.Outlet) error {
+	most := r.most
+	r.most = math.MaxInt
+	_, _, err := r.pages(ctx, left, out)
+	r.most = most
+	return err
+}
+
+// doing says what is being told.
+func (r *Right) doing(p int32, c *cursor) string {
+	return fmt.Sprintf("telling who depends on %s %s: %d rows so far", c.of.name, c.value, r.rests.told[p])
+}
