@@ -322,12 +322,11 @@ func (s *stack) until(bound time.Duration, what string, f func(context.Context) 
 
 func freeAddr(t *testing.T) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, err := embedded.FreeAddr()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	return addr
 }
 
 // binary is the program under test, built once.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/demo/erp"
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/problem"
 )
 
@@ -20,14 +21,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func freePorts(t *testing.T, n int) []int {
 	t.Helper()
-	var out []int
-	for range n {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer ln.Close()
-		out = append(out, ln.Addr().(*net.TCPAddr).Port)
+	out, err := embedded.FreePorts(n)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return out
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -51,25 +50,6 @@ func KafkaLibs(ctx context.Context) (libs string, err error) {
 		return nil
 	})
 	return filepath.Join(dir, "lib"), err
-}
-
-func listenTCP(addr string) (net.Listener, error) {
-	var lc net.ListenConfig
-	return lc.Listen(context.Background(), "tcp", addr)
-}
-
-// FreePorts finds n ports that nobody listens on now.
-func FreePorts(n int) ([]int, error) {
-	var out []int
-	for range n {
-		ln, err := listenTCP("127.0.0.1:0")
-		if err != nil {
-			return nil, fmt.Errorf("finding a free port: %w", err)
-		}
-		defer ln.Close()
-		out = append(out, ln.Addr().(*net.TCPAddr).Port)
-	}
-	return out, nil
 }
 
 // portFree tells a taken port in our words rather than in a JVM's stack trace.

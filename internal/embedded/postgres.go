@@ -280,9 +280,11 @@ func (p *Postgres) Start(ctx context.Context) error {
 	var err error
 	for try, began := 1, time.Now(); ; try++ {
 		if !fixed {
-			if p.Port, err = freePort(); err != nil {
+			ports, err := FreePorts(1)
+			if err != nil {
 				return err
 			}
+			p.Port = ports[0]
 		}
 		err = p.start(ctx)
 		switch {
@@ -484,14 +486,6 @@ func (p *Postgres) wait(ctx context.Context) error {
 	p.pid, p.done = 0, nil
 	p.mu.Unlock()
 	return nil
-}
-
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, fmt.Errorf("looking for a free port: %w", err)
-	}
-	return l.Addr().(*net.TCPAddr).Port, l.Close()
 }
 
 // poll asks until the answer is yes, an error, or ctx ends.

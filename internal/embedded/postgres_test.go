@@ -75,7 +75,7 @@ func TestPostgresLeftBehindIsAdopted(t *testing.T) {
 	}
 
 	// On another port it is stopped and started again, data kept.
-	third, err := StartPostgres(t.Context(), PostgresOptions{Dir: dir, Port: must(freePort()), Adopt: true})
+	third, err := StartPostgres(t.Context(), PostgresOptions{Dir: dir, Port: must(FreePorts(1))[0], Adopt: true})
 	if err != nil {
 		t.Fatal(err)
 	}

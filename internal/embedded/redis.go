@@ -66,7 +66,7 @@ func (r *Redis) Start(ctx context.Context) error {
 	for try := 0; ; try++ {
 		addr := r.Addr
 		if addr == "" {
-			if addr, err = freeAddr(ctx); err != nil {
+			if addr, err = FreeAddr(); err != nil {
 				return err
 			}
 		}
@@ -79,15 +79,6 @@ func (r *Redis) Start(ctx context.Context) error {
 			return err
 		}
 	}
-}
-
-func freeAddr(ctx context.Context) (string, error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("finding a free port: %w", err)
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 func (r *Redis) launch(ctx context.Context, bin, addr string) error {

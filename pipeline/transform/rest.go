@@ -98,12 +98,8 @@ func (tx *txn) asTheyAre(ctx context.Context) error {
 			offsets = append(offsets, kafka.Offset{Topic: p.Topic, Partition: p.Partition, At: p.Next, Metadata: consume.TokenOf(p.Topic)})
 		}
 	}
-	v2, err := tx.env.Kafka.TransactionsV2(ctx)
-	if err != nil {
-		return err
-	}
 	cl := tx.group.Client()
 	as := kafka.GroupMember{Group: pipeline.GroupOf(tx.spec.Name), Instance: tx.member.Instance()}
 	as.ID, as.Generation = cl.GroupMetadata()
-	return kafka.CommitInTransaction(ctx, cl, tx.transactional(tx.parked.Topic.Name).ID, v2, as, offsets)
+	return kafka.CommitInTransaction(ctx, cl, tx.transactional(tx.parked.Topic.Name).ID, tx.v2, as, offsets)
 }

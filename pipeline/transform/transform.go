@@ -89,6 +89,7 @@ type session struct {
 	prepared   int64     // the generation of the assignment that prepare has seen
 	resting    string    // what is left to be done between polls; "": nothing
 	restAt     time.Time // not before
+	v2         bool      // how offsets are committed without a poll
 	lagAt      time.Time
 	trimAt     time.Time
 	trimmed    map[*consume.Owned]int64
@@ -131,6 +132,11 @@ func (t *transform) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer s.side.Close()
+	if t.spec.Rest != nil { // not within a transaction (A5)
+		if s.v2, err = t.env.Kafka.TransactionsV2(ctx); err != nil {
+			return err
+		}
+	}
 	ours := t.transactional(parkedTopic.Name)
 	if err := t.env.Kafka.TakeOver(ctx, ours); err != nil {
 		return err
