@@ -53,8 +53,8 @@ func NewDecoder(reg *Registry) *Decoder {
 // they have as text get that. A raw tombstone appends nothing.
 //
 // A canonical record gives Update with New, or for a null value Delete with an
-// Old row that holds the key, all else Unchanged; Pos is zero and Time
-// millis*1000 (millis: the record's timestamp).
+// Old row that holds the key, all else Unchanged; Pos is zero, but for records of
+// tallywire's own topics, and Time millis*1000 (millis: the record's timestamp).
 //
 // Rejects: TW-AVRO-GARBAGE, TW-AVRO-UNKNOWN-SCHEMA, TW-AVRO-SCHEMA. With them,
 // and with the registry's own errors, nothing was appended. Once the schemas of
@@ -94,7 +94,7 @@ func (d *Decoder) Append(ctx context.Context, b *change.Batch, at change.Coord, 
 	case len(r.p) != 0:
 		return garbage(at, "octets are left after the end of the value")
 	}
-	if p.raw && h.Pos != nil {
+	if p.placed && h.Pos != nil {
 		var err error
 		if c.Pos, err = change.ParsePos(h.Pos); err != nil {
 			return garbage(at, "the header tw.pos is not a position")
@@ -214,6 +214,9 @@ func (d *Decoder) build(ctx context.Context, pk programKey) (*program, error) {
 			return nil, ErrTable.New("reading the contracts: %w", err)
 		}
 		c := all[pk.topic]
+		if c == nil {
+			c = internalContract(pk.topic)
+		}
 		if c == nil || key.typ != "string" {
 			return nil, ErrUnreadableSchema.New("a tombstone of topic %s, which has no contract", pk.topic)
 		}
@@ -268,7 +271,7 @@ func compileProgram(n, key *node, topic string, all Catalogue) (*program, error)
 	if n.field("after") != nil && n.field("before") != nil && n.field("op") != nil {
 		return compileEnvelope(n, key, topic)
 	}
-	p := &program{table: &change.Table{Name: entity(topic), Topic: topic, OldFull: true}}
+	p := &program{table: &change.Table{Name: entity(topic), Topic: topic, OldFull: true}, placed: internalContract(topic) != nil}
 	if err := p.compileRow(&p.after, n); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 const (
 	refreshPrefix = "_tallywire.refresh."
 	claimsPrefix  = "_tallywire.claims."
+	rowsPrefix    = "_tallywire.rows."
 )
 
 const refreshSchema = `{"type": "record", "name": "Refresh", "namespace": "tallywire.internal",
@@ -27,6 +28,13 @@ const claimSchema = `{"type": "record", "name": "Claim", "namespace": "tallywire
     {"name": "gone", "type": "boolean", "doc": "It gives the key up.", "owner": "tallywire", "sensitivity": "internal"},
     {"name": "row", "type": "bytes", "doc": "The record that it makes of the key, or its key alone where it gives it up; in a form of the mapping's own.", "owner": "tallywire", "sensitivity": "restricted"}]}`
 
+const rowSchema = `{"type": "record", "name": "Row", "namespace": "tallywire.internal",
+  "doc": "The columns of a source's row that lookups use.",
+  "topic": "_tallywire.rows", "key": ["key"], "owner": "tallywire",
+  "fields": [
+    {"name": "key", "type": "string", "doc": "The key of the row; equal numbers have one text.", "owner": "tallywire", "sensitivity": "internal"},
+    {"name": "row", "type": "bytes", "doc": "Names, kinds and values of the columns, in a form of the mapping's own.", "owner": "tallywire", "sensitivity": "restricted"}]}`
+
 // RefreshTopic is the topic of the refresh records of a join.
 func RefreshTopic(join string) string { return refreshPrefix + join }
 
@@ -40,6 +48,12 @@ func ClaimsTopic(transform string) string { return claimsPrefix + transform }
 func Claims(transform string) *Contract {
 	return internal(claimSchema, "claims", ClaimsTopic(transform))
 }
+
+// RowsTopic is the topic of the rows of a raw topic that a mapping looks up.
+func RowsTopic(transform, raw string) string { return rowsPrefix + transform + "." + raw }
+
+// Rows is the contract of such a topic.
+func Rows(topic string) *Contract { return internal(rowSchema, "rows", topic) }
 
 func internal(schema, name, topic string) *Contract {
 	c, err := parseContract(schema)
@@ -59,6 +73,9 @@ func internalContract(topic string) *Contract {
 	}
 	if transform, ok := strings.CutPrefix(topic, claimsPrefix); ok {
 		return Claims(transform)
+	}
+	if strings.HasPrefix(topic, rowsPrefix) {
+		return Rows(topic)
 	}
 	return nil
 }

@@ -13,9 +13,10 @@ import (
 
 // program reads the records of one writer schema.
 type program struct {
-	raw   bool
-	own   bool // written by tallywire: the header alone tells what is unchanged
-	table *change.Table
+	raw    bool
+	placed bool // its header says where the source has the change
+	own    bool // written by tallywire: the header alone tells what is unchanged
+	table  *change.Table
 	// truncated is the table with its key as the registry had it last, of records
 	// without a key; nil: none is known.
 	truncated *change.Table
@@ -71,7 +72,7 @@ func (p *program) compileRow(into *[]codec, n *node) error {
 }
 
 func compileEnvelope(n, key *node, topic string) (*program, error) {
-	p := &program{raw: true, table: &change.Table{Topic: topic}}
+	p := &program{raw: true, placed: true, table: &change.Table{Topic: topic}}
 	t := p.table
 	parts := strings.Split(topic, ".")
 	if len(parts) == 3 {

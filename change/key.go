@@ -38,6 +38,23 @@ func AppendKeyRow(dst []byte, b *Batch, t *Table, row []Value) []byte {
 	return dst
 }
 
+// AppendParts appends the text of a key of these values, equal numbers with one
+// text: what names a row of another table has the text of that row's key.
+func AppendParts(dst []byte, b *Batch, parts ...Value) []byte {
+	if len(parts) == 1 {
+		return b.AppendByValue(dst, parts[0])
+	}
+	for i, v := range parts {
+		if i > 0 {
+			dst = append(dst, keySep)
+		}
+		from := len(dst)
+		dst = b.AppendByValue(dst, v)
+		dst = escapeKey(dst, from)
+	}
+	return dst
+}
+
 // escapeKey escapes dst[from:] in place.
 func escapeKey(dst []byte, from int) []byte {
 	n := 0

@@ -1,6 +1,7 @@
 package applications
 
 import (
+	"os"
 	"strconv"
 	"testing"
 )
@@ -28,15 +29,33 @@ bundle install --local --quiet # it takes the library for this database in
 // redmineTruth is Redmine's tables as SQL reads them. A float's text is the
 // shortest number that is that float.
 var redmineTruth = map[string]truth{
-	"ps.project": {rows: `SELECT 'redmine-' || id AS project_id, identifier AS number, name, 'none' AS customer_id, 'FIRM' AS legal_entity, 'EUR' AS currency,
+	"ps.project": {rows: redmineTop + `SELECT 'redmine-' || p.id AS project_id, identifier AS number, name, coalesce(v.value, 'none') AS customer_id, 'FIRM' AS legal_entity, 'EUR' AS currency,
 		CASE status WHEN 1 THEN 'active' WHEN 5 THEN 'closed' WHEN 9 THEN 'archived' END AS status, NULL AS billing_type, NULL AS start_date, NULL AS end_date,
-		NULL AS budget_hours, updated_on AT TIME ZONE 'UTC' AS updated_at FROM projects`},
-	"ps.resource": {rows: `SELECT 'redmine-' || id AS resource_id, login AS number, firstname AS first_name, lastname AS last_name, NULL AS email, 'FIRM' AS legal_entity,
+		NULL AS budget_hours, updated_on AT TIME ZONE 'UTC' AS updated_at FROM projects p ` + redmineCustomer},
+	"ps.resource": {rows: `SELECT 'redmine-' || id AS resource_id, login AS number, firstname AS first_name, lastname AS last_name,
+		(SELECT address FROM email_addresses e WHERE e.user_id = users.id AND is_default ORDER BY id DESC LIMIT 1) AS email, 'FIRM' AS legal_entity,
 		NULL AS title, NULL AS hired_on, NULL AS left_on, status = 1 AS active, updated_on AT TIME ZONE 'UTC' AS updated_at FROM users WHERE type IN ('User', 'AnonymousUser')`},
 	"ps.time_entry": {rows: `SELECT 'redmine-' || id AS time_entry_id, 'redmine-' || user_id AS resource_id, 'redmine-' || project_id AS project_id, issue_id::text AS task_number,
 		spent_on AS work_date, ` + halfEven("hours::text::numeric") + ` AS hours, true AS billable, 'approved' AS status, comments AS note, NULL AS bill_rate,
 		created_on AT TIME ZONE 'UTC' AS created_at, updated_on AT TIME ZONE 'UTC' AS updated_at FROM time_entries`, sums: []string{"sum(hours)"}},
+	"ps.time_entry_costed": {
+		rows: redmineTop + `SELECT 'redmine-' || t.id AS time_entry_id, 'redmine-' || t.user_id AS resource_id, 'redmine-' || t.project_id AS project_id,
+		p.identifier AS project_number, v.value AS customer_id, v.value AS customer_name, 'FIRM' AS legal_entity, r.currency, spent_on AS work_date, ` + halfEven("hours::text::numeric") + ` AS hours,
+		true AS billable, 'approved' AS status, r.login || '/' || r.valid_from AS cost_rate_id, r.rate, (` + halfEven("hours::text::numeric") + ` * r.rate)::numeric(24,10) AS cost,
+		CASE WHEN r.rate IS NULL THEN 'rate of login ' || u.login || ' on ' || spent_on END AS waiting_for, t.updated_on AT TIME ZONE 'UTC' AS updated_at
+		FROM time_entries t JOIN users u ON u.id = t.user_id JOIN projects p ON p.id = t.project_id ` + redmineCustomer + `
+		LEFT JOIN LATERAL (SELECT * FROM finance.rates r WHERE r.login = u.login AND valid_from <= spent_on ORDER BY valid_from DESC LIMIT 1) r ON true`,
+		sums: []string{"sum(cost)", "count(waiting_for)", "count(customer_id)"},
+	},
 }
+
+// redmineTop finds the topmost project above each, redmineCustomer its customer.
+const (
+	redmineTop = `WITH RECURSIVE up AS (SELECT id, id AS at, parent_id FROM projects
+		UNION ALL SELECT u.id, p.id, p.parent_id FROM up u JOIN projects p ON p.id = u.parent_id) `
+	redmineCustomer = `JOIN up ON up.id = p.id AND up.parent_id IS NULL
+		LEFT JOIN custom_values v ON v.customized_type = 'Project' AND v.custom_field_id = 1 AND v.customized_id = up.at AND v.value <> ''`
+)
 
 // Lost if this fails: a firm with Redmine cannot fill the contracts without
 // writing a program, or gets hours that differ from those that it sees.
@@ -54,9 +73,31 @@ func TestRedmine(t *testing.T) {
 	runner := []string{"sh", "-c", "mkdir -p /var/log/redmine/default /var/cache/redmine/default/tmp; cd /usr/share/redmine; exec bundle exec rails runner -"}
 	a.run(t, "redmine/make.sh", "sh", "-s")
 	a.run(t, "redmine/first.rb", runner...)
-	w.capture(t, "redmine.yml")
+	w.rates(t, "../../examples/redmine/rates.csv")
+	w.capture(t, "redmine")
 	loaded := w.await(t)
 	a.run(t, "redmine/second.rb", runner...)
-	w.sees(t, loaded, w.await(t), map[string]int{"ps.project": 1, "ps.resource": -1, "ps.time_entry": 300 - 20 + 1})
+	w.sees(t, loaded, w.await(t), map[string]int{"ps.project": 1, "ps.resource": -1, "ps.time_entry": 300 - 20 + 1, "ps.time_entry_costed": 300 - 20 + 1})
 	w.finds(t)
+}
+
+// rates makes the table that the example has beside Redmine's, of a CSV file.
+func (w *world) rates(t *testing.T, csv string) {
+	t.Helper()
+	f, err := os.Open(csv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, sql := range []string{
+		"CREATE SCHEMA finance",
+		"CREATE TABLE finance.rates (login text, valid_from date, rate numeric(12,4) NOT NULL, currency text NOT NULL, PRIMARY KEY (login, valid_from))",
+	} {
+		if _, err := w.from.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := w.from.PgConn().CopyFrom(t.Context(), f, "COPY finance.rates FROM STDIN CSV HEADER"); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -100,14 +100,14 @@ func newWorld(t *testing.T, truth map[string]truth) *world {
 	return w
 }
 
-// capture runs tallywire with a file of testdata until the test ends. What the
+// capture runs tallywire with the example of a firm until the test ends. What the
 // machine has to give, and the file does not say, is a free port and a folder.
-func (w *world) capture(t *testing.T, file string) {
+func (w *world) capture(t *testing.T, firm string) {
 	t.Helper()
 	t.Setenv("APPLICATION_DSN", w.pg.DSN("application"))
 	t.Setenv("WAREHOUSE_DSN", w.pg.DSN("warehouse"))
 	t.Setenv("CONTROL_DSN", w.pg.DSN("control"))
-	name := filepath.Join("testdata", file)
+	name := filepath.Join("..", "..", "examples", firm, "tallywire.yml")
 	text, err := os.ReadFile(name)
 	if err != nil {
 		t.Fatal(err)

@@ -18,12 +18,30 @@ import (
 	"github.com/tallywire/tallywire/internal/redis"
 )
 
+// shop is what processes share in a chaos test.
+type shop struct {
+	tables     string   // that are captured, beside those that it makes
+	make       []string // SQL, at the source
+	contract   string
+	transforms string // YAML, a list of rules
+	// change is one transaction of a writer.
+	change func(ctx context.Context, t *testing.T, pool *pgxpool.Pool, rng *rand.Rand)
+	// compared are queries of two columns, key and value: at the source, and of the
+	// warehouse.
+	compared []compared
+	// seen is a query of the warehouse that is true where what is compared was met at
+	// all; "": it goes without saying.
+	seen string
+}
+
+type compared struct{ table, truth, got string }
+
 const handOverContract = `{"type": "record", "name": "Contact", "namespace": "ps", "doc": "Who has an address.", "topic": "ps.contact", "key": ["email"], "owner": "sales",
   "fields": [
     {"name": "email", "type": "string", "doc": "The address.", "owner": "sales", "sensitivity": "confidential"},
     {"name": "user_id", "type": "string", "doc": "Who has it.", "owner": "sales", "sensitivity": "internal"}]}`
 
-const handOverConfiguration = `
+const processesConfiguration = `
 kafka: {brokers: ["%[1]s"]}
 registry: {url: "http://%[2]s"}
 redis: {addr: "%[3]s"}
@@ -34,13 +52,11 @@ instance: %[10]s
 partitions: 6
 contracts: [%[9]s]
 sources:
-  psa: {type: postgres, dsn: %[7]q, slot: tallywire_psa, publication: tallywire_psa, tables: [public.contact, public.cost_rate]}
+  psa: {type: postgres, dsn: %[7]q, slot: tallywire_psa, publication: tallywire_psa, tables: [%[11]s]}
 transforms:
   canonical:
     type: map
-    topics:
-      - {from: psa.public.contact, to: ps.contact, where: row.email != null, claims: true}
-      - {from: psa.public.cost_rate, to: ps.cost_rate, fields: {cost_rate_id: "{employee_id}/{id}", resource_id: employee_id}}
+    topics:%[12]s
 sinks:
   warehouse: {type: warehouse, dsn: %[8]q}
 `
@@ -49,27 +65,46 @@ sinks:
 // move between people, under the default replica identity, while tallywire is
 // killed and Redis is emptied. In the end the warehouse has what the tables have:
 // no address without its owner, no rate under the key that it had.
-func TestChaosHandOver(t *testing.T) { chaosHandOver(t, 0) }
+func TestChaosHandOver(t *testing.T) { chaosProcesses(t, handOverShop, 0) }
 
 // TestChaosProcesses is TestChaosHandOver with three processes, of which two come
 // when it runs already, and any is killed: partitions move to them and back, and
 // their state with them.
-func TestChaosProcesses(t *testing.T) { chaosHandOver(t, 2) }
+func TestChaosProcesses(t *testing.T) { chaosProcesses(t, handOverShop, 2) }
 
-func chaosHandOver(t *testing.T, more int) {
+var handOverShop = shop{
+	tables: "public.contact, public.cost_rate",
+	make: []string{
+		`create table contact (user_id int primary key, email text unique deferrable initially deferred)`,
+		`insert into contact select n, 'address ' || n from generate_series(1, 30) n`,
+	},
+	contract: handOverContract,
+	transforms: `
+      - {from: psa.public.contact, to: ps.contact, where: row.email != null, claims: true}
+      - {from: psa.public.cost_rate, to: ps.cost_rate, fields: {cost_rate_id: "{employee_id}/{id}", resource_id: employee_id}}`,
+	change: handOver,
+	compared: []compared{
+		{"ps.contact", "select email, user_id::text from contact where email is not null", "select email, user_id from ps.contact"},
+		{"ps.cost_rate", "select employee_id || '/' || id, rate::text from cost_rate", "select cost_rate_id, rate::text from ps.cost_rate"},
+	},
+}
+
+func chaosProcesses(t *testing.T, f shop, more int) {
 	s := newStack(t)
 	rng := seeded(t)
-	s.sql(s.psaPool, `create table contact (user_id int primary key, email text unique deferrable initially deferred)`)
-	s.sql(s.psaPool, `insert into contact select n, 'address ' || n from generate_series(1, 30) n`)
+	for _, sql := range f.make {
+		s.sql(s.psaPool, sql)
+	}
+	same := func(ctx context.Context) (bool, string) { return s.same(ctx, f.compared) }
 	contracts := filepath.Join(s.dir, "contracts")
 	if err := os.Mkdir(contracts, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(contracts, "contact.avsc"), []byte(handOverContract), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(contracts, "firm.avsc"), []byte(f.contract), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	write := func(instance, http string) (file string) {
-		text := fmt.Sprintf(handOverConfiguration, s.kafka.Addr(), s.serving.Addr, s.redis.Addr, s.far.DSN("control"), http, filepath.Join(s.dir, "state-"+instance), s.sourceDSN(), s.far.DSN("warehouse"), contracts, instance)
+		text := fmt.Sprintf(processesConfiguration, s.kafka.Addr(), s.serving.Addr, s.redis.Addr, s.far.DSN("control"), http, filepath.Join(s.dir, "state-"+instance), s.sourceDSN(), s.far.DSN("warehouse"), contracts, instance, f.tables, f.transforms)
 		file = filepath.Join(s.dir, instance+".yml")
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -84,14 +119,14 @@ func chaosHandOver(t *testing.T, more int) {
 	defer state.Close()
 
 	s.start()
-	s.until(patience, "the load", s.handedOver)
+	s.until(patience, "the load", same)
 	ctx, stop := context.WithCancel(t.Context())
 	var busy sync.WaitGroup
 	for i := range 2 {
 		own := rand.New(rand.NewPCG(rng.Uint64(), uint64(i)))
 		busy.Go(func() {
 			for ctx.Err() == nil {
-				handOver(ctx, t, s.psaPool, own)
+				f.change(ctx, t, s.psaPool, own)
 				s.pause(5 * time.Millisecond)
 			}
 		})
@@ -122,7 +157,13 @@ func chaosHandOver(t *testing.T, more int) {
 	s.pause(time.Second)
 	stop()
 	busy.Wait()
-	s.until(patience, "the warehouse to have what the tables have", s.handedOver)
+	s.until(patience, "the warehouse to have what the tables have", same)
+	if f.seen != "" {
+		var seen bool
+		if err := s.warehouse.QueryRow(t.Context(), f.seen).Scan(&seen); err != nil || !seen {
+			t.Errorf("it was not met what this is about (%v): %s", err, f.seen)
+		}
+	}
 	if n := strings.Count(s.tail(), "TW-MAP-"); n > 0 {
 		t.Errorf("rows were parked:\n%s", s.tail())
 	}
@@ -170,12 +211,9 @@ func handOver(ctx context.Context, t *testing.T, pool *pgxpool.Pool, rng *rand.R
 	}
 }
 
-// handedOver compares.
-func (s *stack) handedOver(ctx context.Context) (bool, string) {
-	for _, c := range []struct{ table, truth, got string }{
-		{"ps.contact", "select email, user_id::text from contact where email is not null", "select email, user_id from ps.contact"},
-		{"ps.cost_rate", "select employee_id || '/' || id, rate::text from cost_rate", "select cost_rate_id, rate::text from ps.cost_rate"},
-	} {
+// same compares.
+func (s *stack) same(ctx context.Context, all []compared) (bool, string) {
+	for _, c := range all {
 		read := func(pool *pgxpool.Pool, sql string) (map[string]string, error) {
 			rows, err := pool.Query(ctx, sql)
 			if err != nil {

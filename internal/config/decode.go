@@ -165,7 +165,9 @@ var (
 	textType     = reflect.TypeFor[encoding.TextUnmarshaler]()
 	bytesType    = reflect.TypeFor[yaml.BytesUnmarshaler]()
 	scalarType   = reflect.TypeFor[Scalar]()
-	funcType     = reflect.TypeFor[yaml.InterfaceUnmarshaler]()
+
+	scalarPointer = reflect.TypeFor[*Scalar]()
+	funcType      = reflect.TypeFor[yaml.InterfaceUnmarshaler]()
 )
 
 // value decodes n into v, which is settable. What is null leaves the default.
@@ -174,6 +176,11 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	d.nodes[path] = n
 	if v.Type() == scalarType {
 		d.scalar(n, v, path)
+		return
+	}
+	if v.Type() == scalarPointer { // nil: nothing is written, not even null
+		v.Set(reflect.New(scalarType))
+		d.scalar(n, v.Elem(), path)
 		return
 	}
 	if _, null := n.(*ast.NullNode); n == nil || null {

@@ -26,7 +26,10 @@ import (
 
 // Scope is what an expression may name.
 type Scope struct {
-	Row   *change.Table // whose columns are row.NAME; nil: they are not known yet, and may be anything
+	Row *change.Table // whose columns are row.NAME; nil: they are not known yet, and may be anything
+	// Roots are other names beside row: column NAME of ROOT is the column
+	// "ROOT.NAME" of Row. One of the kind Null has a type that is not known.
+	Roots []string
 	Codes codes.Lists
 	Each  bool     // there are item and index: an element of a list, and its place from 0
 	List  *Program // makes that list; nil: its elements may be anything
@@ -43,6 +46,7 @@ type Program struct {
 	Text    string
 	Columns []int       // of Scope.Row that it reads; nil without one
 	List    *codes.List // its value is a value of this list, or null; nil: of any
+	Vars    []string    // the columns that it reads, as it names them: "row.NAME", in order
 	Prefix  string      // what its value begins with, if it is a text
 
 	NamesRow, NamesItem, NamesIndex bool // which of them it reads
@@ -84,10 +88,11 @@ func Condition(text string, s Scope) (*Program, []Mistake) {
 type compiler struct {
 	scope Scope
 	info  *ast.SourceInfo
-	vars  map[string]*types.Type // by column
+	vars  map[string]*types.Type // by variable: "row.NAME"
 	free  map[string]bool        // names that no loop of its own binds
 	bound map[string]int         // by how many loops around a place
 	bad   []Mistake
+	told  string // a root of which it is told already that it is used wrongly
 	loops bool
 }
 
@@ -142,10 +147,11 @@ func (c *compiler) compile(text string, check func(*types.Type) string) (*Progra
 		return nil, []Mistake{{Line: 1, Column: 1, Text: err.Error()}}
 	}
 	p := &Program{Text: text, run: run, slots: map[string]int{}, Prefix: prefix(root), NamesRow: len(c.vars) > 0, NamesItem: c.free["item"], NamesIndex: c.free["index"]}
+	p.Vars = slices.Sorted(maps.Keys(c.vars))
 	if t := c.scope.Row; t != nil {
-		for _, name := range slices.Sorted(maps.Keys(c.vars)) {
-			i := t.Column(name)
-			p.slots["row."+name] = i
+		for _, name := range p.Vars {
+			i := t.Column(ColumnOf(name))
+			p.slots[name] = i
 			p.Columns = append(p.Columns, i)
 		}
 	}
@@ -170,7 +176,7 @@ func (c *compiler) options() []cel.EnvOption {
 	}
 	opts := []cel.EnvOption{function("code", strict(lookup), to(stringN, types.StringType, stringN), to(stringN, types.StringType, intN))}
 	for _, name := range slices.Sorted(maps.Keys(c.vars)) {
-		opts = append(opts, cel.Variable("row."+name, c.vars[name]))
+		opts = append(opts, cel.Variable(name, c.vars[name]))
 	}
 	if c.scope.Each {
 		item := types.DynType
@@ -195,17 +201,17 @@ func prefix(e ast.Expr) string {
 func (c *compiler) visit(e ast.Expr) {
 	switch e.Kind() {
 	case ast.IdentKind:
-		if e.AsIdent() == "row" {
-			c.fail(e.ID(), "Write row.NAME, or row.`NAME` for a name that is no plain word.", "row is used by its columns")
-			c.vars["?"] = types.DynType // it is told: the checker need not
+		if name := e.AsIdent(); c.root(name) {
+			c.fail(e.ID(), fmt.Sprintf("Write %s.NAME, or %s.`NAME` for a name that is no plain word.", name, name), "%s is used by its columns", name)
+			c.told = name // the checker need not tell it too
 		}
 		if c.bound[e.AsIdent()] == 0 {
 			c.free[e.AsIdent()] = true
 		}
 	case ast.SelectKind:
 		s := e.AsSelect()
-		if o := s.Operand(); o.Kind() == ast.IdentKind && o.AsIdent() == "row" {
-			c.column(e, s)
+		if o := s.Operand(); o.Kind() == ast.IdentKind && c.root(o.AsIdent()) {
+			c.column(e, o.AsIdent(), s)
 			return
 		}
 		c.visit(s.Operand())
@@ -248,30 +254,57 @@ func (c *compiler) visit(e ast.Expr) {
 	}
 }
 
-func (c *compiler) column(e ast.Expr, s ast.SelectExpr) {
-	name := s.FieldName()
+// root says whether a name is one whose columns are used.
+func (c *compiler) root(name string) bool {
+	return (name == "row" || slices.Contains(c.scope.Roots, name)) && c.bound[name] == 0
+}
+
+// ColumnOf is the column of Scope.Row that a variable is: "NAME" of "row.NAME",
+// of others their whole name.
+func ColumnOf(variable string) string { return strings.TrimPrefix(variable, "row.") }
+
+func (c *compiler) column(e ast.Expr, root string, s ast.SelectExpr) {
+	name := root + "." + s.FieldName()
 	if s.IsTestOnly() {
-		c.fail(e.ID(), "", "a column is always there: write row.%s != null", name)
-		c.vars["?"] = types.DynType
+		c.fail(e.ID(), "", "a column is always there: write %s != null", name)
+		c.told = root
 	}
 	c.vars[name] = types.DynType
 	t := c.scope.Row
 	if t == nil {
 		return
 	}
-	i := t.Column(name)
+	i := t.Column(ColumnOf(name))
 	if i < 0 {
-		names := make([]string, len(t.Columns))
+		var names []string
 		for i := range t.Columns {
-			names[i] = t.Columns[i].Name
+			if of, is := columnName(root, t.Columns[i].Name); is {
+				names = append(names, of)
+			}
 		}
-		c.fail(e.ID(), didYouMean(name, names), "%s has no column %q", t.Topic, name)
+		c.fail(e.ID(), didYouMean(s.FieldName(), names), "%s has no column %q", c.holder(root), s.FieldName())
 		return
 	}
 	if c.vars[name] = typeOf(&t.Columns[i]); c.vars[name] == nil {
 		c.vars[name] = types.DynType
-		c.fail(e.ID(), "", "column %s is %s, which an expression cannot read", name, t.Columns[i].Type)
+		c.fail(e.ID(), "", "column %s is %s, which an expression cannot read", s.FieldName(), t.Columns[i].Type)
 	}
+}
+
+// holder is whose columns those of a root are.
+func (c *compiler) holder(root string) string {
+	if root == "row" {
+		return c.scope.Row.Topic
+	}
+	return root
+}
+
+// columnName is the name that a column of Scope.Row has below a root.
+func columnName(root, column string) (string, bool) {
+	if root == "row" {
+		return column, !strings.Contains(column, ".")
+	}
+	return strings.CutPrefix(column, root+".")
 }
 
 // list is the code list that a call names; nil: it names none.
@@ -340,7 +373,7 @@ func (c *compiler) issues(issues *cel.Issues) (out []Mistake) {
 	for _, e := range issues.Errors() {
 		m := Mistake{Line: max(e.Location.Line(), 1), Column: e.Location.Column() + 1, Text: e.Message}
 		if f := undeclared.FindStringSubmatch(e.Message); f != nil {
-			if f[1] == "row" && c.vars["?"] != nil {
+			if f[1] == c.told {
 				continue // told
 			}
 			m.Text, m.Remedy = fmt.Sprintf("there is no %s here", f[1]), c.meant(f[1])
@@ -409,7 +442,7 @@ func (c *compiler) meant(name string) string {
 	if name == "item" || name == "index" {
 		return "item and index are those of a rule's each: its key, where and fields may name them."
 	}
-	if r := didYouMean(name, append(Functions(), "row")); r != "" {
+	if r := didYouMean(name, append(append(Functions(), "row"), c.scope.Roots...)); r != "" {
 		return r
 	}
 	return "Columns are row.NAME, texts stand in quotes."
@@ -456,7 +489,7 @@ func (r *Row) ResolveName(name string) (any, bool) {
 	default:
 		return nil, false
 	}
-	return load(r.Batch, r.Of[i], name[len("row."):]), true
+	return load(r.Batch, r.Of[i], name), true
 }
 
 // Parent implements cel.Activation.

@@ -36,12 +36,14 @@ func typeOf(c *change.Column) *types.Type {
 		return intervalType
 	case change.Array:
 		return nil
+	case change.Null:
+		return types.DynType // it is not known
 	}
 	return types.NewNullableType(types.StringType) // also what has no kind of its own
 }
 
 // load makes a value of a row one of an expression.
-func load(b *change.Batch, v change.Value, column string) ref.Val {
+func load(b *change.Batch, v change.Value, name string) ref.Val {
 	switch v.Kind() {
 	case change.Null:
 		return types.NullValue
@@ -53,7 +55,7 @@ func load(b *change.Batch, v change.Value, column string) ref.Val {
 		return types.Double(v.Float64())
 	case change.Decimal:
 		if v.Form() != change.Finite {
-			return fail(nil, "row.%s is not finite", column)
+			return fail(nil, "%s is not finite", name)
 		}
 		if n, ok := v.Small(); ok && v.Scale() >= 0 {
 			return &Decimal{small: n, scale: int(v.Scale())}
@@ -76,7 +78,7 @@ func load(b *change.Batch, v change.Value, column string) ref.Val {
 		m, d, us := b.IntervalParts(v)
 		return interval{months: m, days: d, us: us}
 	case change.Unchanged:
-		return fail(nil, "row.%s was not sent", column)
+		return fail(nil, "%s was not sent", name)
 	}
 	return types.String(b.AppendText(nil, v))
 }

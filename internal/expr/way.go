@@ -17,6 +17,8 @@ func Takes(col, field *change.Column) (asText, ok bool) {
 	switch {
 	case col.Kind == field.Kind:
 		return false, true
+	case col.Kind == change.Null:
+		return field.Kind == change.String, true // it is not known, nor is there a value
 	case field.Kind == change.Decimal && col.Kind == change.Int:
 		return false, true // the encoder writes it at the contract's scale
 	case field.Kind == change.String && col.Kind != change.Bytes && col.Kind != change.Array:

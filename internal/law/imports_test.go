@@ -40,8 +40,9 @@ var table = map[string][]string{
 	"sources/postgres":          {"sources/postgres/pgoutput", "sources/postgres/wire", "pipeline", "change", "avro", "internal/..."},
 	"sources/postgres/pgoutput": {"change", "internal/problem"},
 	"sources/postgres/wire":     {"internal/problem"},
-	// A mapping is a chain: dedupe is its first stage.
-	"transforms/mapping": {"transforms/dedupe", "pipeline", "pipeline/state", "change", "avro", "internal/..."},
+	// A mapping is a chain: dedupe is its first stage, and where rules have lookups, the
+	// engine of a join stands before the last.
+	"transforms/mapping": {"transforms/dedupe", "transforms/join", "pipeline", "pipeline/state", "change", "avro", "internal/..."},
 	"cmd":                {"..."},
 	"internal":           {"internal/...", "change", "avro"},
 	// These drive the engine or stand for the outside world.

@@ -21,11 +21,12 @@ const (
 	tagNaN
 	tagInfinite
 	tagNegInfinite
+	tagInterval
 )
 
 // AppendRow appends the values of row, which lie in b, at cols; −1 is a column
-// that the writer of the record did not know: null. It panics at a kind that no
-// contract has: intervals, arrays.
+// that the writer of the record did not know: null. It panics at arrays, and
+// at times with a zone.
 func AppendRow(dst []byte, b *change.Batch, row []change.Value, cols []int) []byte {
 	for _, c := range cols {
 		if c < 0 {
@@ -60,11 +61,15 @@ func appendValue(dst []byte, b *change.Batch, v change.Value) []byte {
 		text := b.Unscaled(new(big.Int), v).Append(nil, 10)
 		dst = binary.AppendVarint(append(dst, tagBigDecimal), int64(v.Scale()))
 		return append(binary.AppendUvarint(dst, uint64(len(text))), text...)
+	case change.Interval:
+		months, days, us := b.IntervalParts(v)
+		dst = binary.AppendVarint(append(dst, tagInterval), int64(months))
+		return binary.AppendVarint(binary.AppendVarint(dst, int64(days)), us)
 	case change.String, change.Bytes, change.UUID, change.JSON, change.Enum, change.Text:
 		p := b.Bytes(v)
 		return append(binary.AppendUvarint(append(dst, byte(k)), uint64(len(p))), p...)
 	default:
-		panic("BUG: a contract has a field of kind " + k.String() + ", which cannot be kept")
+		panic("BUG: a column of kind " + k.String() + ", which cannot be kept")
 	}
 }
 
@@ -113,6 +118,16 @@ func ReadRow(b *change.Batch, p string, n int) ([]change.Value, bool) {
 			row[i] = change.SpecialDecimal(change.Infinite)
 		case tagNegInfinite:
 			row[i] = change.SpecialDecimal(change.NegInfinite)
+		case tagInterval:
+			var parts [3]int64
+			for j := range parts {
+				if parts[j], p, ok = varint(p); !ok {
+					break
+				}
+			}
+			if ok {
+				row[i] = b.Interval(int32(parts[0]), int32(parts[1]), parts[2])
+			}
 		case tagBigDecimal:
 			var scale int64
 			var text string

@@ -22,6 +22,9 @@ func (r *Right) Doctor(ctx context.Context) []pipeline.Finding {
 func (j *join) doctor(ctx context.Context, sides ...*side) []pipeline.Finding {
 	var fs []pipeline.Finding
 	for _, s := range sides {
+		if s.raw != "" {
+			continue // a mapping writes it
+		}
 		what := fmt.Sprintf("the fields of %s that are used", s.topic)
 		t, err := j.tables(ctx, s.topic)
 		if err != nil {

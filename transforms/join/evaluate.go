@@ -50,9 +50,26 @@ func (l *lookup) evaluate(it *item) (row []change.Value, waits bool, err error) 
 	return row, waits, nil
 }
 
+// give makes c the change of the output that an item gives.
+func (l *lookup) give(it *item, c *change.Change) (err error) {
+	if l.p.joined != nil {
+		return l.join(it, c)
+	}
+	row, waits, err := l.evaluate(it)
+	if err != nil {
+		return err
+	}
+	it.waits = waits
+	c.Table, c.Op, c.Old, c.New = l.p.out, change.Update, nil, row
+	return nil
+}
+
 // waiting says what the first missing thing is; the text is valid until the
 // next call.
 func (l *lookup) waiting(it *item) ([]byte, bool) {
+	if l.p.joined != nil {
+		return l.settle(it)
+	}
 	for _, r := range l.p.refs {
 		if l.row(it, r) != nil {
 			continue
@@ -63,13 +80,13 @@ func (l *lookup) waiting(it *item) ([]byte, bool) {
 		} else {
 			t = append(t, ' ')
 		}
-		if v, ok := l.value(it, r.on); !ok || v.IsNull() {
+		if name, ok := l.on(it, r); !ok {
 			t = append(t, "that is not named"...)
 		} else {
-			t = l.b.AppendText(t, v)
+			t = append(t, name...)
 		}
 		if r.inForce != nil {
-			if day := it.left[r.inForce.at]; !day.IsNull() {
+			if day := it.left.vals[r.inForce.at]; !day.IsNull() {
 				t = l.b.AppendText(append(t, " on "...), day)
 			}
 		}
@@ -88,8 +105,8 @@ func (l *lookup) waiting(it *item) ([]byte, bool) {
 		if a.a.ref >= 0 {
 			r := l.p.refs[a.a.ref]
 			t = append(append(append(t, " of "...), r.name...), ' ')
-			if v, ok := l.value(it, r.on); ok {
-				t = l.b.AppendText(t, v)
+			if name, ok := l.on(it, r); ok {
+				t = append(t, name...)
 			}
 		}
 		t = append(t, ", the "...)

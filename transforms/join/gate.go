@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 
 	"github.com/tallywire/tallywire/internal/kafka"
+	"github.com/tallywire/tallywire/pipeline"
 )
 
 type gate struct {
@@ -19,6 +20,12 @@ type gate struct {
 	topics  []string
 	since   time.Time
 	ends    kadm.ListedOffsets // at the first look
+}
+
+// Gate asks whether the group that keeps what the one of this name looks up has read
+// what its topics had at the first asking (Options.Gate).
+func Gate(cluster *kafka.Cluster, name string, topics []string) func(context.Context) error {
+	return (&gate{cluster: cluster, group: pipeline.GroupOf(name + RightSuffix), topics: topics}).open
 }
 
 // open gives nil when the group has committed what was there at the first

@@ -5,6 +5,7 @@ package join
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -53,28 +54,41 @@ func New(name string, cfg Config, o Options) (*Left, *Right, error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	l, r := newStages(p, o)
+	return l, r, nil
+}
+
+// NewLookups makes the stages of both groups of a rule; what the left one sends are
+// wide rows.
+func NewLookups(p *Plan, o Options) (*Left, *Right) { return newStages(p.p, o) }
+
+func newStages(p *plan, o Options) (*Left, *Right) {
 	j := &join{plan: p, rdb: o.Redis, tables: o.Tables}
-	keep := func(s *side) (*state.Store, *state.Reader) {
+	keep := func(name string, s *side) (*state.Store, *state.Reader) {
 		st, rd := state.NewStore(o.Redis, o.Log, name, s.topic), state.NewReader(name, s.topic, o.Find)
 		st.Shape, rd.Shape = p.shape, p.shape
 		return st, rd
 	}
+	right := p.name
+	if p.joined != nil { // one topic may be on both sides
+		right += RightSuffix
+	}
 	l, r := &Left{join: j, gate: o.Gate}, &Right{join: j, cols: make([]columns, len(p.sides))}
 	r.most, r.end = tellAtOnce, o.End
-	r.table = state.NewTable(o.Redis, o.Log, name+rightSuffix)
-	l.state, j.leftReader = keep(p.left)
+	r.table = state.NewTable(o.Redis, o.Log, p.name+RightSuffix)
+	l.state, j.leftReader = keep(p.name, p.left)
 	l.notes.comp = o.Component
 	l.state.Idle = l.idle
 	for _, s := range p.sides {
-		st, rd := keep(s)
+		st, rd := keep(right, s)
 		r.states = append(r.states, st)
 		j.sideReaders = append(j.sideReaders, rd)
 	}
-	return l, r, nil
+	return l, r
 }
 
-// rightSuffix makes the name of the right group.
-const rightSuffix = ".right"
+// RightSuffix makes the name of the right group.
+const RightSuffix = ".right"
 
 func init() { pipeline.Transforms.Register("join", Make) }
 
@@ -96,28 +110,25 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	o.Redis, o.Tables = env.Redis, env.Tables
-	var g *gate
+	var topics []string
+	for _, r := range cfg.References {
+		if !slices.Contains(topics, r.Topic) {
+			topics = append(topics, r.Topic)
+		}
+	}
 	if env.Kafka != nil {
+		o.Gate = Gate(env.Kafka, name, topics)
 		o.Find, o.End = env.Kafka.Topic, func(ctx context.Context, t *change.Topic, p int32) (int64, error) {
 			return kafka.EndOf(ctx, env.Kafka.Admin(), t, p)
 		}
-		g = &gate{cluster: env.Kafka, group: pipeline.GroupOf(name + rightSuffix)}
-		o.Gate = g.open
 	}
 	left, right, err := New(name, cfg, o)
 	if err != nil {
 		return nil, err
 	}
 	queue := avro.RefreshTopic(name)
-	var topics []string
-	for _, s := range left.plan.sides {
-		topics = append(topics, s.topic)
-	}
-	if g != nil {
-		g.topics = topics
-	}
 	return []pipeline.TransformSpec{
-		{Name: name + rightSuffix, Topics: topics, Stages: []pipeline.Stage{right}, Queues: []string{queue}, State: right.table, Rest: right.Rest},
+		{Name: name + RightSuffix, Topics: topics, Stages: []pipeline.Stage{right}, Queues: []string{queue}, State: right.table, Rest: right.Rest},
 		{
 			Name: name, Topics: []string{cfg.Left, queue}, CoPartitioned: []string{cfg.Left, queue},
 			Stages: []pipeline.Stage{left}, Outputs: []string{cfg.Output}, Queues: []string{queue}, Trim: []string{queue},

@@ -15,6 +15,7 @@ import (
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
+	"github.com/tallywire/tallywire/pipeline/pipelinetest/turns"
 	"github.com/tallywire/tallywire/transforms/join"
 )
 
@@ -187,7 +188,7 @@ func chaos(t testing.TB, addr string, seed uint64, flushPerMille int) *world {
 		w.most = 1 // what is left of a round of reading is left for later
 		w.right.stage = w.right.make()
 	}
-	w.sched.flush = func() {
+	w.sched.Flush = func() {
 		if err := w.rdb.FlushAll(context.Background()).Err(); err != nil {
 			t.Error(err)
 		}
@@ -295,25 +296,25 @@ func TestEachOrderOfTwoSteps(t *testing.T) {
 						if err := w.rdb.FlushAll(t.Context()).Err(); err != nil {
 							t.Fatal(err)
 						}
-						w.sched.flush = func() {}
+						w.sched.Flush = func() {}
 						c.before(w)
 						w.drain(t.Context())
 						c.left(w)
 						c.right(w)
 						var took [2]int
 						n := 0
-						w.sched.choose = func(waiting []*actor) int {
+						w.sched.Choose = func(waiting []*turns.Actor) int {
 							want := first
 							if n >= a && n < a+b {
 								want = 1 - first
 							}
 							n++
-							i := max(0, slices.IndexFunc(waiting, func(a *actor) bool { return a.n == want }))
-							took[waiting[i].n]++
+							i := max(0, slices.IndexFunc(waiting, func(a *turns.Actor) bool { return a.N == want }))
+							took[waiting[i].N]++
 							return i
 						}
 						w.run(t.Context(), 1000, 0, true)
-						w.sched.choose = nil
+						w.sched.Choose = nil
 						trips = [2]int{max(trips[0], took[0]), max(trips[1], took[1])}
 						w.drain(t.Context())
 						w.compare(t)
@@ -338,7 +339,7 @@ func settled(t *testing.T, w *world) map[string]row {
 
 func calm(t *testing.T) *world {
 	w := newWorld(t, miniRedis(t), 1, join.Defaults())
-	w.sched.flush = func() {}
+	w.sched.Flush = func() {}
 	return w
 }
 

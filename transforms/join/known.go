@@ -116,8 +116,9 @@ func (r *Right) until(ctx context.Context, t *change.Topic, part int32) (int64, 
 
 // known compares each change with what was committed of its row, notes what is to
 // be committed now, and gives who must be told. A side of −1 is left out; a row
-// that cannot be remembered is rejected, and its side becomes −1.
-func (r *Right) known(ctx context.Context, in *change.Batch, keys []string, sides []int, cols [][]int, reject func(*change.Change, error)) ([]dep, error) {
+// that cannot be remembered is rejected, and its side becomes −1. before gets what
+// was committed of each, where that is known.
+func (r *Right) known(ctx context.Context, in *change.Batch, keys []string, sides []int, rows, before []keptRow, reject func(*change.Change, error)) ([]dep, error) {
 	want := map[int32][]string{}
 	for _, g := range in.Ranges {
 		want[g.Partition] = append(want[g.Partition], nextKey(g.Topic), wholeKey(g.Topic.Name), rebuiltKey(g.Topic.Name))
@@ -132,14 +133,14 @@ func (r *Right) known(ctx context.Context, in *change.Batch, keys []string, side
 	if err := r.table.Fetch(ctx, want); err != nil {
 		return nil, err
 	}
-	before := map[place]reached{}
+	ranged := map[place]reached{}
 	for _, g := range in.Ranges {
 		was, err := r.reach(g)
 		if err != nil {
 			return nil, err
 		}
-		if at := (place{t: g.Topic, part: g.Partition}); before[at].of == nil { // not its second range
-			before[at] = was
+		if at := (place{t: g.Topic, part: g.Partition}); ranged[at].of == nil { // not its second range
+			ranged[at] = was
 		}
 	}
 	seen := map[[2]string]int{}
@@ -158,7 +159,7 @@ func (r *Right) known(ctx context.Context, in *change.Batch, keys []string, side
 			if until, err = r.until(ctx, c.Coord.Topic, c.Coord.Partition); err != nil {
 				return nil, err
 			}
-			last, at = c.Coord, before[place{t: c.Coord.Topic, part: c.Coord.Partition}]
+			last, at = c.Coord, ranged[place{t: c.Coord.Topic, part: c.Coord.Partition}]
 			if at.of == nil { // what was parked, alone
 				at = r.reached(c.Coord.Topic, c.Coord.Partition)
 			}
@@ -173,11 +174,17 @@ func (r *Right) known(ctx context.Context, in *change.Batch, keys []string, side
 		if was != nil && !bytes.HasPrefix(was, head) {
 			was, whole = nil, false
 		}
+		if was != nil {
+			var ok bool
+			if before[i], ok = r.plan.sides[s].read(in, string(was[len(head):])); !ok {
+				return nil, state.ErrForm.New("a row of %s is known in another form in partition %d of topic %s", c.Table.Topic, part, r.table.Topic().Name)
+			}
+		}
 		replayed := c.Coord.Offset < at.next && !outside(in.Ranges, c)
 		whole = whole && !replayed && c.Coord.Offset >= until
 		var now []byte
 		if c.Op != change.Delete {
-			now = state.AppendRow(slices.Clip(head), in, c.New, cols[i])
+			now = r.plan.sides[s].append(slices.Clip(head), in, rows[i])
 		}
 		if whole && bytes.Equal(was, now) {
 			continue
@@ -197,13 +204,14 @@ func (r *Right) known(ctx context.Context, in *change.Batch, keys []string, side
 			if f.side != s {
 				continue
 			}
-			v := f.valueOf(keys[i])
-			if j, is := seen[[2]string{f.name, v}]; is {
-				deps[j].origin = i
-				continue
+			for _, v := range f.named(in, keys[i], before[i], rows[i]) {
+				if j, is := seen[[2]string{f.name, v}]; is {
+					deps[j].origin = i
+					continue
+				}
+				seen[[2]string{f.name, v}] = len(deps)
+				deps = append(deps, dep{f, v, i})
 			}
-			seen[[2]string{f.name, v}] = len(deps)
-			deps = append(deps, dep{f, v, i})
 		}
 	}
 	return deps, nil

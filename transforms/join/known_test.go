@@ -120,7 +120,7 @@ func TestPagesOfAFanOut(t *testing.T) {
 		if err := w.rdb.FlushAll(t.Context()).Err(); err != nil {
 			t.Fatal(err)
 		}
-		w.sched.flush = func() {
+		w.sched.Flush = func() {
 			if err := w.rdb.FlushAll(context.Background()).Err(); err != nil {
 				t.Error(err)
 			}

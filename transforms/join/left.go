@@ -30,19 +30,15 @@ func (l *Left) Stores() []*state.Store { return []*state.Store{l.state} }
 // leftWork is one Apply or Restore taken apart.
 type leftWork struct {
 	in    *change.Batch
-	cols  [][]int         // per change of left, where its kept columns are
+	rows  []keptRow       // per change of left that is no delete
 	keys  []string        // per change, canonical key of the left row
 	last  map[string]int  // per key, its last change of left in the batch
 	again map[string]bool // keys to be evaluated again that are not in last
 }
 
 func (l *Left) take(in *change.Batch) (*leftWork, error) {
-	w := &leftWork{in: in, cols: make([][]int, in.Len()), keys: make([]string, in.Len()), last: make(map[string]int, in.Len()), again: map[string]bool{}}
-	var (
-		buf   []byte
-		table *change.Table
-		cols  []int
-	)
+	w := &leftWork{in: in, rows: make([]keptRow, in.Len()), keys: make([]string, in.Len()), last: make(map[string]int, in.Len()), again: map[string]bool{}}
+	var buf []byte
 	for i := range in.Changes {
 		c := &in.Changes[i]
 		buf = change.AppendKey(buf[:0], in, c)
@@ -54,14 +50,10 @@ func (l *Left) take(in *change.Batch) (*leftWork, error) {
 		if c.Op == change.Delete {
 			continue
 		}
-		if c.Table != table {
-			var err error
-			if cols, err = l.cols.of(c.Table, l.plan.left); err != nil {
-				return nil, err
-			}
-			table = c.Table
+		var err error
+		if w.rows[i], err = l.plan.left.take(in, c, &l.cols); err != nil {
+			return nil, err
 		}
-		w.cols[i] = cols
 	}
 	return w, nil
 }
@@ -97,16 +89,16 @@ func (l *Left) write(ctx context.Context, w *leftWork, restoring bool) error {
 				q.add(at.del, member)
 				continue
 			}
-			cols := w.cols[i]
-			buf = state.AppendRow(buf[:0], w.in, c.New, cols)
+			row := w.rows[i]
+			buf = l.plan.left.append(buf[:0], w.in, row)
 			q.add(at.set, member, string(buf))
 			for j, ix := range l.plan.left.indexed {
-				if cols[ix] < 0 || c.New[cols[ix]].IsNull() {
+				var named bool
+				if buf, named = ix.by.append(buf[:0], w.in, row.vals); !named {
 					continue
 				}
-				buf = w.in.AppendText(buf[:0], c.New[cols[ix]])
 				q.index(idx[j].of(buf, func(v string) *command {
-					return q.command("ZADD", l.state.IndexKey(at.t, l.plan.left.cols[ix], v))
+					return q.command("ZADD", l.state.IndexKey(at.t, ix.name, v))
 				}), member)
 			}
 			if restoring {
@@ -212,7 +204,7 @@ func (l *Left) items(w *leftWork) (items []*item, own []int32) {
 				own = append(own, it.part)
 			}
 		} else {
-			it.left = kept(w.in, c.New, w.cols[i])
+			it.left = w.rows[i]
 		}
 		items = append(items, it)
 	}
@@ -226,20 +218,16 @@ func (l *Left) emit(find *lookup, w *leftWork, items []*item, out pipeline.Outle
 	for _, it := range items {
 		c := &in.Changes[it.at]
 		done[it.at] = true
-		if it.left == nil {
+		if it.left.vals == nil {
 			// A refresh of a row that is gone: its tombstone was, or will be,
 			// sent for its own record.
 			c.Op = dropped
 			continue
 		}
-		row, waits, err := find.evaluate(it)
-		if err != nil {
+		if err := find.give(it, c); err != nil {
 			out.Reject(c, err)
 			c.Op = dropped
-			continue
 		}
-		it.waits = waits
-		c.Table, c.Op, c.Old, c.New = p.out, change.Update, nil, row
 	}
 	for i := range in.Changes {
 		c := &in.Changes[i]
@@ -247,6 +235,8 @@ func (l *Left) emit(find *lookup, w *leftWork, items []*item, out pipeline.Outle
 		case done[i]:
 		case w.refresh(i, p.left.topic):
 			c.Op = dropped // its row is evaluated in this batch already
+		case p.joined != nil:
+			c.Table, c.Old, c.New = p.joined.gone, p.joined.keyRow(in, w.keys[i]), nil
 		default: // a deleted row
 			row := in.Row(len(p.fields))
 			for j := range row {

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 
@@ -24,8 +25,11 @@ const perCommand = 512
 
 // refRow is a row that was asked for; row is nil when it is missing.
 type refRow struct {
-	key string
-	row []change.Value
+	key  string
+	row  []change.Value
+	of   *shape       // of a source's row
+	read bool         // it was asked for, and the answer is here
+	fits map[int]bool // by reference with a condition: whether it holds
 }
 
 // group holds the rows among which the date decides, latest first.
@@ -37,13 +41,17 @@ type group struct {
 
 // item is one left row to be evaluated.
 type item struct {
-	at    int            // index of its change in the batch, −1: none
-	key   string         // canonical key
-	part  int32          // partition of the left topic
-	left  []change.Value // as kept
-	rows  []*refRow      // per reference; of one in force by date, set by evaluate
-	grps  []*group       // per reference that is in force by date
-	waits bool           // evaluated: something is missing
+	at    int    // index of its change in the batch, −1: none
+	key   string // canonical key
+	part  int32  // partition of the left topic
+	left  keptRow
+	rows  []*refRow // per reference; of one in force by date, set by evaluate; of one that climbs, where it stands
+	grps  []*group  // per reference that is in force by date
+	waits bool      // evaluated: something is missing
+
+	climbs map[int]*climb // per reference that climbs
+	bad    error          // a condition that has no value
+	done   int            // so many references are settled
 }
 
 // lookup is the work of one Apply. Rows live in the memory of b.
@@ -57,6 +65,7 @@ type lookup struct {
 	text   []byte
 	texts  [2][]byte // of what is compared
 	bad    error     // a row in Redis that is not what was written
+	scope  scope     // what conditions run on
 }
 
 func newLookup(p *plan, rdb *redis.Client, from *state.ConsistentRead, b *change.Batch) *lookup {
@@ -92,15 +101,18 @@ func (l *lookup) run(ctx context.Context, items []*item) error {
 		p = l.rdb.Pipeline()
 	}
 	for round := 1; round <= l.p.rounds; round++ {
-		take := l.queue(ctx, p, l.wanted(items, round))
-		if round == l.p.rounds {
-			l.from.End(ctx, p)
+		// A climb goes on for as many hops as the highest of them has.
+		for ask := l.wanted(items, round); ask != nil; ask = l.climb(items, round) {
+			take := l.queue(ctx, p, ask)
+			if round == l.p.rounds {
+				l.from.End(ctx, p) // the last of them counts
+			}
+			if err := l.exec(ctx, p); err != nil {
+				return err
+			}
+			take()
+			p = l.rdb.Pipeline()
 		}
-		if err := l.exec(ctx, p); err != nil {
-			return err
-		}
-		take()
-		p = l.rdb.Pipeline()
 	}
 	if err := l.from.Err(); err != nil {
 		return err
@@ -124,7 +136,7 @@ type ownFetch struct {
 func (l *lookup) fetchOwn(ctx context.Context, p redis.Pipeliner, items []*item) []ownFetch {
 	by := map[int32][]*item{}
 	for _, it := range items {
-		if it.left == nil {
+		if it.left.vals == nil {
 			by[it.part] = append(by[it.part], it)
 		}
 	}
@@ -151,18 +163,27 @@ func (l *lookup) takeOwn(asks []ownFetch, items []*item) {
 	}
 }
 
-func (l *lookup) read(s string, of *side) []change.Value {
-	row, ok := state.ReadRow(l.b, s, len(of.cols))
+func (l *lookup) read(s string, of *side) keptRow {
+	row, ok := of.read(l.b, s)
 	if !ok {
 		l.bad = state.ErrLost.New("a kept row of %s cannot be read", of.topic)
-		return nil
+		return keptRow{}
 	}
 	return row
 }
 
+func (l *lookup) newFetch() *fetch {
+	return &fetch{rows: make([][]*refRow, len(l.p.sides)), groups: make([][]*group, len(l.p.refs))}
+}
+
+// any says whether anything is asked.
+func (a *fetch) any() bool {
+	return slices.ContainsFunc(a.rows, func(rs []*refRow) bool { return len(rs) > 0 }) || slices.ContainsFunc(a.groups, func(gs []*group) bool { return len(gs) > 0 })
+}
+
 // wanted finds what the items need in this round and was not asked yet.
 func (l *lookup) wanted(items []*item, round int) *fetch {
-	a := &fetch{rows: make([][]*refRow, len(l.p.sides)), groups: make([][]*group, len(l.p.refs))}
+	a := l.newFetch()
 	for _, r := range l.p.refs {
 		switch {
 		case r.inForce == nil && r.round == round:
@@ -209,18 +230,18 @@ func (l *lookup) want(a *fetch, side int, key []byte) *refRow {
 
 // on is the text that names the row of a reference; false when what it comes
 // from is missing or null. Valid until the next call.
-func (l *lookup) on(it *item, r *ref) ([]byte, bool) {
-	v, ok := l.value(it, r.on)
-	if !ok || v.IsNull() {
-		return nil, false
+func (l *lookup) on(it *item, r *ref) (name []byte, ok bool) {
+	row := it.left.vals
+	if r.root >= 0 {
+		row = l.row(it, l.p.refs[r.root])
 	}
-	l.text = l.b.AppendText(l.text[:0], v)
-	return l.text, true
+	l.text, ok = r.on.append(l.text[:0], l.b, row)
+	return l.text, ok
 }
 
 // value reads a kept value; false when its row is missing.
 func (l *lookup) value(it *item, a columnRef) (change.Value, bool) {
-	row := it.left
+	row := it.left.vals
 	if a.ref >= 0 {
 		row = l.row(it, l.p.refs[a.ref])
 	}
@@ -233,10 +254,16 @@ func (l *lookup) value(it *item, a columnRef) (change.Value, bool) {
 // row is the row of a reference, or nil.
 func (l *lookup) row(it *item, r *ref) []change.Value {
 	f := it.rows[r.at]
+	if r.at < it.done {
+		if f == nil {
+			return nil
+		}
+		return f.row
+	}
 	if f == nil && r.inForce != nil {
 		f = l.inForce(it, r)
 	}
-	if f == nil {
+	if f == nil || r.climbs() && !it.climbs[r.at].arrived() || !l.fits(it, r, f) {
 		return nil
 	}
 	return f.row
@@ -247,19 +274,23 @@ func (l *lookup) row(it *item, r *ref) []change.Value {
 // highest key. nil: none is in force.
 func (l *lookup) inForce(it *item, r *ref) *refRow {
 	g := it.grps[r.at]
-	if it.left == nil || g == nil {
+	if it.left.vals == nil || g == nil {
 		return nil
 	}
-	day := it.left[r.inForce.at]
-	if day.IsNull() {
-		return nil
+	var day int64
+	if r.inForce.at >= 0 {
+		on := it.left.vals[r.inForce.at]
+		if on.IsNull() {
+			return nil
+		}
+		day = dayOf(on)
 	}
 	var first *refRow
-	for _, m := range g.latest(r.inForce) {
-		if to := m.row[r.inForce.to]; m.row[r.inForce.from].Int() > day.Int() || !to.IsNull() && day.Int() >= to.Int() {
+	for _, m := range l.latest(g, r) {
+		if r.inForce.at >= 0 && (day < r.inForce.first(m.row) || day > r.inForce.last(m.row)) || !l.fits(it, r, m) {
 			continue
 		}
-		if l.agrees(it, r, m.row) {
+		if l.agrees(it, r, m) {
 			return m
 		}
 		if first == nil {
@@ -269,15 +300,52 @@ func (l *lookup) inForce(it *item, r *ref) *refRow {
 	return first
 }
 
+// dayOf is the day of a date, or that on which a clock without a zone shows a time.
+func dayOf(v change.Value) int64 {
+	if v.Kind() != change.Timestamp || v.Int() == change.PosInfinity || v.Int() == change.NegInfinity {
+		return v.Int()
+	}
+	const day = 24 * 60 * 60 * 1_000_000
+	n := v.Int() / day
+	if v.Int()%day < 0 {
+		n--
+	}
+	return n
+}
+
+// first and last are the days from and to which a row is in force.
+func (f *inForce) first(row []change.Value) int64 {
+	if f.from < 0 || row[f.from].IsNull() {
+		return math.MinInt64
+	}
+	return dayOf(row[f.from])
+}
+
+func (f *inForce) last(row []change.Value) int64 {
+	if f.to < 0 {
+		return math.MaxInt64
+	}
+	switch to := row[f.to]; {
+	case to.IsNull():
+		return math.MaxInt64
+	case to.Int() == change.NegInfinity:
+		return math.MinInt64
+	case f.inclusive || to.Int() == change.PosInfinity:
+		return dayOf(to)
+	default:
+		return dayOf(to) - 1
+	}
+}
+
 // agrees compares a row of r with the rows that it is to agree with.
-func (l *lookup) agrees(it *item, r *ref, row []change.Value) bool {
+func (l *lookup) agrees(it *item, r *ref, m *refRow) bool {
 	for _, a := range r.agrees {
 		v, ok := l.value(it, a.with)
-		if !ok || !l.same(row[a.col], v) {
+		if !ok || !l.same(m.row[a.col], v) {
 			return false
 		}
 	}
-	return true
+	return r.agreed(l, it, m)
 }
 
 func (l *lookup) same(x, y change.Value) bool {
@@ -288,12 +356,21 @@ func (l *lookup) same(x, y change.Value) bool {
 	return string(l.texts[0]) == string(l.texts[1])
 }
 
-// latest are the members that are there, the latest first.
-func (g *group) latest(f *inForce) []*refRow {
+// latest are the members that are there, the latest first. An index may have more
+// than its group has.
+func (l *lookup) latest(g *group, r *ref) []*refRow {
+	f := r.inForce
 	if !g.sorted {
-		g.members = slices.DeleteFunc(g.members, func(m *refRow) bool { return m.row == nil || m.row[f.from].IsNull() })
+		g.members = slices.DeleteFunc(g.members, func(m *refRow) bool {
+			if m.row == nil {
+				return true
+			}
+			of, named := f.group.append(l.texts[0][:0], l.b, m.row)
+			l.texts[0] = of
+			return !named || string(of) != g.key
+		})
 		slices.SortFunc(g.members, func(a, b *refRow) int {
-			if c := cmp.Compare(b.row[f.from].Int(), a.row[f.from].Int()); c != 0 {
+			if c := cmp.Compare(f.first(b.row), f.first(a.row)); c != 0 {
 				return c
 			}
 			return natural(b.key, a.key)
@@ -362,17 +439,18 @@ func (l *lookup) queue(ctx context.Context, p redis.Pipeliner, a *fetch) func() 
 		if len(gs) == 0 {
 			continue
 		}
-		s := l.p.refs[r].side
-		col := l.p.sides[s].cols[l.p.refs[r].inForce.group]
+		s, ix := l.p.refs[r].side, l.p.refs[r].inForce.members.name
 		for _, g := range gs {
-			groups = append(groups, groupFetch{p.ZRangeByLex(ctx, l.from.IndexKey(s+1, col, g.key), &redis.ZRangeBy{Min: "-", Max: "+"}), g})
+			groups = append(groups, groupFetch{p.ZRangeByLex(ctx, l.from.IndexKey(s+1, ix, g.key), &redis.ZRangeBy{Min: "-", Max: "+"}), g})
 		}
 	}
 	return func() {
 		for _, q := range rows {
 			for i, v := range q.cmd.Val() {
+				q.rows[i].read = true
 				if s, ok := v.(string); ok {
-					q.rows[i].row = l.read(s, l.p.sides[q.side])
+					row := l.read(s, l.p.sides[q.side])
+					q.rows[i].row, q.rows[i].of = row.vals, row.shape
 				}
 			}
 		}

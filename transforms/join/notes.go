@@ -167,7 +167,7 @@ func (l *Left) recount(ctx context.Context, q *writer, t *change.Topic, part int
 		return err
 	}
 	for _, it := range items {
-		if it.left != nil {
+		if it.left.vals != nil {
 			if _, waits := find.waiting(it); waits {
 				q.put("SADD", l.state.NotesKey(t, part), it.key)
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/tallywire/tallywire/avro"
@@ -30,6 +31,15 @@ var (
 	ErrColumns = problem.Define("TW-JOIN-COLUMN", problem.Halt,
 		"A record lacks a field that the join needs.",
 		"Correct the join, or have the topic written with the current contract and skip what is older (kafka-consumer-groups --reset-offsets), then start again.")
+	ErrLookups = problem.Define("TW-LOOKUP-CONFIG", problem.Halt,
+		"A lookup of a mapping's rule cannot be.",
+		"Correct it where the message says; `tallywire check` says so without running, and docs/model.md has the words.")
+	ErrRow = problem.Define("TW-LOOKUP-ROW", problem.Halt,
+		"A record of a topic of rows is none, or of another version.",
+		"Have the rows written anew: `tallywire replay` for the mapping.")
+	ErrLookup = problem.Define("TW-LOOKUP-EXPR", problem.Reject,
+		"A condition of a lookup has no value for this row.",
+		"Correct the value at its source. Or correct the condition, run tallywire check, start it again, and retry what is parked: tallywire parked retry STAGE --all.")
 	ErrRightBehind = problem.Define("TW-JOIN-RIGHT-BEHIND", problem.Retry,
 		"The references are still being read; rows wait for that before they are looked at for the first time.",
 		"Nothing to do; see `tallywire status` for how far the group <name>.right is.")
@@ -49,14 +59,23 @@ type plan struct {
 	rounds  int // lookups that follow each other
 	refresh *change.Table
 	shape   string
+	joined  *joined // what a rule of a mapping is given; nil: it is a join
 }
 
 // side is a topic and the columns of it that are kept.
 type side struct {
 	topic   string
-	table   *change.Table // of the contract
-	cols    []string      // in the order of a kept row
-	indexed []int         // of cols: those that have an index
+	table   *change.Table   // of the contract; nil: there is none
+	raw     string          // the source's topic whose rows these are; "": they have a contract
+	placed  bool            // where its source has the change is kept of each row
+	days    []string        // columns of a source's row that have to be days
+	may     map[string]bool // columns of a source's row that need not be there
+	cols    []string        // in the order of a kept row
+	indexed []*index
+	all     []int // of cols
+
+	shapes  shapes
+	headers headers
 }
 
 func (s *side) col(name string) int {
@@ -67,10 +86,44 @@ func (s *side) col(name string) int {
 	return len(s.cols) - 1
 }
 
-func (s *side) index(col int) {
-	if !slices.Contains(s.indexed, col) {
-		s.indexed = append(s.indexed, col)
+// finish is called when all is known of it.
+func (s *side) finish() {
+	s.all = make([]int, len(s.cols))
+	for i := range s.all {
+		s.all[i] = i
 	}
+}
+
+// index has the rows be found by what they name; of is the group by which they
+// are found themselves, nil: their key.
+func (s *side) index(by naming, of *naming) *index {
+	name := s.nameOf(by)
+	if of != nil {
+		name += "|" + s.nameOf(*of)
+	}
+	for _, x := range s.indexed {
+		if x.name == name {
+			return x
+		}
+	}
+	x := &index{name: name, by: by, of: of}
+	s.indexed = append(s.indexed, x)
+	return x
+}
+
+// nameOf names an index: by its column, or by its columns and the text between.
+func (s *side) nameOf(by naming) string {
+	switch {
+	case by.program != nil:
+		return strconv.Quote(by.text)
+	case by.between == nil && len(by.cols) == 1:
+		return s.cols[by.cols[0]]
+	}
+	name := strconv.Quote(strings.Join(by.between, "\x00"))
+	for _, c := range by.cols {
+		name += "," + s.cols[c]
+	}
+	return name
 }
 
 // columnRef is a kept value: of left (ref −1) or of a reference.
@@ -81,11 +134,15 @@ type ref struct {
 	name    string
 	at      int // index in plan.refs
 	side    int // index in plan.sides
-	on      columnRef
-	round   int // when its row is looked up: 1, 2, …; with inForce the group one round before
+	root    int // whose columns name its row: −1 left, or a reference
+	on      naming
+	by      *index // of root: who depends on it
+	round   int    // when its row is looked up: 1, 2, …; with inForce the group one round before
 	inForce *inForce
 	agrees  []agreeing // that choose among several in force
 	what    string     // group_by without _id: "resource"
+
+	*lookingUp // of a mapping's rule; nil: of a join
 }
 
 // agreeing is a column of a reference that is to be equal to another value.
@@ -94,7 +151,13 @@ type agreeing struct {
 	with columnRef
 }
 
-type inForce struct{ from, to, at, group int }
+type inForce struct {
+	from, to, at int // −1: there is none; without at, no date decides
+	group        naming
+	members      *index // of the rows, by group
+	keyed        bool   // the group stands in the key of the rows, before the last slash
+	inclusive    bool   // to is the last day, not the one after it
+}
 
 type outField struct {
 	kind     outKind
@@ -172,7 +235,12 @@ func compile(name string, cfg Config, all avro.Catalogue) (*plan, error) {
 	p.choose()
 	h := fnv.New64a()
 	for _, s := range append([]*side{p.left}, p.sides...) {
-		fmt.Fprint(h, s.topic, s.cols, s.indexed, state.RowVersion, ";")
+		s.finish()
+		var indexed []int // as versions of before had it
+		for _, x := range s.indexed {
+			indexed = append(indexed, x.by.cols[0])
+		}
+		fmt.Fprint(h, s.topic, s.cols, indexed, state.RowVersion, ";")
 	}
 	p.shape = fmt.Sprintf("%016x", h.Sum64())
 	return p, nil
@@ -222,21 +290,22 @@ func (c *compiler) reference(i int, r *Reference, left string) {
 	if !ok {
 		return
 	}
-	x := &ref{name: r.Name, at: len(p.refs), side: si, on: on, round: 1}
+	x := &ref{name: r.Name, at: len(p.refs), side: si, root: on.ref, on: naming{cols: []int{on.col}}, round: 1}
 	if on.ref < 0 {
-		p.left.index(on.col)
+		x.by = p.left.index(x.on, nil)
 	} else {
 		x.round = p.refs[on.ref].round + 1
-		p.sides[p.refs[on.ref].side].index(on.col)
+		x.by = p.sides[p.refs[on.ref].side].index(x.on, nil)
 	}
 	if f := r.InForce; f != nil {
 		s := p.sides[si]
 		x.inForce = &inForce{
 			from: c.date(path+".in_force.from", s, f.From), to: c.date(path+".in_force.to", s, f.To),
-			at: c.date(path+".in_force.at", p.left, f.At), group: c.column(path+".in_force.group_by", s, f.GroupBy),
+			at: c.date(path+".in_force.at", p.left, f.At), keyed: true,
 		}
-		if x.inForce.group >= 0 {
-			s.index(x.inForce.group)
+		if group := c.column(path+".in_force.group_by", s, f.GroupBy); group >= 0 {
+			x.inForce.group = naming{cols: []int{group}}
+			x.inForce.members = s.index(x.inForce.group, nil)
 		}
 		x.what = strings.TrimSuffix(f.GroupBy, "_id")
 		x.round++ // the group's members first, then their rows
@@ -264,12 +333,12 @@ func (p *plan) choose() {
 				r.round = max(r.round, p.refs[a.with.ref].round)
 			}
 		}
-		if r.on.ref >= 0 {
+		if r.root >= 0 {
 			after := 1
 			if r.inForce != nil {
 				after = 2
 			}
-			r.round = max(r.round, p.refs[r.on.ref].round+after)
+			r.round = max(r.round, p.refs[r.root].round+after)
 		}
 		p.rounds = max(p.rounds, r.round)
 	}
@@ -287,7 +356,7 @@ func (p *plan) ref(name string) *ref {
 // between: another reference is found by a field of this side's rows.
 func (p *plan) between(side int) bool {
 	for _, r := range p.refs {
-		if r.on.ref >= 0 && p.refs[r.on.ref].side == side {
+		if r.root >= 0 && p.refs[r.root].side == side || r.side == side && r.climbs() {
 			return true
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -19,6 +20,9 @@ import (
 // tellAtOnce is how many left rows are told of changes in one transaction: a tenth
 // of a second, after which what came meanwhile has its turn.
 const tellAtOnce = 8192
+
+// climbing follows the name of a reference in what is left, of those who climb.
+const climbing = "\x00up"
 
 // restKey is that of what is left in a partition.
 const restKey = "t"
@@ -45,7 +49,7 @@ func (r *Right) leave(left []*cursor) error {
 		for _, c := range cs {
 			joined := false
 			for _, b := range before {
-				if b.of == c.of && b.value == c.value {
+				if b.of == c.of && b.value == c.value && b.up == c.up {
 					b.after, joined = min(b.after, c.after), true
 				}
 			}
@@ -80,7 +84,8 @@ func (r *Right) left(part int32) ([]*cursor, error) {
 		if !ok || !ok2 || !ok3 || len(rest) < 8 {
 			return nil, form()
 		}
-		c := &cursor{value: value, after: after, time: int64(binary.BigEndian.Uint64(rest)), origin: change.Coord{Partition: part}}
+		name, up := strings.CutSuffix(name, climbing)
+		c := &cursor{value: value, up: up, after: after, time: int64(binary.BigEndian.Uint64(rest)), origin: change.Coord{Partition: part}}
 		v = rest[8:]
 		if c.of = r.plan.ref(name); c.of != nil { // a reference that there is no more has no dependents
 			cs = append(cs, c)
@@ -106,8 +111,12 @@ func (r *Right) put(part int32, cs []*cursor) error {
 	r.rests.is[part] = true
 	v := []byte{knownForm}
 	for _, c := range cs {
-		for _, s := range []string{c.of.name, c.value, c.after} {
-			v = append(binary.AppendUvarint(v, uint64(len(s))), s...)
+		name := c.of.name
+		if c.up {
+			name += climbing
+		}
+		for _, s := range []string{name, c.value, c.after} {
+			v = appendSpan(v, s)
 		}
 		v = binary.BigEndian.AppendUint64(v, uint64(c.time))
 	}

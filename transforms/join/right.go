@@ -5,6 +5,7 @@ package join
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -71,7 +72,7 @@ type dep struct {
 func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, reject func(*change.Change, error)) ([]dep, error) {
 	keys := make([]string, in.Len())
 	sides := make([]int, in.Len())
-	cols := make([][]int, in.Len())
+	rows := make([]keptRow, in.Len())
 	var buf []byte
 	for i := range in.Changes {
 		c := &in.Changes[i]
@@ -83,10 +84,10 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 		keys[i], sides[i] = string(buf), s
 		if c.Op != change.Delete {
 			var err error
-			if cols[i], err = r.cols[s].of(c.Table, r.plan.sides[s]); err != nil {
+			if rows[i], err = r.plan.sides[s].take(in, c, &r.cols[s]); err != nil {
 				return nil, err
 			}
-			if err := r.grouped(in, c, s, cols[i], keys[i]); err != nil {
+			if err := r.grouped(in, s, rows[i], keys[i]); err != nil {
 				reject(c, err)
 				sides[i] = -1
 				continue
@@ -94,9 +95,10 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 		}
 	}
 	var deps []dep
+	was := make([]keptRow, in.Len())
 	if !restoring {
 		var err error
-		if deps, err = r.known(ctx, in, keys, sides, cols, reject); err != nil {
+		if deps, err = r.known(ctx, in, keys, sides, rows, was, reject); err != nil {
 			return nil, err
 		}
 	}
@@ -115,20 +117,22 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 		for k, i := range last {
 			c := &in.Changes[i]
 			st, s := r.states[k.side], r.plan.sides[k.side]
-			rows := st.RowsKey(c.Coord.Topic, c.Coord.Partition)
+			at := st.RowsKey(c.Coord.Topic, c.Coord.Partition)
+			r.leaveGroups(q, st, in, c, k.side, k.key, was[i], rows[i])
 			if c.Op == change.Delete {
-				q.put("HDEL", rows, k.key)
-				r.leaveGroups(q, st, c.Coord.Topic, k.side, k.key)
+				q.put("HDEL", at, k.key)
 				continue
 			}
-			buf = state.AppendRow(buf[:0], in, c.New, cols[i])
-			q.put("HSET", rows, k.key, string(buf))
+			buf = s.append(buf[:0], in, rows[i])
+			q.put("HSET", at, k.key, string(buf))
 			for _, ix := range s.indexed {
-				if cols[i][ix] < 0 || c.New[cols[i][ix]].IsNull() {
+				var named bool
+				if buf, named = ix.by.append(buf[:0], in, rows[i].vals); !named {
 					continue
 				}
-				buf = in.AppendText(buf[:0], c.New[cols[i][ix]])
-				q.index(q.command("ZADD", st.IndexKey(c.Coord.Topic, s.cols[ix], string(buf))), k.key)
+				if member, found := ix.member(in, k.key, rows[i].vals); found {
+					q.index(q.command("ZADD", st.IndexKey(c.Coord.Topic, ix.name, string(buf))), member)
+				}
 			}
 		}
 		q.flush()
@@ -137,15 +141,28 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 	return deps, err
 }
 
-// leaveGroups takes a deleted row out of the groups that its date decides in:
-// they are read whole, so rows that are replaced every night would make each
-// lookup slower than the one before. The key tells the group, whatever was kept
-// of the row; only the owner of the key's partition writes it there (D1).
-func (r *Right) leaveGroups(q *writer, st *state.Store, t *change.Topic, side int, key string) {
+// leaveGroups takes a row that is gone, or is of another group now, out of the
+// groups that its date decides in: they are read whole, so rows that are replaced
+// every night would make each lookup slower than the one before. The key tells the
+// group, or else what was committed of the row; only the owner of the key's
+// partition writes it there (D1).
+func (r *Right) leaveGroups(q *writer, st *state.Store, b *change.Batch, c *change.Change, side int, key string, was, now keptRow) {
 	for _, f := range r.plan.refs {
-		if f.side == side && f.inForce != nil {
-			q.put("ZREM", st.IndexKey(t, r.plan.sides[side].cols[f.inForce.group], f.valueOf(key)), key)
+		if f.side != side || f.inForce == nil {
+			continue
 		}
+		from := f.valueOf(key)
+		if !f.inForce.keyed {
+			old, named := f.inForce.group.append(nil, b, was.vals)
+			if !named {
+				continue
+			}
+			from = string(old)
+		}
+		if to, named := f.inForce.group.append(nil, b, now.vals); named && string(to) == from {
+			continue
+		}
+		q.put("ZREM", st.IndexKey(c.Coord.Topic, f.inForce.members.name, from), key)
 	}
 }
 
@@ -158,29 +175,44 @@ func (r *Right) sideOf(topic string) int {
 	return -1
 }
 
-// valueOf is what others name to refer to the row of a key: the key, or its
-// group. The group is read from the key, so that a deleted row tells it too,
-// and so that nothing has to be remembered that a compacted topic could not
-// give back: which group a key was in before.
-func (f *ref) valueOf(key string) string {
-	if f.inForce == nil {
-		return key
+// valueOf is what others name to refer to the row of a member of an index: its
+// key, or its group. Of a join the group is read from the key.
+func (f *ref) valueOf(member string) string {
+	switch {
+	case f.inForce == nil:
+		return member
+	case f.inForce.keyed:
+		return member[:max(strings.LastIndexByte(member, '/'), 0)]
 	}
-	return key[:max(strings.LastIndexByte(key, '/'), 0)]
+	group, _, _ := strings.Cut(member, "\x00")
+	return group
+}
+
+// named are what others name to refer to a row: of a reference that its date
+// chooses the group, also that of before.
+func (f *ref) named(b *change.Batch, key string, was, now keptRow) []string {
+	if f.inForce == nil || f.inForce.keyed {
+		return []string{f.valueOf(key)}
+	}
+	var out []string
+	for _, row := range []keptRow{was, now} {
+		if group, named := f.inForce.group.append(nil, b, row.vals); named && !slices.Contains(out, string(group)) {
+			out = append(out, string(group))
+		}
+	}
+	return out
 }
 
 // grouped checks that the key of a row begins with its group.
-func (r *Right) grouped(in *change.Batch, c *change.Change, s int, cols []int, key string) error {
+func (r *Right) grouped(in *change.Batch, s int, row keptRow, key string) error {
 	for _, f := range r.plan.refs {
-		if f.side != s || f.inForce == nil {
+		if f.side != s || f.inForce == nil || !f.inForce.keyed {
 			continue
 		}
-		var group []byte
-		if at := cols[f.inForce.group]; at >= 0 {
-			group = in.AppendText(nil, c.New[at])
-		}
+		group, _ := f.inForce.group.append(nil, in, row.vals)
 		if v := f.valueOf(key); v == "" || v != string(group) {
-			return ErrGroup.New("the key %q of %s does not begin with %s %q and a slash", key, c.Table.Topic, r.plan.sides[s].cols[f.inForce.group], group)
+			of := r.plan.sides[s]
+			return ErrGroup.New("the key %q of %s does not begin with %s %q and a slash", key, of.topic, of.cols[f.inForce.group.cols[0]], group)
 		}
 	}
 	return nil
@@ -190,6 +222,7 @@ func (r *Right) grouped(in *change.Batch, c *change.Change, s int, cols []int, k
 type cursor struct {
 	of     *ref // by which the value is named
 	value  string
+	up     bool   // of a climb: by the rows that climb over it
 	after  string // the last member that was read, "": none
 	time   int64  // of the change that it came from
 	xid    uint32
@@ -203,12 +236,27 @@ type cursor struct {
 // place finds where its dependents are.
 func (r *Right) place(c *cursor, read *state.ConsistentRead) {
 	f := c.of
-	if f.on.ref < 0 {
-		c.key = read.IndexKey(0, r.plan.left.cols[f.on.col], c.value)
-		return
+	switch {
+	case c.up:
+		c.ref = f
+		c.key = read.IndexKey(f.side+1, f.over.name, c.value)
+	case f.root < 0:
+		c.key = read.IndexKey(0, f.by.name, c.value)
+	default:
+		c.ref = r.plan.refs[f.root]
+		c.key = read.IndexKey(c.ref.side+1, f.by.name, c.value)
 	}
-	c.ref = r.plan.refs[f.on.ref]
-	c.key = read.IndexKey(c.ref.side+1, r.plan.sides[c.ref.side].cols[f.on.col], c.value)
+}
+
+// stacked are the cursors of who depends on a value, twice where a row climbs.
+func stacked(stack []*cursor, c cursor) []*cursor {
+	stack = append(stack, &c)
+	if c.of.climbs() {
+		above := c
+		above.up = true
+		stack = append(stack, &above)
+	}
+	return stack
 }
 
 // queue asks for the next page.
@@ -238,7 +286,7 @@ func (r *Right) tell(ctx context.Context, in *change.Batch, deps []dep, out pipe
 	var stack []*cursor
 	for _, d := range deps {
 		c := &in.Changes[d.origin]
-		stack = append(stack, &cursor{of: d.ref, value: d.value, time: c.Time, xid: c.XID, origin: c.Coord})
+		stack = stacked(stack, cursor{of: d.ref, value: d.value, time: c.Time, xid: c.XID, origin: c.Coord})
 	}
 	left, _, err := r.pages(ctx, stack, out)
 	if err != nil {
@@ -263,9 +311,13 @@ func (r *Right) pages(ctx context.Context, stack []*cursor, out pipeline.Outlet)
 			read.Only(i+1, nil) // nothing is read of it here
 		}
 	}
-	told := map[[2]string]bool{}
+	type name struct {
+		of, value string
+		up        bool
+	}
+	told := map[name]bool{}
 	note := func(c *cursor) bool {
-		k := [2]string{c.of.name, c.value}
+		k := name{c.of.name, c.value, c.up}
 		was := told[k]
 		told[k] = true
 		return !was
@@ -298,10 +350,11 @@ func (r *Right) pages(ctx context.Context, stack []*cursor, out pipeline.Outlet)
 					n++
 					continue
 				}
-				d := &cursor{of: c.ref, value: c.ref.valueOf(key), time: c.time, xid: c.xid, origin: c.origin}
-				if note(d) {
-					r.place(d, read)
-					stack = append(stack, d)
+				for _, d := range stacked(nil, cursor{of: c.ref, value: c.ref.valueOf(key), time: c.time, xid: c.xid, origin: c.origin}) {
+					if note(d) {
+						r.place(d, read)
+						stack = append(stack, d)
+					}
 				}
 			}
 		}

@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -24,6 +23,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/pipelinetest/turns"
 	"github.com/tallywire/tallywire/pipeline/state"
 	"github.com/tallywire/tallywire/transforms/join"
 )
@@ -79,7 +79,7 @@ type world struct {
 	texts *change.Batch // where the values of all rows live
 	logs  map[string]*log
 	rdb   *goredis.Client
-	sched *scheduler
+	sched *turns.Scheduler
 	left  *group
 	right *group
 	most  int // so many are told in one transaction
@@ -113,7 +113,7 @@ func (g *group) own(ctx context.Context) error {
 		}
 		log := g.changelog[p]
 		young := time.Hour
-		if g.w.sched.rng.IntN(2) == 0 {
+		if g.w.sched.Rng.IntN(2) == 0 {
 			young = 0
 		}
 		from, ok, err := g.table.Own(ctx, p, int64(len(log)), young)
@@ -151,7 +151,7 @@ func (g *group) keep(ctx context.Context) {
 	for p := range ends {
 		g.changelog[p] = append(g.changelog[p], nil)
 	}
-	if g.w.sched.rng.IntN(10) == 0 || g.table.Committed(ctx, es, ends) != nil {
+	if g.w.sched.Rng.IntN(10) == 0 || g.table.Committed(ctx, es, ends) != nil {
 		g.table.Forget()
 	}
 }
@@ -170,7 +170,7 @@ const refreshTopic = "_tallywire.refresh.costed"
 // can decide who goes on at each round trip.
 func newWorld(tb testing.TB, addr string, seed uint64, cfg join.Config) *world {
 	w := &world{most: 8192, tb: tb, rng: rand.New(rand.NewPCG(seed, 1)), texts: new(change.Batch), logs: map[string]*log{}}
-	w.sched = &scheduler{rng: rand.New(rand.NewPCG(seed, 2)), at: make(chan *actor)}
+	w.sched = turns.New(rand.New(rand.NewPCG(seed, 2)))
 	for _, name := range []string{"ps.time_entry", "ps.project", "ps.customer", "ps.cost_rate", "ps.time_entry_costed"} {
 		w.addLog(name, contracts[name].Table)
 	}
@@ -232,94 +232,6 @@ func (w *world) addLog(name string, t *change.Table) {
 }
 
 func (w *world) str(s string) change.Value { return w.texts.SpanString(change.String, s) }
-
-// scheduler lets one actor go on at a time, and chooses which at each round
-// trip to Redis; so any interleaving of the groups' pipelines can happen, and
-// the same seed gives the same.
-type scheduler struct {
-	rng   *rand.Rand
-	at    chan *actor
-	flush func() // Redis may be lost before any round trip
-	// choose is who of those that wait goes on, in the order of their places;
-	// nil: chance says.
-	choose func(waiting []*actor) int
-}
-
-// actor is one running step of a group.
-type actor struct {
-	n    int // its place among those that run
-	goOn chan struct{}
-	done bool
-}
-
-type actorKey struct{}
-
-func (s *scheduler) DialHook(next goredis.DialHook) goredis.DialHook { return next }
-func (s *scheduler) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
-	return func(ctx context.Context, cmd goredis.Cmder) error {
-		s.wait(ctx)
-		return next(ctx, cmd)
-	}
-}
-
-func (s *scheduler) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
-	return func(ctx context.Context, cmds []goredis.Cmder) error {
-		s.wait(ctx)
-		return next(ctx, cmds)
-	}
-}
-
-func (s *scheduler) wait(ctx context.Context) {
-	if a, ok := ctx.Value(actorKey{}).(*actor); ok {
-		s.at <- a
-		<-a.goOn
-	}
-}
-
-// run lets the functions go on, one round trip of one of them at a time, until
-// all have returned.
-func (s *scheduler) run(ctx context.Context, flushPerMille int, fs ...func(ctx context.Context)) {
-	for n, f := range fs {
-		a := &actor{n: n, goOn: make(chan struct{})}
-		go func() {
-			s.at <- a // none runs before it is chosen
-			<-a.goOn
-			f(context.WithValue(ctx, actorKey{}, a))
-			a.done = true
-			s.at <- a
-		}()
-	}
-	running, live := len(fs), len(fs)
-	var waiting []*actor
-	for live > 0 {
-		for running > 0 {
-			a := <-s.at
-			running--
-			if a.done {
-				live--
-			} else {
-				waiting = append(waiting, a)
-			}
-		}
-		if len(waiting) == 0 {
-			continue
-		}
-		// Who arrived first depends on the machine; the choice must not.
-		slices.SortFunc(waiting, func(a, b *actor) int { return a.n - b.n })
-		if s.rng.IntN(1000) < flushPerMille {
-			s.flush()
-		}
-		choose := s.choose
-		if choose == nil {
-			choose = func(waiting []*actor) int { return s.rng.IntN(len(waiting)) }
-		}
-		i := choose(waiting)
-		a := waiting[i]
-		waiting = append(waiting[:i], waiting[i+1:]...)
-		running++
-		a.goOn <- struct{}{}
-	}
-}
 
 // outlet gathers what a transaction would write.
 type outlet struct {
@@ -391,7 +303,7 @@ func (g *group) check(ctx context.Context) error {
 // each key a tail of its records, the last one always, unless it is a tombstone
 // with nothing left before it.
 func (g *group) replay(ctx context.Context, s *state.Store, l *log, p int32, from, committed int64) error {
-	rng := g.w.sched.rng
+	rng := g.w.sched.Rng
 	count, seen, cut := map[string]int{}, map[string]int{}, map[string]int{}
 	for _, r := range l.parts[p] {
 		count[r.key]++
@@ -432,7 +344,7 @@ func (g *group) work(ctx context.Context, most int, abort bool) error {
 	if err := g.check(ctx); err != nil {
 		return err
 	}
-	rng := g.w.sched.rng
+	rng := g.w.sched.Rng
 	b := change.Get()
 	next := map[string][partitions]int64{}
 	for _, name := range g.topics {
@@ -560,7 +472,7 @@ func (w *world) run(ctx context.Context, most, flushPerMille int, calm bool) {
 			}
 		})
 	}
-	w.sched.run(ctx, flushPerMille, fs...)
+	w.sched.Run(ctx, flushPerMille, fs...)
 }
 
 // rests does a page of what is left.

@@ -31,7 +31,7 @@ func (w *world) all(topics ...string) *change.Batch {
 // begin empties Redis and has both groups take their partitions.
 func begin(t testing.TB, addr string) *world {
 	w := newWorld(t, addr, 1, join.Defaults())
-	w.sched.flush = func() {}
+	w.sched.Flush = func() {}
 	if err := w.rdb.FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@ import (
 // claimed says which outputs are given by claims.
 func (s *Stage) claimed() map[string]*entry {
 	out := map[string]*entry{}
-	for _, e := range s.order {
+	for _, e := range slices.Concat(s.order, s.looked) {
 		if e.claims {
 			out[e.to.Topic] = e
 		}
@@ -315,7 +315,7 @@ func (s *Stage) claimsSpec(env *pipeline.Env, log *slog.Logger) (pipeline.Transf
 		Name: stage.name, Topics: []string{queue}, Stages: []pipeline.Stage{stage}, State: table,
 		Queues: []string{queue}, Trim: []string{queue}, KeyPrefixes: map[string][]string{},
 	}
-	for _, e := range s.order {
+	for _, e := range slices.Concat(s.order, s.looked) {
 		if !e.claims {
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -21,6 +22,7 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/dedupe"
+	"github.com/tallywire/tallywire/transforms/join"
 )
 
 // What a mapping can meet.
@@ -75,13 +77,15 @@ type Config struct {
 // Topic is one rule: what becomes of the rows of one raw topic in one canonical
 // topic.
 type Topic struct {
-	From   string                   `yaml:"from" doc:"The raw topic. Several rules may read one; what one of them rejects is parked for all of them." example:"psa.public.customer"`
-	To     string                   `yaml:"to" doc:"The canonical topic; it needs a contract." example:"ps.customer"`
-	Where  string                   `yaml:"where" doc:"An expression: rows for which it is false are not there, and a row that no longer fulfils it is deleted." example:"row.deleted_at == null"`
-	Each   string                   `yaml:"each" doc:"An expression whose value is a list: each element gives a record. key, where and fields may then say item, the element, and index, its place from 0; the key must. Elements that an update takes out are deleted, for which the source has to send old rows (REPLICA IDENTITY FULL)." example:"json(row.payload).lines"`
-	Key    config.Scalar            `yaml:"key" doc:"What the canonical key is made of, instead of naming its field under fields: a column, a template such as \"redmine-{id}\", or an expression. Of a contract whose key is one field." example:"\"redmine-{id}\""`
-	Claims bool                     `yaml:"claims" doc:"Rows may hand the key to each other, or share it: an e-mail address, a number that is given again. Each row's claim is kept, and the record is that of the newest; when its row is gone, that of the one before. It costs a second hop through Kafka, so leave it out where the key holds the table's primary key. All rules that fill a topic have it, or none."`
-	Fields map[string]config.Scalar `yaml:"fields" doc:"Field of the contract: a column; a text with columns in braces, such as \"{employee_id}/{id}\"; a constant: a number, true, false, null, or after an equals sign, such as \"=EUR\"; or an expression over row.COLUMN, such as 'round(decimal(row.hours), 6, \"half_even\")'. Fields that are not named take the column of their own name; those that may be null are null where the table has none."`
+	From       string                   `yaml:"from" doc:"The raw topic. Several rules may read one; what one of them rejects is parked for all of them." example:"psa.public.customer"`
+	To         string                   `yaml:"to" doc:"The canonical topic; it needs a contract." example:"ps.customer"`
+	Where      string                   `yaml:"where" doc:"An expression: rows for which it is false are not there, and a row that no longer fulfils it is deleted." example:"row.deleted_at == null"`
+	Each       string                   `yaml:"each" doc:"An expression whose value is a list: each element gives a record. key, where and fields may then say item, the element, and index, its place from 0; the key must. Elements that an update takes out are deleted, for which the source has to send old rows (REPLICA IDENTITY FULL)." example:"json(row.payload).lines"`
+	Key        config.Scalar            `yaml:"key" doc:"What the canonical key is made of, instead of naming its field under fields: a column, a template such as \"redmine-{id}\", or an expression. Of a contract whose key is one field." example:"\"redmine-{id}\""`
+	Claims     bool                     `yaml:"claims" doc:"Rows may hand the key to each other, or share it: an e-mail address, a number that is given again. Each row's claim is kept, and the record is that of the newest; when its row is gone, that of the one before. It costs a second hop through Kafka, so leave it out where the key holds the table's primary key. All rules that fill a topic have it, or none."`
+	Lookups    map[string]join.Lookup   `yaml:"lookups" doc:"Rows of other topics that the rule uses by a name of their own: project.number, beside the row's own columns. It costs two hops more through Kafka, and what is looked up lies in Redis."`
+	WaitingFor string                   `yaml:"waiting_for" doc:"With lookups, the field that tells what a row waits for, null when it waits for nothing. Without it, a row that waits is not there."`
+	Fields     map[string]config.Scalar `yaml:"fields" doc:"Field of the contract: a column; a text with columns in braces, such as \"{employee_id}/{id}\"; a constant: a number, true, false, null, or after an equals sign, such as \"=EUR\"; or an expression over row.COLUMN, such as 'round(decimal(row.hours), 6, \"half_even\")'. Fields that are not named take the column of their own name; those that may be null are null where the table has none."`
 }
 
 // Dedupe chooses how repetitions are recognised.
@@ -109,7 +113,22 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	if err := errors.Join(err, cfg.Dedupe.check("transforms."+name+".dedupe")); err != nil {
 		return nil, err
 	}
+	return m.groups(env, cfg.Dedupe, func(o *join.Options, name string, topics []string) {
+		if env.Kafka == nil {
+			return
+		}
+		o.Find, o.Gate = env.Kafka.Topic, join.Gate(env.Kafka, name, topics)
+		o.End = func(ctx context.Context, t *change.Topic, p int32) (int64, error) {
+			return kafka.EndOf(ctx, env.Kafka.Admin(), t, p)
+		}
+	}), nil
+}
+
+// groups are the groups of the transform; around says what those that look up need of
+// Kafka.
+func (m *Stage) groups(env *pipeline.Env, how Dedupe, around func(o *join.Options, name string, topics []string)) []pipeline.TransformSpec {
 	m.env = env
+	name := m.name
 	log := slog.New(slog.DiscardHandler) // of a static check, which has no surroundings
 	if env.Obs != nil {
 		log = env.Obs.Log
@@ -127,12 +146,12 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 		}
 		spec.KeyPrefixes[e.to.Topic] = append(spec.KeyPrefixes[e.to.Topic], e.keyPrefix())
 	}
-	switch cfg.Dedupe.Mode {
+	switch how.Mode {
 	case "position":
 		spec.Stages = append(spec.Stages, dedupe.ByPosition(dedupe.ReadBack(env)))
 	case "identity":
-		spec.Window = cfg.Dedupe.Window
-		spec.Stages = append(spec.Stages, dedupe.ByIdentity(env, name, m.From(), cfg.Dedupe.Identity, cfg.Dedupe.Window))
+		spec.Window = how.Window
+		spec.Stages = append(spec.Stages, dedupe.ByIdentity(env, name, m.From(), how.Identity, how.Window))
 	}
 	spec.Stages = append(spec.Stages, m)
 	if env.Kafka != nil {
@@ -140,12 +159,20 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 			return kafka.StartOf(ctx, env.Kafka.Admin(), t, p)
 		}
 	}
-	claims, is := m.claimsSpec(env, log)
-	if !is {
-		return []pipeline.TransformSpec{spec}, nil
+	specs := []pipeline.TransformSpec{spec}
+	for _, e := range m.looked {
+		if e.restricted() {
+			for _, raw := range e.look.plan.Raws() {
+				specs[0].Restricted = append(specs[0].Restricted, raw.Topic)
+			}
+		}
+		specs = append(specs, m.lookupSpecs(e, env, log, around)...)
 	}
-	spec.Queues = append(spec.Queues, claims.Queues...)
-	return []pipeline.TransformSpec{spec, claims}, nil
+	if claims, is := m.claimsSpec(env, log); is {
+		specs[0].Queues = append(specs[0].Queues, claims.Queues...)
+		specs = append(specs, claims)
+	}
+	return specs
 }
 
 // check gives what is wrong with it, which stands at path.
@@ -188,7 +215,11 @@ func New(name string, cfg Config, all avro.Catalogue, lists codes.Lists) (*Stage
 	for i, t := range cfg.Topics {
 		e, errs := s.rule(t, fmt.Sprintf("transforms.%s.topics[%d]", name, i), all)
 		bad = append(bad, errs...)
-		if e != nil {
+		switch {
+		case e == nil:
+		case len(t.Lookups) > 0:
+			s.looked = append(s.looked, e)
+		default:
 			s.byFrom[t.From] = append(s.byFrom[t.From], e)
 			s.order = append(s.order, e)
 		}
@@ -196,6 +227,7 @@ func New(name string, cfg Config, all avro.Catalogue, lists codes.Lists) (*Stage
 	if len(bad) > 0 {
 		return nil, errors.Join(bad...)
 	}
+	s.keepRows()
 	return s, nil
 }
 
@@ -228,15 +260,23 @@ func (s *Stage) rule(t Topic, path string, all avro.Catalogue) (*entry, []error)
 			}
 		}
 	}
-	scope := expr.Scope{Codes: s.codes}
+	scope := expr.Scope{Codes: s.codes, Roots: slices.Sorted(maps.Keys(t.Lookups))}
+	var programs []*expr.Program
 	if t.Each != "" {
 		l, mistakes := expr.List(t.Each, scope)
 		bad = append(bad, told(ErrConfig, path+".each", mistakes)...)
-		scope.Each, scope.List = true, l
+		if scope.Each, scope.List = true, l; l != nil {
+			programs = append(programs, l)
+		}
 	}
+	var where *expr.Program
 	if t.Where != "" {
-		_, mistakes := expr.Condition(t.Where, scope)
+		var mistakes []expr.Mistake
+		where, mistakes = expr.Condition(t.Where, scope)
 		bad = append(bad, told(ErrConfig, path+".where", mistakes)...)
+		if where != nil {
+			programs = append(programs, where)
+		}
 	}
 	for j := range c.Table.Columns {
 		name := c.Table.Columns[j].Name
@@ -261,7 +301,14 @@ func (s *Stage) rule(t Topic, path string, all avro.Catalogue) (*entry, []error)
 	if t.Each != "" {
 		bad = append(bad, e.tellsApart()...)
 	}
-	for _, other := range s.order {
+	switch {
+	case len(t.Lookups) > 0 && len(bad) == 0:
+		uses, may := e.uses(programs)
+		bad = append(bad, s.looks(e, t, path, all, where, uses, may)...)
+	case t.WaitingFor != "" && len(t.Lookups) == 0:
+		bad = append(bad, ErrConfig.New("waiting_for has no effect without lookups").At("%s.waiting_for", path).WithRemedy("Remove it."))
+	}
+	for _, other := range slices.Concat(s.order, s.looked) {
 		if other.to == e.to && other.claims != e.claims {
 			bad = append(bad, ErrConfig.New("%s is filled by claims here, and not by the rule of %s, or the other way round: neither would know of the other's keys", t.To, other.from).
 				At("%s.claims", path).WithRemedy("Write claims: true with both, or with none."))
@@ -280,7 +327,7 @@ func (s *Stage) rule(t Topic, path string, all avro.Catalogue) (*entry, []error)
 func (s *Stage) apart(e *entry) string {
 	parts := strings.Split(e.from, ".")
 	prefix := strings.Join(parts, "-") + "-"
-	if slices.ContainsFunc(s.order, func(o *entry) bool {
+	if slices.ContainsFunc(slices.Concat(s.order, s.looked), func(o *entry) bool {
 		return o.to == e.to && o.keyPrefix() != "" && pipeline.KeysMayCollide(o.keyPrefix(), prefix)
 	}) {
 		prefix = parts[len(parts)-1] + "-"

@@ -15,7 +15,7 @@ import (
 // Doctor implements pipeline.Doctor: it holds each mapping against the table
 // that its topic is filled from.
 func (s *Stage) Doctor(ctx context.Context) []pipeline.Finding {
-	var fs []pipeline.Finding
+	fs := s.doctorLookups(ctx)
 	for _, e := range s.order {
 		what := fmt.Sprintf("%s fills %s", e.from, e.to.Topic)
 		t, err := s.env.Tables(ctx, e.from)
@@ -30,7 +30,11 @@ func (s *Stage) Doctor(ctx context.Context) []pipeline.Finding {
 		for _, err := range bad {
 			fs = append(fs, pipeline.Finding{What: what, Err: err})
 		}
-		if len(bad) == 0 {
+		switch {
+		case len(bad) > 0:
+		case e.rows != nil:
+			fs = append(fs, p.identity(what, t))
+		default:
 			fs = append(fs, p.identity(what, t))
 			empty, defaults := p.empty()
 			if len(empty) > 0 {

@@ -59,16 +59,14 @@ func (p *plan) items(dst []change.Change, b *change.Batch, c *change.Change, sc 
 	var gone, rows [][]change.Value
 	if c.Op != change.Delete {
 		err := p.over(b, c, c.New, sc, func() error {
-			in, err := p.holds(b, c, c.New, sc)
+			row, in, err := p.make(b, c, sc)
 			if err != nil {
 				return err
 			}
 			if !in { // another version of the rule may have let it in
-				gone, err = p.appendGone(gone, b, c, c.New, sc)
-				return err
-			}
-			row, err := p.row(b, c, sc)
-			if err != nil {
+				if gone, err = p.appendGone(gone, b, c, c.New, sc); p.waitsFor(c.New) && sc.known {
+					return nil // what it gave is remembered
+				}
 				return err
 			}
 			if rows = append(rows, row); !p.note(b, row, sc) {

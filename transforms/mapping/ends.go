@@ -27,6 +27,11 @@ type Ends struct {
 // NewEnds makes one. A key is written as the contracts in force say, all, or as
 // the former do where there is none any more.
 func NewEnds(now, former *Stage, all avro.Catalogue) (*Ends, error) {
+	for _, of := range []*Stage{now, former} {
+		if err := of.noLookups("a switch of rules"); err != nil {
+			return nil, err
+		}
+	}
 	s := &Ends{now: now, former: former, tables: map[string]*change.Table{}, fitted: map[*change.Table][]*plan{}, given: map[string]bool{}}
 	claimed := now.claimed()
 	for _, e := range former.order {

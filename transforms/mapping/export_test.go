@@ -3,7 +3,10 @@ package mapping
 import (
 	"context"
 
+	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/transforms/join"
 )
 
 // NamedRow is the row of a claim: the values of the first rule's columns.
@@ -18,4 +21,13 @@ func NamedRow(b *change.Batch, s *Stage, values ...string) []byte {
 // StartsAt has all partitions start there.
 func StartsAt(s *Stage, offset int64) {
 	s.given.starts = func(context.Context, *change.Topic, int32) (int64, error) { return offset, nil }
+}
+
+// Groups are the groups of a transform, outside of a pipeline.
+func Groups(env *pipeline.Env, name string, cfg Config, all avro.Catalogue, around func(o *join.Options, name string, topics []string)) ([]pipeline.TransformSpec, error) {
+	m, err := New(name, cfg, all, nil)
+	if err != nil {
+		return nil, err
+	}
+	return m.groups(env, cfg.Dedupe, around), nil
 }

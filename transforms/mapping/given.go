@@ -29,7 +29,9 @@ type given struct {
 	read map[place]*stretch
 	// starts tells where a partition starts; nil: what is read is all there is.
 	starts func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
-	text   []byte
+	// all: what each row gave was remembered ever since.
+	all  bool
+	text []byte
 }
 
 type place struct {
@@ -42,7 +44,12 @@ type stretch struct{ from, to int64 }
 // Remember has the stage keep what rows gave; the engine keeps the table that it
 // returns. Without it, a source has to send old rows.
 func (s *Stage) Remember(rdb *redis.Client, log *slog.Logger) *state.Table {
-	g := &given{table: state.NewTable(rdb, log, s.name), outputs: map[string]*change.Table{}, read: map[place]*stretch{}}
+	return s.remember(rdb, log, s.name)
+}
+
+// remember is Remember, for the group of a name.
+func (s *Stage) remember(rdb *redis.Client, log *slog.Logger, group string) *state.Table {
+	g := &given{table: state.NewTable(rdb, log, group), all: group != s.name, outputs: map[string]*change.Table{}, read: map[place]*stretch{}}
 	for _, e := range s.order {
 		g.outputs[e.to.Topic] = e.to
 	}
@@ -178,6 +185,9 @@ func sinceKey(topic string) string { return "s" + topic }
 // whole says whether a row of which nothing is remembered gave nothing: all
 // records of its partition were seen.
 func (g *given) whole(c *change.Change) (bool, error) {
+	if g.all {
+		return true, nil
+	}
 	since := int64(-1)
 	if v := g.table.Get(c.Coord.Partition, sinceKey(c.Table.Topic)); v != nil {
 		since, _ = binary.Varint(v[1:])

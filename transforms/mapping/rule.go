@@ -12,6 +12,7 @@ import (
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/expr"
 	"github.com/tallywire/tallywire/internal/problem"
+	"github.com/tallywire/tallywire/transforms/join"
 )
 
 // entry is one rule as configured.
@@ -23,15 +24,23 @@ type entry struct {
 	each       string       // a list, whose elements give a record each; "": a row gives one
 	sources    []source     // one per column of to
 	claims     bool         // rows may hand its keys to each other
+	look       *look        // it uses other rows; nil: its own alone
+	rows       *rowsOf      // it keeps rows for those that do; nil: it is a rule
 }
 
 // restricted says whether a field may be seen by few.
 func (e *entry) restricted() bool {
+	if e.rows != nil {
+		return false // the rules say it that use them
+	}
 	return slices.ContainsFunc(e.contract, func(f avro.Field) bool { return f.Sensitivity == avro.Restricted })
 }
 
 // keyPrefix is what all its keys begin with: the text before the first column.
 func (e *entry) keyPrefix() string {
+	if e.rows != nil {
+		return ""
+	}
 	switch src := &e.sources[e.to.Key[0]]; {
 	case src.text != nil:
 		return *src.text
@@ -107,6 +116,8 @@ const (
 	constantText
 	constantValue
 	computed
+	keyText // the key of the row, whatever its columns are
+	packed  // columns with their names and kinds
 )
 
 func fieldNames(t *change.Table) []string {
@@ -123,6 +134,10 @@ func compileField(e *entry, scope expr.Scope, i int) (field, []error) {
 	c := &e.contract[i]
 	f := field{between: src.between, closed: c.Values != nil, names: c.References != "" || slices.Contains(e.to.Key, i), commitTime: c.Fallback == avro.CommitTime, otherwise: c.Default}
 	switch {
+	case e.look != nil && e.look.waiting == i:
+		f.kind, f.col = same, t.Column(join.WaitsColumn)
+		f.cols = []int{f.col}
+		return f, nil
 	case src.text != nil:
 		f.kind, f.text = constantText, *src.text
 		return f, nil

@@ -4,6 +4,7 @@ package mapping
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/tallywire/tallywire/change"
@@ -26,7 +27,7 @@ type source struct {
 
 // readSource reads what is written for field i, at path.
 func readSource(e *entry, i int, written config.Scalar, path string, scope expr.Scope) (source, []*problem.Error) {
-	src, err := parseSource(written, &e.to.Columns[i], e.optional(i))
+	src, err := parseSource(written, &e.to.Columns[i], e.optional(i), scope.Roots)
 	target := &e.to.Columns[i]
 	switch {
 	case err != nil:
@@ -67,7 +68,7 @@ func (e *entry) expression(i int, p *expr.Program, mistakes []error) (bad []*pro
 
 // parseSource tells the forms apart: after an equals sign a constant, with
 // columns in braces a template, a plain name is a column, the rest an expression.
-func parseSource(written config.Scalar, target *change.Column, optional bool) (source, error) {
+func parseSource(written config.Scalar, target *change.Column, optional bool, roots []string) (source, error) {
 	s := written.Text
 	switch {
 	case written.Kind == config.NullScalar:
@@ -83,6 +84,9 @@ func parseSource(written config.Scalar, target *change.Column, optional bool) (s
 	case s == "":
 		return source{}, fmt.Errorf("a column, a template, a constant or an expression is missing")
 	case expr.Plain(s):
+		return source{cols: []string{s}}, nil
+	}
+	if root, name, dotted := strings.Cut(s, "."); dotted && expr.Plain(name) && slices.Contains(roots, root) {
 		return source{cols: []string{s}}, nil
 	}
 	if src, ok := template(s); ok {

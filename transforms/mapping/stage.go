@@ -18,6 +18,7 @@ import (
 	"github.com/tallywire/tallywire/internal/expr"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/transforms/join"
 )
 
 // Stage maps. It has no state, and is safe for concurrent use, unless it is to
@@ -28,6 +29,7 @@ type Stage struct {
 	env    *pipeline.Env
 	codes  codes.Lists
 	order  []*entry
+	looked []*entry // rules with lookups, which others apply
 	byFrom map[string][]*entry
 
 	mu    sync.Mutex // serialises compiling
@@ -49,6 +51,8 @@ type plan struct {
 	inKey bool
 	// gives: what a row gave is remembered, since its update may move it.
 	gives bool
+	waits int           // column that tells what a wide row waits for; −1: it is none
+	table *change.Table // of whose rows it keeps some
 }
 
 // From and To list the topics read and written.
@@ -114,9 +118,15 @@ func (s *Stage) compile(t *change.Table) (ps []*plan, bad []error) {
 
 // fit compiles one rule.
 func (s *Stage) fit(e *entry, t *change.Table) (*plan, []error) {
-	p := &plan{e: e, to: e.to, key: e.to.Key, keyCols: make([]bool, len(t.Columns)), inKey: true}
+	if e.rows != nil {
+		return s.fitRows(e, t)
+	}
+	p := &plan{e: e, to: e.to, key: e.to.Key, keyCols: make([]bool, len(t.Columns)), inKey: true, waits: -1}
 	var bad []error
 	scope := expr.Scope{Row: t, Codes: s.codes}
+	if e.look != nil {
+		p.waits, scope.Roots = t.Column(join.WaitsColumn), e.look.plan.Roots()
+	}
 	if e.each != "" {
 		l, mistakes := expr.List(e.each, scope)
 		bad = append(bad, told(ErrColumn, e.path+".each", mistakes)...)
@@ -152,6 +162,10 @@ func (s *Stage) fit(e *entry, t *change.Table) (*plan, []error) {
 		}
 	}
 	p.gives = s.given != nil && (e.claims || !p.inKey) && len(t.Key) > 0
+	if e.look != nil {
+		p.inKey, p.gives = false, s.given != nil
+		return p, nil // the key was held against that of the table already
+	}
 	// A key that does not hold that of the source could be handed from one row to
 	// another. The halves of that lie in different partitions, and when the delete
 	// comes last the record is lost (F5), unless they are claims. Rows without a
@@ -337,16 +351,10 @@ func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []ch
 	if c.New == nil {
 		return nil, ErrNull.New("a change of %s without a row", c.Table.Topic)
 	}
-	in, err := p.holds(b, c, c.New, sc)
-	if err != nil {
-		return nil, err
-	}
-	var row []change.Value
-	if in {
-		row, err = p.row(b, c, sc)
-	} else {
-		if row, err = p.gone(b, c, c.New, sc); sc.knows(err) {
-			err = nil
+	row, in, err := p.make(b, c, sc)
+	if err == nil && !in {
+		if row, err = p.gone(b, c, c.New, sc); sc.knows(err) || p.waitsFor(c.New) && sc.known {
+			err = nil // what it gave is remembered
 		}
 	}
 	if err != nil {
@@ -567,7 +575,7 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 		if !sent(c, from, col) {
 			return change.Value{}, p.unchanged(c, i, "column "+c.Table.Columns[col].Name)
 		}
-		null = null || from[col].IsNull()
+		null = null || from[col].IsNull() && f.kind != packed
 	}
 	var computedValue change.Value
 	if f.kind == computed {
@@ -601,6 +609,15 @@ func (p *plan) value(b *change.Batch, c *change.Change, i int, from []change.Val
 		sc.text = b.AppendText(sc.text[:0], v)
 	case asText:
 		sc.text = f.append(sc.text[:0], b, from[f.col])
+	case keyText:
+		parts := make([]change.Value, len(f.cols))
+		for j, col := range f.cols {
+			parts[j] = from[col]
+		}
+		sc.text = change.AppendParts(sc.text[:0], b, parts...)
+	case packed:
+		sc.text = join.AppendRow(sc.text[:0], b, p.table, from, f.cols)
+		return b.Span(change.Bytes, sc.text), nil
 	case texts:
 		sc.text = append(sc.text[:0], f.between[0]...)
 		for j, col := range f.cols {

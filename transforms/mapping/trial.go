@@ -35,6 +35,9 @@ type Rejection struct {
 // NewTrial makes one, and takes the stage over; all are the contracts that it was
 // made with.
 func NewTrial(s *Stage, all avro.Catalogue) (*Trial, error) {
+	if err := s.noLookups("a trial of rules"); err != nil {
+		return nil, err
+	}
 	log := slog.New(slog.DiscardHandler)
 	t := &Trial{stage: s, tables: []*state.Table{s.Remember(nil, log)}, encoders: map[*change.Table]*avro.Encoder{}}
 	for _, e := range s.order {

@@ -11,8 +11,13 @@ def project(identifier, name, parent = nil)
   p
 end
 
+# The first custom field is number 1, as the example says.
+customer = ProjectCustomField.create!(name: "Customer", field_format: "string", is_filter: true)
 works = project("harbour", "Harbour “wall”")
 jobs = [works, project("harbour-east", "East arm", works), project("mill", "Old mill; 50 %"), project("ring-road", "Ring road")]
+
+works.update!(custom_field_values: {customer.id => "Harbour Board"})
+jobs[2].update!(custom_field_values: {customer.id => "Meadow Ltd"})
 
 people = [["ada", "Ada", "Birch"], ["bo", "Bo", "O'Cedar"], ["cy", "Cy", "Dâle"], ["di", "Di", "Elm"], ["ed", "Ed", "Fir"]].map do |login, first, last|
   u = User.new(firstname: first, lastname: last, mail: "#{login}@example.com", language: "en")

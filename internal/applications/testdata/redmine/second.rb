@@ -21,7 +21,8 @@ User.find_by_login("ed").destroy!
 ada = User.find_by_login("ada")
 ada.update!(lastname: "Birch-Ash")
 
-mill.update!(name: "New mill")
+mill.update!(name: "New mill", custom_field_values: {1 => "Crane & Sons"})
+ada.email_address.update!(address: "ada.birch-ash@example.com")
 mill.close
 road.archive
 late = Project.new(identifier: "quay", name: "Quay")
