@@ -9,9 +9,12 @@ import (
 	"io"
 	"strings"
 
+	goredis "github.com/redis/go-redis/v9"
 	"github.com/spf13/cobra"
 
 	"github.com/tallywire/tallywire/internal/cases"
+	"github.com/tallywire/tallywire/internal/embedded"
+	"github.com/tallywire/tallywire/internal/redis"
 	"github.com/tallywire/tallywire/internal/rules"
 )
 
@@ -30,7 +33,9 @@ wherever the configuration lies, in CI too. A file:
             a type of an extension is written as text
   replica_identity   default or full: what the source sends of old rows
   defaults  what columns hold that a row does not name; else they are null
-  rows      op: create (the default), update, delete, read. row: the row. old: of
+  tables    of rows that are looked up, by topic, each with columns, key, defaults
+            and replica_identity: {psa.public.project: {key: [id], columns: {…}}}
+  rows      topic: one of tables, else that of the file. op: create (the default), update, delete, read. row: the row. old: of
             an update what was different before. unsent: large columns that an
             update left as they were and that were not sent. committed: when, at
             the source; else 2026-01-01T00:00:00Z
@@ -67,6 +72,8 @@ func (a *app) mappingTest(ctx context.Context, args []string, update bool) error
 		Differences []cases.Difference `json:"differences"`
 		Written     []cases.Written    `json:"written,omitempty"`
 	}{Files: len(files), Differences: []cases.Difference{}}
+	var looking lookingUp
+	defer looking.close()
 	var errs []error
 	for _, file := range files {
 		c, err := cases.Load(file, r)
@@ -75,7 +82,7 @@ func (a *app) mappingTest(ctx context.Context, args []string, update bool) error
 			continue
 		}
 		res.Cases += c.Len()
-		outs, err := c.Run(ctx)
+		outs, err := c.Run(ctx, looking.open)
 		if err != nil {
 			errs = append(errs, r.Place(err))
 			continue
@@ -150,4 +157,31 @@ func shownText(s *string) string {
 		return fmt.Sprintf("%q", *s)
 	}
 	return *s
+}
+
+// lookingUp is a Redis in memory, for rules that look rows up; it is started when it is
+// first asked for.
+type lookingUp struct {
+	server *embedded.MiniRedis
+	rdb    *goredis.Client
+}
+
+func (l *lookingUp) open(ctx context.Context) (_ *goredis.Client, err error) {
+	if l.rdb != nil {
+		return l.rdb, nil
+	}
+	if l.server, err = embedded.StartMiniRedis("127.0.0.1:0"); err != nil {
+		return nil, err
+	}
+	l.rdb, err = redis.Open(ctx, l.server.Addr())
+	return l.rdb, err
+}
+
+func (l *lookingUp) close() {
+	if l.rdb != nil {
+		_ = l.rdb.Close()
+	}
+	if l.server != nil {
+		_ = l.server.Close()
+	}
 }

@@ -3,6 +3,7 @@
 package cases
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
@@ -37,7 +40,24 @@ type caseFile struct {
 	Key       []string                 `yaml:"key"`
 	Identity  string                   `yaml:"replica_identity"`
 	Defaults  map[string]config.Scalar `yaml:"defaults"`
+	Tables    map[string]caseTable     `yaml:"tables"` // by topic, those of rows that are looked up
 	Cases     []mappingCase            `yaml:"cases"`
+}
+
+// caseTable is a table whose rows stand in cases.
+type caseTable struct {
+	Columns  map[string]string        `yaml:"columns"`
+	Key      []string                 `yaml:"key"`
+	Identity string                   `yaml:"replica_identity"`
+	Defaults map[string]config.Scalar `yaml:"defaults"`
+}
+
+// tableOf is a table as its rows are read.
+type tableOf struct {
+	form  caseTable
+	path  string // before the keys of form
+	table *change.Table
+	types []pgoutput.Named // of its columns
 }
 
 type mappingCase struct {
@@ -49,6 +69,7 @@ type mappingCase struct {
 
 // caseRow is one change of the source's table.
 type caseRow struct {
+	Topic  string                   `yaml:"topic"` // one of tables; "": that of the file
 	Op     string                   `yaml:"op"`
 	Row    map[string]config.Scalar `yaml:"row"`
 	Old    map[string]config.Scalar `yaml:"old"`
@@ -97,14 +118,14 @@ type File struct {
 	form  caseFile
 	stage *mapping.Stage
 	all   avro.Catalogue
-	table *change.Table
-	types []pgoutput.Named // of the table's columns
+	of    map[string]*tableOf // by topic
+	open  func(context.Context) (*redis.Client, error)
 	bad   []error
 }
 
 // read reads a file. The error joins all that is wrong with it.
 func read(file string, text []byte, r *rules.Book) (*File, error) {
-	c := &File{file: file, text: text, all: r.Contracts, form: caseFile{Identity: "default"}}
+	c := &File{file: file, text: text, all: r.Contracts, of: map[string]*tableOf{}}
 	var err error
 	if c.doc, err = config.ReadDocument(file, text, &c.form); err != nil {
 		return nil, err
@@ -115,7 +136,11 @@ func read(file string, text []byte, r *rules.Book) (*File, error) {
 		}
 		return nil, err
 	}
-	c.checkTable()
+	f := &c.form
+	c.checkTable(f.Topic, &tableOf{form: caseTable{f.Columns, f.Key, f.Identity, f.Defaults}}, "topic")
+	for _, topic := range slices.Sorted(maps.Keys(f.Tables)) {
+		c.checkTable(topic, &tableOf{form: f.Tables[topic], path: "tables." + topic + "."}, "tables."+topic)
+	}
 	if len(c.bad) == 0 {
 		for i := range c.form.Cases {
 			c.checkCase(i)
@@ -145,27 +170,31 @@ func (c *File) unknown(path, what, name string, names []string) {
 	}
 }
 
-// checkTable makes the table of the rows.
-func (c *File) checkTable() {
-	f := &c.form
-	if !slices.Contains(c.stage.From(), f.Topic) {
-		c.unknown("topic", "the transform reads no topic %q", f.Topic, c.stage.From())
+// checkTable makes the table of a topic's rows, which is named at path.
+func (c *File) checkTable(topic string, of *tableOf, path string) {
+	f := &of.form
+	c.of[topic] = of
+	if !slices.Contains(c.stage.From(), topic) {
+		c.unknown(path, "the transform reads no topic %q", topic, c.stage.From())
+	}
+	if f.Identity == "" {
+		f.Identity = "default"
 	}
 	if f.Identity != "default" && f.Identity != "full" {
-		c.fail("replica_identity", "%q is neither default nor full", f.Identity)
+		c.fail(of.path+"replica_identity", "%q is neither default nor full", f.Identity)
 	}
-	parts := strings.SplitN(f.Topic, ".", 3)
-	t := &change.Table{Source: parts[0], Topic: f.Topic, Name: f.Topic, OldFull: f.Identity == "full"}
+	parts := strings.SplitN(topic, ".", 3)
+	t := &change.Table{Source: parts[0], Topic: topic, Name: topic, OldFull: f.Identity == "full"}
 	if len(parts) == 3 {
 		t.Schema, t.Name = parts[1], parts[2]
 	}
 	if len(f.Columns) == 0 {
-		_ = c.mistake("columns", "no columns are named").WithRemedy("Name those of the table with their types: columns: {id: bigint, name: text}.")
+		_ = c.mistake(of.path+"columns", "no columns are named").WithRemedy("Name those of the table with their types: columns: {id: bigint, name: text}.")
 	}
 	for _, name := range slices.Sorted(maps.Keys(f.Columns)) {
 		n, ok := pgoutput.NamedType(f.Columns[name])
 		if !ok {
-			e := c.mistake("columns."+name, "column %s: %q is no type that is built in", name, f.Columns[name])
+			e := c.mistake(of.path+"columns."+name, "column %s: %q is no type that is built in", name, f.Columns[name])
 			base, _, _ := strings.Cut(f.Columns[name], "(")
 			if near := config.Nearest(base, pgoutput.TypeNames()); near != "" {
 				e.Text += fmt.Sprintf("; did you mean %q?", near)
@@ -180,27 +209,27 @@ func (c *File) checkTable() {
 		col := n.Column
 		col.Name, col.Nullable = name, !slices.Contains(f.Key, name)
 		t.Columns = append(t.Columns, col)
-		c.types = append(c.types, n)
+		of.types = append(of.types, n)
 	}
-	c.table = t.Index()
+	of.table = t.Index()
 	if len(c.bad) == 0 {
 		b := change.Get()
-		c.values(b, f.Defaults, "defaults")
+		c.values(b, of, f.Defaults, of.path+"defaults")
 		b.Release()
 	}
 	if len(f.Key) == 0 {
-		_ = c.mistake("key", "the table's key is missing").WithRemedy("Name its columns: key: [id].")
+		_ = c.mistake(of.path+"key", "the table's key is missing").WithRemedy("Name its columns: key: [id].")
 	}
 	for i, k := range f.Key {
 		if at := t.Column(k); at >= 0 {
 			t.Key = append(t.Key, at)
 		} else if f.Columns[k] == "" {
-			c.unknown(fmt.Sprintf("key[%d]", i), "there is no column %q", k, c.columns())
+			c.unknown(fmt.Sprintf("%skey[%d]", of.path, i), "there is no column %q", k, of.columns())
 		}
 	}
 }
 
-func (c *File) columns() []string { return slices.Sorted(maps.Keys(c.form.Columns)) }
+func (t *tableOf) columns() []string { return slices.Sorted(maps.Keys(t.form.Columns)) }
 
 // checkCase looks at all that one case names.
 func (c *File) checkCase(i int) {
@@ -282,6 +311,15 @@ func names(t *change.Table) []string {
 
 // row appends one change as Postgres would send it.
 func (c *File) row(b *change.Batch, r *caseRow, path string) {
+	topic := r.Topic
+	if topic == "" {
+		topic = c.form.Topic
+	}
+	of := c.of[topic]
+	if of == nil {
+		c.unknown(path+".topic", "there is no table of topic %q", topic, slices.Collect(maps.Keys(c.of)))
+		return
+	}
 	op, ok := caseOps[r.Op]
 	switch {
 	case r.Op == "":
@@ -302,20 +340,20 @@ func (c *File) row(b *change.Batch, r *caseRow, path string) {
 	if row == nil {
 		_ = c.mistake(path, "a row is missing").WithRemedy("Write its columns: row: {id: 17}.")
 	}
-	now, old := c.withDefaults(b, row, path+".row"), c.values(b, r.Old, path+".old")
+	now, old := c.withDefaults(b, of, row, path+".row"), c.values(b, of, r.Old, path+".old")
 	if op != change.Update && len(r.Unsent) > 0 {
 		c.fail(path+".unsent", "only an update leaves columns out")
 	}
 	unsent := map[int]bool{}
 	for i, name := range r.Unsent {
-		at := c.table.Column(name)
+		at := of.table.Column(name)
 		if at < 0 {
-			c.unknown(fmt.Sprintf("%s.unsent[%d]", path, i), "there is no column %q", name, c.columns())
+			c.unknown(fmt.Sprintf("%s.unsent[%d]", path, i), "there is no column %q", name, of.columns())
 			continue
 		}
 		unsent[at] = true
 	}
-	d := b.Append(c.table, op)
+	d := b.Append(of.table, op)
 	d.Time = committed
 	if r.Committed.Text != "" {
 		at, err := time.Parse(time.RFC3339, r.Committed.Text)
@@ -327,25 +365,25 @@ func (c *File) row(b *change.Batch, r *caseRow, path string) {
 	switch op {
 	case change.Delete:
 		d.Old = now
-		if !c.table.OldFull {
-			c.keyOnly(d.Old)
+		if !of.table.OldFull {
+			of.keyOnly(d.Old)
 		}
 	case change.Update:
 		d.New = now
 		moved := false
 		for i := range old {
-			_, differs := r.Old[c.table.Columns[i].Name]
+			_, differs := r.Old[of.table.Columns[i].Name]
 			if !differs {
 				old[i] = now[i]
 			}
-			moved = moved || differs && slices.Contains(c.table.Key, i)
+			moved = moved || differs && slices.Contains(of.table.Key, i)
 		}
 		switch {
-		case c.table.OldFull:
+		case of.table.OldFull:
 			d.Old = old
 		case moved:
 			d.Old = old
-			c.keyOnly(d.Old)
+			of.keyOnly(d.Old)
 		}
 	default:
 		d.New = now
@@ -359,19 +397,19 @@ func (c *File) row(b *change.Batch, r *caseRow, path string) {
 }
 
 // keyOnly leaves of an old row what REPLICA IDENTITY DEFAULT sends.
-func (c *File) keyOnly(row []change.Value) {
+func (t *tableOf) keyOnly(row []change.Value) {
 	for i := range row {
-		if !slices.Contains(c.table.Key, i) {
+		if !slices.Contains(t.table.Key, i) {
 			row[i] = change.UnchangedValue()
 		}
 	}
 }
 
 // withDefaults are the values of a row; what is not written is that of defaults.
-func (c *File) withDefaults(b *change.Batch, row map[string]config.Scalar, path string) []change.Value {
-	out := c.values(b, row, path)
-	for at, v := range c.values(b, c.form.Defaults, "defaults") {
-		if _, written := row[c.table.Columns[at].Name]; !written {
+func (c *File) withDefaults(b *change.Batch, of *tableOf, row map[string]config.Scalar, path string) []change.Value {
+	out := c.values(b, of, row, path)
+	for at, v := range c.values(b, of, of.form.Defaults, of.path+"defaults") {
+		if _, written := row[of.table.Columns[at].Name]; !written {
 			out[at] = v
 		}
 	}
@@ -379,18 +417,18 @@ func (c *File) withDefaults(b *change.Batch, row map[string]config.Scalar, path 
 }
 
 // values are those of a row; what is not written is null.
-func (c *File) values(b *change.Batch, row map[string]config.Scalar, path string) []change.Value {
-	out := b.Row(len(c.table.Columns))
+func (c *File) values(b *change.Batch, of *tableOf, row map[string]config.Scalar, path string) []change.Value {
+	out := b.Row(len(of.table.Columns))
 	for _, name := range slices.Sorted(maps.Keys(row)) {
-		at := c.table.Column(name)
+		at := of.table.Column(name)
 		if at < 0 {
-			c.unknown(path+"."+name, "there is no column %q", name, c.columns())
+			c.unknown(path+"."+name, "there is no column %q", name, of.columns())
 			continue
 		}
 		if row[name].Kind == config.NullScalar {
 			continue
 		}
-		v, err := c.types[at].Value(b, row[name].Text)
+		v, err := of.types[at].Value(b, row[name].Text)
 		if err != nil {
 			c.fail(path+"."+name, "column %s: %w", name, err)
 			continue

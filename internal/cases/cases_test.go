@@ -81,7 +81,7 @@ func tested(t *testing.T, config, file string, update bool) (ds []Difference, w 
 	if err != nil {
 		return nil, nil, err
 	}
-	outs, err := f.Run(t.Context())
+	outs, err := f.Run(t.Context(), nil)
 	if err != nil {
 		return nil, nil, book.Place(err)
 	}
@@ -200,6 +200,8 @@ func TestCasesWithMistakes(t *testing.T) {
 		{"value", "id: 18, status: 9", "id: 18, status: open", `line.test.yml:14:35: cases[1].rows[0].row.status: column status: "open" is no integer`},
 		{"default", "spent_on: 2026-03-31", "spent_on: yesterday", `defaults.spent_on: column spent_on: "yesterday" is no date, such as 2026-03-31`},
 		{"op", "op: update, row: {id: 17}", "op: updated, row: {id: 17}", `a row has no op "updated"; did you mean "update"?`},
+		{"table of a row", "op: update, row: {id: 17}", "topic: psa.public.lines, row: {id: 17}", `there is no table of topic "psa.public.lines"; did you mean "psa.public.line"?`},
+		{"another table", "defaults: ", "tables: {psa.public.other: {key: [id], columns: {id: bigint}}}\ndefaults: ", `tables.psa.public.other: the transform reads no topic "psa.public.other"`},
 		{"unsent", "unsent: [note]", "unsent: [notes]", `there is no column "notes"; did you mean "note"?`},
 		{"field", "billable: true, created", "bilable: true, created", `line.test.yml:12:115: cases[0].records[0].fields.bilable: the contract of ps.time_entry has no field "bilable"; did you mean "billable"?`},
 		{"value of a field", `hours: "0.34"`, "hours: much", `field hours of ps.time_entry: "much" is no numeric(10,6)`},

@@ -8,7 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -93,13 +96,21 @@ func Find(configFile string, args []string) (files []string, err error) {
 func (c *File) Len() int { return len(c.form.Cases) }
 
 // Run gives the outcome of each case. An error is one of the rules against the
-// table.
-func (c *File) Run(ctx context.Context) ([]Outcome, error) {
+// table. open gives an empty Redis, for rules with lookups; it is asked once at most.
+func (c *File) Run(ctx context.Context, open func(context.Context) (*redis.Client, error)) ([]Outcome, error) {
+	c.open = open
 	trial, err := mapping.NewTrial(c.stage, c.all)
 	if err != nil {
 		return nil, err
 	}
-	outs := make([]Outcome, len(c.form.Cases))
+	if _, looks := c.stage.Looks(); looks {
+		rdb, err := open(ctx)
+		if err != nil {
+			return nil, err
+		}
+		trial.Use(rdb)
+	}
+	outs, fills := make([]Outcome, len(c.form.Cases)), c.stage.Fills(c.form.Topic)
 	for i := range c.form.Cases {
 		trial.Forget()
 		in := change.Get()
@@ -111,7 +122,9 @@ func (c *File) Run(ctx context.Context) ([]Outcome, error) {
 			return nil, err
 		}
 		for j := range b.Changes {
-			outs[i].records = append(outs[i].records, recordOf(b, &b.Changes[j]))
+			if slices.Contains(fills, b.Changes[j].Table.Topic) { // not what the rows of other tables give
+				outs[i].records = append(outs[i].records, recordOf(b, &b.Changes[j]))
+			}
 		}
 		b.Release()
 		for _, r := range rejected {

@@ -57,7 +57,7 @@ func (c *File) Update(ctx context.Context, r *rules.Book, outs []Outcome, ds []D
 	if err != nil {
 		return nil, fmt.Errorf("BUG: what --update would write cannot be read: %w", err)
 	}
-	outs, err = again.Run(ctx)
+	outs, err = again.Run(ctx, c.open)
 	if err != nil {
 		return nil, err
 	}

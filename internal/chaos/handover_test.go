@@ -29,8 +29,8 @@ type shop struct {
 	// compared are queries of two columns, key and value: at the source, and of the
 	// warehouse.
 	compared []compared
-	// seen is a query of the warehouse that is true where what is compared was met at
-	// all; "": it goes without saying.
+	// seen is a query of the warehouse that is true after the load, where what is compared
+	// is there at all; "": it goes without saying.
 	seen string
 }
 
@@ -120,6 +120,12 @@ func chaosProcesses(t *testing.T, f shop, more int) {
 
 	s.start()
 	s.until(patience, "the load", same)
+	if f.seen != "" {
+		var seen bool
+		if err := s.warehouse.QueryRow(t.Context(), f.seen).Scan(&seen); err != nil || !seen {
+			t.Errorf("what this is about is not there (%v): %s", err, f.seen)
+		}
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	var busy sync.WaitGroup
 	for i := range 2 {
@@ -158,12 +164,6 @@ func chaosProcesses(t *testing.T, f shop, more int) {
 	stop()
 	busy.Wait()
 	s.until(patience, "the warehouse to have what the tables have", same)
-	if f.seen != "" {
-		var seen bool
-		if err := s.warehouse.QueryRow(t.Context(), f.seen).Scan(&seen); err != nil || !seen {
-			t.Errorf("it was not met what this is about (%v): %s", err, f.seen)
-		}
-	}
 	if n := strings.Count(s.tail(), "TW-MAP-"); n > 0 {
 		t.Errorf("rows were parked:\n%s", s.tail())
 	}

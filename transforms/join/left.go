@@ -46,14 +46,19 @@ func (l *Left) take(in *change.Batch) (*leftWork, error) {
 		if c.Table.Topic != l.plan.left.topic {
 			continue
 		}
-		w.last[w.keys[i]] = i
 		if c.Op == change.Delete {
+			w.last[w.keys[i]] = i
 			continue
 		}
 		var err error
 		if w.rows[i], err = l.plan.left.take(in, c, &l.cols); err != nil {
 			return nil, err
 		}
+		if w.rows[i].vals == nil {
+			c.Op = dropped
+			continue
+		}
+		w.last[w.keys[i]] = i
 	}
 	return w, nil
 }
@@ -187,7 +192,7 @@ func (l *Left) items(w *leftWork) (items []*item, own []int32) {
 	seen := map[int32]bool{}
 	for i := range w.in.Changes {
 		c := &w.in.Changes[i]
-		if c.Op == change.Delete && !w.refresh(i, l.plan.left.topic) {
+		if (c.Op == change.Delete || c.Op == dropped) && !w.refresh(i, l.plan.left.topic) {
 			continue
 		}
 		it := &store[i]
@@ -232,7 +237,7 @@ func (l *Left) emit(find *lookup, w *leftWork, items []*item, out pipeline.Outle
 	for i := range in.Changes {
 		c := &in.Changes[i]
 		switch {
-		case done[i]:
+		case done[i], c.Op == dropped:
 		case w.refresh(i, p.left.topic):
 			c.Op = dropped // its row is evaluated in this batch already
 		case p.joined != nil:

@@ -87,6 +87,10 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 			if rows[i], err = r.plan.sides[s].take(in, c, &r.cols[s]); err != nil {
 				return nil, err
 			}
+			if rows[i].vals == nil {
+				sides[i] = -1
+				continue
+			}
 			if err := r.grouped(in, s, rows[i], keys[i]); err != nil {
 				reject(c, err)
 				sides[i] = -1

@@ -123,6 +123,7 @@ func AppendRow(dst []byte, b *change.Batch, t *change.Table, row []change.Value,
 // header is what the head of such a record says, for a side.
 type header struct {
 	n     int   // columns of the record
+	short bool  // it lacks one that is used: it was written before that was
 	at    []int // per column of the side, that of the record; −1: it has none
 	shape *shape
 }
@@ -160,9 +161,7 @@ func (x *headers) of(s *side, head []byte) (*header, error) {
 		p = after
 	}
 	for i, at := range h.at {
-		if at < 0 && !s.may[s.cols[i]] {
-			return nil, ErrColumns.New("a record of %s has no column %s", s.topic, s.cols[i])
-		}
+		h.short = h.short || at < 0 && !s.may[s.cols[i]]
 	}
 	if h.shape = s.shapes.of(s.cols, slices.Concat(kinds...)); h.shape == nil {
 		return nil, errRow(s)
@@ -176,7 +175,9 @@ func (x *headers) of(s *side, head []byte) (*header, error) {
 
 func errRow(s *side) error { return ErrRow.New("a record of %s", s.topic) }
 
-// take reads the row of a record, which is no delete, into the memory of b.
+// take reads the row of a record, which is no delete, into the memory of b. Without
+// values: it was written before all its columns were used, and will be written anew
+// (a mapping makes sure of that).
 func (s *side) take(b *change.Batch, c *change.Change, by *columns) (keptRow, error) {
 	if s.raw == "" {
 		cols, err := by.of(c.Table, s)
@@ -194,7 +195,7 @@ func (s *side) take(b *change.Batch, c *change.Change, by *columns) (keptRow, er
 		return keptRow{}, errRow(s)
 	}
 	h, err := s.headers.of(s, p[size:size+int(n)])
-	if err != nil {
+	if err != nil || h.short {
 		return keptRow{}, err
 	}
 	all, ok := state.ReadRow(b, string(p[size+int(n):]), h.n)

@@ -94,6 +94,23 @@ func (p *Plan) Raws() []Raw {
 	return out
 }
 
+// Field is that of a contract which a rule reads as "NAME" of its row or
+// "LOOKUP.NAME"; false: it is a source's.
+func (p *Plan) Field(name string, all avro.Catalogue) (avro.Field, bool) {
+	s, col := p.p.left, name
+	if root, rest, dotted := strings.Cut(name, "."); dotted {
+		r := p.p.ref(root)
+		if r == nil {
+			return avro.Field{}, false
+		}
+		s, col = p.p.sides[r.side], rest
+	}
+	if s.raw != "" {
+		return avro.Field{}, false
+	}
+	return all[s.topic].Field(col)
+}
+
 // Topics are those that the lookups read, each once.
 func (p *Plan) Topics() []string {
 	var out []string

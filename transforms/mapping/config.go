@@ -60,6 +60,9 @@ var (
 	ErrUnseen = problem.Define("TW-MAP-CLAIMS-UNSEEN", problem.Halt,
 		"Rules began to claim keys in the midst of a topic: which keys the rows before have is not known.",
 		"Have the transform read its topics from the start: tallywire replay TRANSFORM --yes, or go over to the rules by tallywire mapping switch.")
+	ErrRowsUnseen = problem.Define("TW-MAP-ROWS-UNSEEN", problem.Halt,
+		"Lookups began to use a table's rows, or another column of them, in the midst of its topic: what the rows before have is not kept.",
+		"Have the transform read its topics from the start: tallywire replay TRANSFORM --yes. What is looked up comes with it; until then rows wait for it.")
 	ErrTruncate = problem.Define("TW-MAP-TRUNCATE", problem.Reject,
 		"A table was truncated whose rows claim keys: what each of them gave cannot be listed.",
 		"Delete the rows one by one where they were truncated (DELETE FROM … in place of TRUNCATE). Where that is too late: have the rules fill a topic with another name, which begins with what the table has now; then discard this case.")

@@ -15,6 +15,9 @@ import (
 // Doctor implements pipeline.Doctor: it holds each mapping against the table
 // that its topic is filled from.
 func (s *Stage) Doctor(ctx context.Context) []pipeline.Finding {
+	if s.inner {
+		return nil // the stage before the lookups says it
+	}
 	fs := s.doctorLookups(ctx)
 	for _, e := range s.order {
 		what := fmt.Sprintf("%s fills %s", e.from, e.to.Topic)

@@ -92,3 +92,63 @@ func TestDoctor(t *testing.T) {
 		t.Errorf("advice %q has its updates fail", fs[0].Advice)
 	}
 }
+
+// If this failed, a column that a lookup names would be missed by the first row, which
+// halts all, or doctor would say that all is wrong where all is well.
+func TestDoctorOfLookups(t *testing.T) {
+	rules, all, raw := firm(t)
+	examine := func(edit func(*change.Table) *change.Table) (errs []string) {
+		env := &pipeline.Env{Contracts: all, Partitions: partitions, Tables: func(_ context.Context, topic string) (*change.Table, error) {
+			for _, table := range raw {
+				if table.Topic == topic {
+					return edit(table), nil
+				}
+			}
+			return nil, nil
+		}}
+		specs, err := mapping.Make(env, "m", func(into any) error {
+			*into.(*mapping.Config) = rules
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, spec := range specs {
+			for _, stage := range spec.Stages {
+				d, is := stage.(pipeline.Doctor)
+				if !is {
+					continue
+				}
+				for _, f := range d.Doctor(t.Context()) {
+					if f.Err != nil {
+						errs = append(errs, f.Err.Error())
+					}
+				}
+			}
+		}
+		return errs
+	}
+	if errs := examine(func(table *change.Table) *change.Table { return table }); len(errs) > 0 {
+		t.Errorf("all is well, and it says:\n%s", strings.Join(errs, "\n"))
+	}
+	errs := strings.Join(examine(func(table *change.Table) *change.Table {
+		c := *table
+		c.Columns = append([]change.Column(nil), table.Columns...)
+		switch table.Name {
+		case "task":
+			c.Columns[1].Name = "parent"
+		case "rate":
+			c.Columns[2].Kind, c.Columns[2].Type = change.String, "text"
+		case "mail":
+			c.Key = nil
+		case "person":
+			c.Columns[1].Kind, c.Columns[1].Type = change.Bytes, "bytea"
+		}
+		return c.Index()
+	}), "\n")
+	for _, want := range []string{`psa.public.task has no column "parent_id"`, "column valid_from of psa.public.rate is text, and in_force wants a date", "psa.public.mail has no primary key", "person"} {
+		if !strings.Contains(errs, want) {
+			t.Errorf("it does not say %q:\n%s", want, errs)
+		}
+	}
+}

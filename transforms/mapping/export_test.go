@@ -29,5 +29,7 @@ func Groups(env *pipeline.Env, name string, cfg Config, all avro.Catalogue, arou
 	if err != nil {
 		return nil, err
 	}
-	return m.groups(env, cfg.Dedupe, around), nil
+	specs := m.groups(env, cfg.Dedupe, around)
+	StartsAt(m, 0)
+	return specs, nil
 }

@@ -6,9 +6,11 @@ package mapping
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"github.com/redis/go-redis/v9"
 
@@ -29,9 +31,12 @@ type given struct {
 	read map[place]*stretch
 	// starts tells where a partition starts; nil: what is read is all there is.
 	starts func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
-	// all: what each row gave was remembered ever since.
-	all  bool
-	text []byte
+	// looks is the topic of the rows of a rule with lookups: what each gave was
+	// remembered ever since, and what of it; "": it has none.
+	looks  string
+	ranges []change.Range // of the batch
+	cols   map[*change.Table][]int
+	text   []byte
 }
 
 type place struct {
@@ -44,12 +49,13 @@ type stretch struct{ from, to int64 }
 // Remember has the stage keep what rows gave; the engine keeps the table that it
 // returns. Without it, a source has to send old rows.
 func (s *Stage) Remember(rdb *redis.Client, log *slog.Logger) *state.Table {
-	return s.remember(rdb, log, s.name)
+	return s.remember(rdb, log, s.name, "")
 }
 
-// remember is Remember, for the group of a name.
-func (s *Stage) remember(rdb *redis.Client, log *slog.Logger, group string) *state.Table {
-	g := &given{table: state.NewTable(rdb, log, group), all: group != s.name, outputs: map[string]*change.Table{}, read: map[place]*stretch{}}
+// remember is Remember, for the group of a name; looks is the topic of its rows, if its
+// rule has lookups.
+func (s *Stage) remember(rdb *redis.Client, log *slog.Logger, group, looks string) *state.Table {
+	g := &given{table: state.NewTable(rdb, log, group), looks: looks, outputs: map[string]*change.Table{}, read: map[place]*stretch{}}
 	for _, e := range s.order {
 		g.outputs[e.to.Topic] = e.to
 	}
@@ -81,6 +87,7 @@ func remembers(ps []*plan) bool {
 
 // fetch reads what the rows of a batch gave, of those whose rules need it.
 func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
+	g.ranges = in.Ranges
 	for _, r := range in.Ranges {
 		at := from(r.Topic, r.Partition)
 		if l := g.read[at]; l == nil || r.From < l.from || r.From > l.to {
@@ -92,7 +99,7 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 	var want map[int32][]string
 	var begun map[place]bool
 	var last *change.Table
-	needed := false
+	needed, keeps := false, false
 	for i := range in.Changes {
 		c := &in.Changes[i]
 		if c.Table != last {
@@ -100,9 +107,9 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 			if err != nil {
 				return nil //nolint:nilerr // it is told in its turn
 			}
-			last, needed = c.Table, remembers(ps)
+			last, needed, keeps = c.Table, remembers(ps), rowsKept(ps) != nil
 		}
-		if !needed || c.Row() == nil {
+		if !needed && !keeps || c.Row() == nil {
 			continue
 		}
 		if want == nil {
@@ -110,10 +117,12 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 		}
 		p := c.Coord.Partition
 		if at := from(c.Coord.Topic, p); !begun[at] {
-			want[p] = append(want[p], sinceKey(c.Table.Topic), seenKey(c.Table.Topic))
+			want[p] = append(want[p], sinceKey(c.Table.Topic), seenKey(c.Table.Topic), rowsKey(c.Table.Topic))
 			begun[at] = true
 		}
-		want[p] = append(want[p], g.key(in, c))
+		if needed {
+			want[p] = append(want[p], g.key(in, c))
+		}
 	}
 	if want == nil {
 		return nil
@@ -126,7 +135,7 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 	}
 	for p, keys := range want {
 		for _, k := range keys {
-			if v := g.table.Get(p, k); v != nil && (len(v) == 0 || v[0] != givenForm) {
+			if v := g.table.Get(p, k); v != nil && (len(v) == 0 || v[0] != givenForm && v[0] != summedForm) {
 				return state.ErrForm.New("what a row gave is written in form %x in partition %d of topic %s", v[:min(len(v), 1)], p, g.table.Topic().Name)
 			}
 		}
@@ -134,8 +143,12 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 	return nil
 }
 
-// givenForm begins each value: the form of the rest.
-const givenForm = 1
+// Each value begins with the form of the rest: the keys of what a row gave, or each of
+// them with a sum of its record.
+const (
+	givenForm  = 1
+	summedForm = 2
+)
 
 // key is that of what a row gave: its topic and its own key.
 func (g *given) key(b *change.Batch, c *change.Change) string {
@@ -144,10 +157,12 @@ func (g *given) key(b *change.Batch, c *change.Change) string {
 	return string(g.text)
 }
 
-// seen makes sure that the claims of all rows are known that Kafka has: a key that
-// an unseen row has would be deleted when another gives it up.
+// seen makes sure that the claims of all rows are known that Kafka has, since a key
+// that an unseen row has would be deleted when another gives it up; and that all rows
+// are kept that are looked up, with what is used of them, since whoever names one that
+// is not would wait for ever.
 func (g *given) seen(ctx context.Context, s *Stage, in *change.Batch) error {
-	if g.starts == nil || len(g.claims) == 0 {
+	if g.starts == nil {
 		return nil
 	}
 	var last change.Coord
@@ -158,22 +173,69 @@ func (g *given) seen(ctx context.Context, s *Stage, in *change.Batch) error {
 		}
 		last = c.Coord
 		ps, err := s.of(c.Table)
-		if err != nil || !slices.ContainsFunc(ps, func(p *plan) bool { return p.e.claims }) || g.table.Get(last.Partition, seenKey(c.Table.Topic)) != nil {
+		if err != nil {
 			continue //nolint:nilerr // it is told in its turn
+		}
+		claims := slices.ContainsFunc(ps, func(p *plan) bool { return p.e.claims }) && g.table.Get(last.Partition, seenKey(c.Table.Topic)) == nil
+		rows := rowsKept(ps)
+		var more []string
+		if rows != nil { // else it was not fetched
+			if more = notKept(g.table.Get(last.Partition, rowsKey(c.Table.Topic)), rows); len(more) == 0 {
+				rows = nil
+			}
+		}
+		if !claims && rows == nil {
+			continue
 		}
 		start, err := g.starts(ctx, last.Topic, last.Partition)
 		if err != nil {
 			return err
 		}
-		if l := g.read[from(last.Topic, last.Partition)]; l == nil || l.from > start {
+		l := g.read[from(last.Topic, last.Partition)]
+		late := l == nil || l.from > start
+		switch {
+		case late && claims:
 			return ErrUnseen.New("partition %d of topic %s starts at offset %d, which transform %s had passed when its rules began to claim keys", last.Partition, c.Table.Topic, start, s.name)
+		case late:
+			return ErrRowsUnseen.New("partition %d of topic %s starts at offset %d, which transform %s had passed when lookups began to use %s of its rows", last.Partition, c.Table.Topic, start, s.name, strings.Join(more, ", "))
 		}
-		if err := g.table.Put(last.Partition, seenKey(c.Table.Topic), []byte{givenForm}); err != nil {
-			return err
+		if claims {
+			if err := g.table.Put(last.Partition, seenKey(c.Table.Topic), []byte{givenForm}); err != nil {
+				return err
+			}
+		}
+		if rows != nil {
+			if err := g.table.Put(last.Partition, rowsKey(c.Table.Topic), append([]byte{givenForm}, strings.Join(rows, "\x00")...)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
+
+// rowsKept are the columns that lookups need of the rows of a topic; nil: none is
+// kept.
+func rowsKept(ps []*plan) []string {
+	for _, p := range ps {
+		if p.e.rows != nil {
+			return p.e.rows.needed
+		}
+	}
+	return nil
+}
+
+// notKept are those of the columns that have not been kept since the topic's start, by
+// what was noted of it; a row without columns counts as one, its key.
+func notKept(noted []byte, names []string) []string {
+	if noted == nil {
+		return append([]string{"the keys"}, names...)
+	}
+	had := strings.Split(string(noted[1:]), "\x00")
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(had, name) })
+}
+
+// rowsKey is that of which columns of a raw topic's rows were kept from its start on.
+func rowsKey(topic string) string { return "k" + topic }
 
 // seenKey is that of a raw topic's partition of which all claims are known.
 func seenKey(topic string) string { return "c" + topic }
@@ -185,7 +247,7 @@ func sinceKey(topic string) string { return "s" + topic }
 // whole says whether a row of which nothing is remembered gave nothing: all
 // records of its partition were seen.
 func (g *given) whole(c *change.Change) (bool, error) {
-	if g.all {
+	if g.looks != "" {
 		return true, nil
 	}
 	since := int64(-1)
@@ -222,6 +284,11 @@ func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change
 	// Together, deletes first, and never of a key that is given now (F5).
 	told := map[string]bool{}
 	now := []byte{givenForm}
+	var sums map[string]string
+	if g.looks != "" {
+		now[0], sums = summedForm, g.sums(before)
+	}
+	given := rows[:0:0]
 	for i := range rows {
 		d := &rows[i]
 		if d.Op == change.Delete {
@@ -229,7 +296,17 @@ func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change
 		}
 		if k := g.canonical(b, d.Table, d.New); !told[k] {
 			told[k] = true
+			n := len(now)
 			now = appendGiven(now, b, d.Table, d.New)
+			if g.looks == "" {
+				given = append(given, *d)
+				continue
+			}
+			sum := g.sum(b, d)
+			if sums[string(now[n:])] != sum || !g.again(c) {
+				given = append(given, *d)
+			}
+			now = append(now, sum...)
 			continue
 		}
 		for _, p := range ps {
@@ -238,11 +315,9 @@ func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change
 			}
 		}
 	}
-	given := rows[:0:0]
 	for i := range rows {
 		d := &rows[i]
-		if d.Op != change.Delete {
-			given = append(given, *d)
+		if d.Op != change.Delete || g.looks != "" { // what it gave before, if anything, is known
 			continue
 		}
 		if k := g.canonical(b, d.Table, d.Old); !told[k] {
@@ -254,6 +329,9 @@ func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change
 		var topic, row []byte
 		if topic, row, rest = nextGiven(rest); topic == nil {
 			break
+		}
+		if before[0] == summedForm {
+			rest = rest[min(len(rest), sumSize):]
 		}
 		to := g.outputs[string(topic)]
 		if to == nil {
@@ -273,6 +351,52 @@ func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change
 	dst = append(dst, given...)
 	g.claim(b, c, dst)
 	return dst, g.table.Put(part, key, now)
+}
+
+// sumSize is what a sum takes, in octets.
+const sumSize = 16
+
+// sum is that of a record, all of it.
+func (g *given) sum(b *change.Batch, d *change.Change) string {
+	cols := g.cols[d.Table]
+	if cols == nil {
+		for i := range d.Table.Columns {
+			cols = append(cols, i)
+		}
+		if g.cols == nil {
+			g.cols = map[*change.Table][]int{}
+		}
+		g.cols[d.Table] = cols
+	}
+	g.text = state.AppendRow(g.text[:0], b, d.New, cols)
+	sum := sha256.Sum256(g.text)
+	return string(sum[:sumSize])
+}
+
+// sums are those of what a row gave before, by what appendGiven wrote of it.
+func (g *given) sums(before []byte) map[string]string {
+	if len(before) == 0 || before[0] != summedForm {
+		return nil
+	}
+	out := map[string]string{}
+	for p := before[1:]; len(p) > 0; {
+		topic, _, rest := nextGiven(p)
+		if topic == nil || len(rest) < sumSize {
+			return nil
+		}
+		out[string(p[:len(p)-len(rest)])] = string(rest[:sumSize])
+		p = rest[sumSize:]
+	}
+	return out
+}
+
+// again says whether a row is looked at because something changed that it looks up: then
+// nothing is given that was given already. A row of its own gives all, so that whoever
+// reads topics again gives all again; and so does one that was parked.
+func (g *given) again(c *change.Change) bool {
+	return c.Coord.Topic != nil && c.Coord.Topic.Name != g.looks && slices.ContainsFunc(g.ranges, func(r change.Range) bool {
+		return r.Topic == c.Coord.Topic && r.Partition == c.Coord.Partition && r.From <= c.Coord.Offset && c.Coord.Offset < r.To
+	})
 }
 
 // canonical names a record.

@@ -31,9 +31,10 @@ type look struct {
 
 // rowsOf is what is kept of a raw topic's rows.
 type rowsOf struct {
-	names []string
-	may   map[string]bool // need not be there
-	days  []string
+	names  []string
+	may    map[string]bool // need not be there
+	needed []string        // the others, in order
+	days   []string
 }
 
 // looks checks the lookups of a rule, whose fields were read already.
@@ -80,6 +81,30 @@ func (s *Stage) looks(e *entry, t Topic, path string, all avro.Catalogue, where 
 	_, bad = s.fit(e, plan.Table(nil))
 	if c := all[t.From]; c != nil && len(bad) == 0 {
 		bad = append(bad, e.holdsKey(c.Table)...)
+	}
+	return append(bad, e.keepsToFew(plan, all)...)
+}
+
+// keepsToFew says which fields would show to many what a contract shows to few
+// (invariant 13).
+func (e *entry) keepsToFew(plan *join.Plan, all avro.Catalogue) (bad []error) {
+	for i := range e.sources {
+		if e.contract[i].Sensitivity == avro.Restricted {
+			continue
+		}
+		src := &e.sources[i]
+		names := slices.Clone(src.cols)
+		if src.checked != nil {
+			for _, v := range src.checked.Vars {
+				names = append(names, expr.ColumnOf(v))
+			}
+		}
+		for _, name := range names {
+			if f, is := plan.Field(name, all); is && f.Sensitivity == avro.Restricted {
+				bad = append(bad, ErrConfig.New("field %s of %s is %s, and %s, of which it is made, is restricted: its readers would see it", e.contract[i].Name, e.to.Topic, e.contract[i].Sensitivity, name).
+					At("%s", src.path).WithRemedy("Make the field restricted in its contract, or leave it out."))
+			}
+		}
 	}
 	return bad
 }
@@ -165,6 +190,15 @@ func (s *Stage) keepRows() {
 			of.rows.days = append(of.rows.days, raw.Days...)
 		}
 	}
+	for _, of := range by {
+		of.rows.needed = []string{}
+		for _, name := range of.rows.names {
+			if !of.rows.may[name] {
+				of.rows.needed = append(of.rows.needed, name)
+			}
+		}
+		slices.Sort(of.rows.needed)
+	}
 }
 
 // fitRows compiles the keeping of rows for a shape of their table, and holds the
@@ -246,7 +280,7 @@ func (s *Stage) lookupSpecs(e *entry, env *pipeline.Env, log *slog.Logger, aroun
 	around(&o, name, plan.Topics())
 	left, right := join.NewLookups(plan, o)
 	rule := s.behind(e)
-	given := rule.remember(env.Redis, log, name)
+	given := rule.remember(env.Redis, log, name, plan.Left())
 	queue := avro.RefreshTopic(name)
 	last := pipeline.TransformSpec{
 		Name: name, Topics: []string{plan.Left(), queue}, CoPartitioned: []string{plan.Left(), queue},
@@ -269,7 +303,7 @@ func (s *Stage) lookupSpecs(e *entry, env *pipeline.Env, log *slog.Logger, aroun
 
 // behind is the stage that applies a rule to wide rows.
 func (s *Stage) behind(e *entry) *Stage {
-	return &Stage{name: s.name, env: s.env, codes: s.codes, order: []*entry{e}, byFrom: map[string][]*entry{e.from: {e}}}
+	return &Stage{name: s.name, env: s.env, codes: s.codes, inner: true, order: []*entry{e}, byFrom: map[string][]*entry{e.from: {e}}}
 }
 
 // Looks says whether a rule has lookups, and where it stands.

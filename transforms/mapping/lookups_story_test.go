@@ -175,6 +175,11 @@ func TestLookupMistakes(t *testing.T) {
 			r.Fields["name"] = cfg.Text("above.number + 1")
 			return r
 		}, "topics[0].fields.name@1:", "does not go with"},
+		"a rate for everybody": {func() mapping.Topic {
+			r := of(join.Lookup{Topic: "ps.cost_rate", On: "row.rate_id"})
+			r.Fields["name"] = cfg.Text("string(above.rate)")
+			return r
+		}, "topics[0].fields.name", "above.rate, of which it is made, is restricted"},
 		"they need each other": {func() mapping.Topic {
 			r := of(join.Lookup{Topic: "psa.public.task", On: "below.parent_id"})
 			r.Lookups["below"] = join.Lookup{Topic: "psa.public.task", On: "above.parent_id"}
@@ -305,4 +310,144 @@ func TestRecordThatIsNoRow(t *testing.T) {
 		}
 	}
 	w.says("x.task", "t-1", map[string]string{"name": "a"})
+}
+
+// A rule begins to use another column when all rows have been read. If this failed, what
+// is in it would be missing for ever, or nothing would run any more.
+//
+// Remedy: TW-MAP-ROWS-UNSEEN
+func TestLookupsThatUseMore(t *testing.T) {
+	rules, all, raw := firm(t)
+	rules.Topics = rules.Topics[1:2]
+	w := newWorld(t, miniRedis(t).Options().Addr, 1, rules, all, raw...)
+	for id := range 9 {
+		w.set("project", 1+id, values{"name": w.str("p"), "unused": w.str(fmt.Sprint("u", id)), "open": change.BoolValue(true)})
+		w.set("task", 1+id, values{"name": w.str("a"), "project_id": change.IntValue(int64(1 + id))})
+	}
+	w.drain(t.Context())
+	again := func() {
+		for _, g := range w.groups {
+			for _, p := range g.procs {
+				p.start()
+			}
+		}
+	}
+	again() // the same rules: nothing is to be read again
+	w.set("project", 1, values{"name": w.str("q"), "unused": w.str("u0"), "open": change.BoolValue(true)})
+	w.drain(t.Context())
+
+	more := map[string]cfg.Scalar{"above": cfg.Text("project.unused")}
+	for k, v := range w.cfg.Topics[0].Fields {
+		if k != "above" {
+			more[k] = v
+		}
+	}
+	w.cfg.Topics[0].Fields = more
+	again()
+	w.set("project", 1, values{"name": w.str("q"), "unused": w.str("u1"), "open": change.BoolValue(true)})
+	w.set("task", 1, values{"name": w.str("b"), "project_id": change.IntValue(1)})
+	main := w.groups[0].procs[0]
+	if err := main.work(t.Context(), 1000, false); !problem.Has(err, mapping.ErrRowsUnseen) {
+		t.Fatalf("it says %v, want TW-MAP-ROWS-UNSEEN", err)
+	}
+	for _, at := range w.groups[0].committed { // tallywire replay
+		*at = [partitions]int64{}
+	}
+	main.start()
+	w.drain(t.Context())
+	got := w.logs["x.task"].latest()
+	for id := range 9 {
+		key, want := fmt.Sprintf("t-%d", 1+id), fmt.Sprint("u", id)
+		if id == 0 {
+			want = "u1"
+		}
+		if row := got[key]; row == nil || string(w.texts.AppendText(nil, row["above"])) != want {
+			t.Errorf("%s is %v, want %s", key, row, want)
+		}
+	}
+}
+
+// A rate changes, of which one of two entries is. If this failed, each change would be
+// told of all that the person ever worked; or a topic that is read again would not give
+// again what is asked for.
+func TestOnlyWhatDiffersIsGiven(t *testing.T) {
+	rules, all, raw := firm(t)
+	rules.Topics = rules.Topics[:1]
+	for name, l := range rules.Topics[0].Lookups {
+		if l.Topic == "x.task" {
+			delete(rules.Topics[0].Lookups, name)
+		}
+	}
+	fields := map[string]cfg.Scalar{}
+	for k, v := range rules.Topics[0].Fields {
+		if k != "label" {
+			fields[k] = v
+		}
+	}
+	rules.Topics[0].Fields = fields
+	w := newWorld(t, miniRedis(t).Options().Addr, 1, rules, all, raw...)
+	rate := func(id int, from, rate int64) {
+		w.set("rate", id, values{"person_id": change.DecimalValue(7, 0), "valid_from": change.DateValue(from), "currency": w.str("EUR"), "rate": change.DecimalValue(rate, 4), "active": change.BoolValue(true)})
+	}
+	w.set("project", 9, values{"name": w.str("p"), "currency": w.str("EUR"), "open": change.BoolValue(true)})
+	w.set("task", 3, values{"project_id": change.IntValue(9)})
+	rate(1, 0, 100)
+	rate(2, 50, 200)
+	for id, day := range []int64{10, 60} {
+		w.set("entry", 1+id, values{
+			"kind": w.str("a"), "person_id": change.DecimalValue(7, 0), "task_ref": w.str("task,3"), "day": change.DateValue(day),
+			"hours": change.Float64Value(1), "deleted": change.BoolValue(false),
+		})
+	}
+	w.drain(t.Context())
+	before := map[string]int{}
+	given := func() map[string]int {
+		t.Helper()
+		w.drain(t.Context())
+		now := map[string]int{}
+		for _, part := range w.logs["x.cost"].parts {
+			for _, r := range part {
+				now[r.key]++
+			}
+		}
+		more := map[string]int{}
+		for k, n := range now {
+			if n > before[k] {
+				more[k] = n - before[k]
+			}
+		}
+		before = now
+		return more
+	}
+	given()
+	rate(2, 50, 300)
+	if more := given(); len(more) != 1 || more["e-2/a"] == 0 {
+		t.Errorf("a rate gave %v, want the second entry alone", more)
+	}
+	w.set("project", 9, values{"name": w.str("q"), "currency": w.str("EUR"), "open": change.BoolValue(true)})
+	if more := given(); len(more) != 2 {
+		t.Errorf("a project gave %v, want both", more)
+	}
+	last := w.groups[len(w.groups)-1]
+	*last.committed["_tallywire.rows.m.psa.public.entry"] = [partitions]int64{} // kafka-consumer-groups --reset-offsets
+	if more := given(); len(more) != 2 {
+		t.Errorf("rows that were read again gave %v, want both", more)
+	}
+	w.compare()
+}
+
+// A rule without memory and without lookups stands beside one that has some, and their
+// rows come in one batch. If this failed, the transform would end with the first of them.
+func TestRulesBesideLookups(t *testing.T) {
+	rules, all, raw := firm(t)
+	rules.Topics = append(rules.Topics[1:2:2], mapping.Topic{From: "psa.public.mail", To: "x.task", Fields: map[string]cfg.Scalar{"id": cfg.Text("m-{id}"), "name": cfg.Text("address"), "above": {}}})
+	w := newWorld(t, miniRedis(t).Options().Addr, 1, rules, all, raw...)
+	for id := 1; id < 9; id++ {
+		w.set("mail", id, values{"address": w.str("a")})
+		w.set("task", id, values{"name": w.str("t")})
+	}
+	w.drain(t.Context())
+	if got := w.logs["x.task"].latest(); len(got) != 16 || got["m-3"] == nil || got["t-3"] == nil {
+		t.Errorf("%d records: %v", len(got), got)
+	}
 }

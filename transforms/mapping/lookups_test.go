@@ -30,6 +30,7 @@ func firm(t testing.TB) (mapping.Config, avro.Catalogue, []*change.Table) {
 		Lookups: map[string]join.Lookup{
 			"work":    {Topic: "psa.public.task", On: `after(row.task_ref, "task,")`, Climb: "parent_id", Until: "ref.project_id != null"},
 			"project": {Topic: "psa.public.project", On: "work.project_id"},
+			"label":   {Topic: "x.task", On: "t-{work.id}", Missing: none},
 			"mail":    {Topic: "psa.public.mail", On: "row.person_id", By: "person_id", Where: "ref.main", Optional: true, Missing: none},
 			"person":  {Topic: "psa.public.person", On: "row.person_id", Missing: none},
 			"chief":   {Topic: "psa.public.person", On: "person.chief_id", Optional: true},
@@ -39,7 +40,7 @@ func firm(t testing.TB) (mapping.Config, avro.Catalogue, []*change.Table) {
 			},
 		},
 		Fields: map[string]cfg.Scalar{
-			"project": cfg.Text("project.name"), "task": cfg.Text("{work.id}"), "person": cfg.Text("person.name"), "chief": cfg.Text("chief.name"), "mail": cfg.Text("mail.address"),
+			"project": cfg.Text("project.name"), "task": cfg.Text("{work.id}"), "person": cfg.Text("person.name"), "chief": cfg.Text("chief.name"), "mail": cfg.Text("mail.address"), "label": cfg.Text("label.name"),
 			"hours": cfg.Text(`round(decimal(row.hours), 6, "half_even")`), "cost": cfg.Text(`round(decimal(row.hours), 6, "half_even") * rate.rate`),
 			"currency": cfg.Text("rate.currency"),
 		},
@@ -54,6 +55,10 @@ func firm(t testing.TB) (mapping.Config, avro.Catalogue, []*change.Table) {
 		From: "psa.public.person", To: "x.person", Key: cfg.Text("name"), Claims: true, WaitingFor: "waiting_for",
 		Lookups: map[string]join.Lookup{"chief": {Topic: "psa.public.person", On: "row.chief_id", Optional: true}},
 		Fields:  map[string]cfg.Scalar{"chief": cfg.Text("chief.name"), "number": cfg.Text("{id}")},
+	}, {
+		From: "psa.public.project", To: "x.tag", Each: `row.tags.split(",")`, Key: cfg.Text(`string(row.id) + "-" + item`),
+		Lookups: map[string]join.Lookup{"lead": {Topic: "x.person", On: "row.lead"}},
+		Fields:  map[string]cfg.Scalar{"lead": cfg.Text(`item + " of " + lead.number`)},
 	}}
 	id := change.Column{Name: "id", Kind: change.Int, Width: 4, Type: "integer"}
 	integer := func(name string) change.Column {
@@ -79,7 +84,7 @@ func firm(t testing.TB) (mapping.Config, avro.Catalogue, []*change.Table) {
 	return rules, all, []*change.Table{
 		table("entry", id, text("kind"), number("person_id", 12, 2), text("task_ref"), date("day"), change.Column{Name: "hours", Kind: change.Float64, Type: "double precision"}, boolean("deleted")),
 		table("task", id, integer("parent_id"), integer("project_id"), text("name")),
-		table("project", id, text("name"), text("currency"), boolean("open"), text("unused")),
+		table("project", id, text("name"), text("currency"), boolean("open"), text("unused"), text("tags"), text("lead")),
 		table("person", personID, text("name"), integer("chief_id")),
 		table("mail", id, integer("person_id"), text("address"), boolean("main")),
 		table("rate", id, number("person_id", 10, 0), date("valid_from"), date("valid_to"), text("currency"), number("rate", 12, 4), boolean("active")),
@@ -130,7 +135,7 @@ func (w *world) mutate() {
 		}
 		w.set("task", 1+n(6), row)
 	case 7:
-		w.set("project", 1+n(3), values{"name": w.str(fmt.Sprint("p", n(100))), "currency": currency(), "open": flag(), "unused": w.str(fmt.Sprint(n(100)))})
+		w.set("project", 1+n(3), values{"name": w.str(fmt.Sprint("p", n(100))), "currency": currency(), "open": flag(), "unused": w.str(fmt.Sprint(n(100))), "tags": w.str([]string{"a", "b", "a,b", "b,c", "c,d,a"}[n(5)]), "lead": w.str(fmt.Sprint("n", n(5)))})
 	case 8:
 		w.set("person", 1+n(4), values{"name": w.str(fmt.Sprint("n", n(4))), "chief_id": maybe(num(3))})
 	case 9, 10, 11:
@@ -154,11 +159,25 @@ func (w *world) mutate() {
 }
 
 // naive computes both outputs from the latest rows, the plain way.
-func (w *world) naive() (costs, tasks, persons map[string]values) {
+func (w *world) naive() (costs, tasks, persons, tags map[string]values) {
 	text := func(v change.Value) string { return string(w.texts.AppendByValue(nil, v)) }
 	of := func(table string) map[string]values { return w.logs["psa.public."+table].latest() }
 	entries, works, projects, people, rates, mails := of("entry"), of("task"), of("project"), of("person"), of("rate"), of("mail")
 	costs, tasks = map[string]values{}, map[string]values{}
+	for _, t := range works {
+		out := values{"id": w.str("t-" + text(t["id"])), "name": t["name"]}
+		if !t["parent_id"].IsNull() {
+			above := works[text(t["parent_id"])]
+			if above == nil {
+				continue // it waits, and nothing tells so
+			}
+			out["above"] = above["name"]
+		}
+		if p := projects[text(t["project_id"])]; p != nil && !t["project_id"].IsNull() && !p["open"].Bool() {
+			continue
+		}
+		tasks[text(out["id"])] = out
+	}
 	for _, e := range entries {
 		if e["deleted"].Bool() {
 			continue
@@ -219,6 +238,9 @@ func (w *world) naive() (costs, tasks, persons map[string]values) {
 					return
 				case !t["project_id"].IsNull():
 					out["task"] = w.str(text(t["id"]))
+					if label := tasks["t-"+text(t["id"])]; label != nil {
+						out["label"] = label["name"]
+					}
 					if project = projects[text(t["project_id"])]; project == nil {
 						say("project %s", text(t["project_id"]))
 					} else {
@@ -283,20 +305,6 @@ func (w *world) naive() (costs, tasks, persons map[string]values) {
 		}
 		costs[key] = out
 	}
-	for _, t := range works {
-		out := values{"id": w.str("t-" + text(t["id"])), "name": t["name"]}
-		if !t["parent_id"].IsNull() {
-			above := works[text(t["parent_id"])]
-			if above == nil {
-				continue // it waits, and nothing tells so
-			}
-			out["above"] = above["name"]
-		}
-		if p := projects[text(t["project_id"])]; p != nil && !t["project_id"].IsNull() && !p["open"].Bool() {
-			continue
-		}
-		tasks[text(out["id"])] = out
-	}
 	persons = map[string]values{}
 	newest := map[string]change.Pos{}
 	for _, part := range w.logs["psa.public.person"].parts {
@@ -324,13 +332,24 @@ func (w *world) naive() (costs, tasks, persons map[string]values) {
 		}
 		persons[name] = out
 	}
-	return costs, tasks, persons
+	tags = map[string]values{}
+	for id, p := range projects {
+		lead := persons[text(p["lead"])]
+		if p["tags"].IsNull() || lead == nil {
+			continue
+		}
+		for _, tag := range strings.Split(text(p["tags"]), ",") {
+			key := id + "-" + tag
+			tags[key] = values{"id": w.str(key), "lead": w.str(tag + " of " + text(lead["number"]))}
+		}
+	}
+	return costs, tasks, persons, tags
 }
 
 func (w *world) compare() {
 	w.tb.Helper()
-	costs, tasks, persons := w.naive()
-	for topic, want := range map[string]map[string]values{"x.cost": costs, "x.task": tasks, "x.person": persons} {
+	costs, tasks, persons, tags := w.naive()
+	for topic, want := range map[string]map[string]values{"x.cost": costs, "x.task": tasks, "x.person": persons, "x.tag": tags} {
 		out := w.logs[topic]
 		if out == nil {
 			continue // no rule of this test fills it

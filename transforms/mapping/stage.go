@@ -30,6 +30,7 @@ type Stage struct {
 	codes  codes.Lists
 	order  []*entry
 	looked []*entry // rules with lookups, which others apply
+	inner  bool     // it is one of those
 	byFrom map[string][]*entry
 
 	mu    sync.Mutex // serialises compiling

@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
@@ -18,7 +19,10 @@ import (
 type Trial struct {
 	stage    *Stage
 	tables   []*state.Table
-	claims   *Claims // nil: no rule has any
+	claims   *Claims      // nil: no rule has any
+	look     *lookupTrial // nil: no rule has lookups
+	all      avro.Catalogue
+	row      int // that is applied, where there are lookups
 	encoders map[*change.Table]*avro.Encoder
 	octets   []byte
 
@@ -35,12 +39,12 @@ type Rejection struct {
 // NewTrial makes one, and takes the stage over; all are the contracts that it was
 // made with.
 func NewTrial(s *Stage, all avro.Catalogue) (*Trial, error) {
-	if err := s.noLookups("a trial of rules"); err != nil {
-		return nil, err
-	}
 	log := slog.New(slog.DiscardHandler)
-	t := &Trial{stage: s, tables: []*state.Table{s.Remember(nil, log)}, encoders: map[*change.Table]*avro.Encoder{}}
-	for _, e := range s.order {
+	t := &Trial{stage: s, tables: []*state.Table{s.Remember(nil, log)}, encoders: map[*change.Table]*avro.Encoder{}, all: all}
+	for _, e := range slices.Concat(s.order, s.looked) {
+		if e.rows != nil {
+			continue
+		}
 		enc, err := avro.NewOfflineEncoder(all[e.to.Topic], e.to)
 		if err != nil {
 			return nil, err
@@ -63,6 +67,9 @@ func (t *Trial) Forget() {
 			panic("BUG: a state of which nothing was ever written is not known")
 		}
 	}
+	if t.look != nil {
+		t.look.rules = nil
+	}
 }
 
 // Apply applies the rules to the rows of in, which it takes over, and whose Coord
@@ -76,7 +83,12 @@ func (t *Trial) Apply(ctx context.Context, in *change.Batch) (out *change.Batch,
 	}
 	in.Ranges = append(in.Ranges[:0], change.Range{To: int64(in.Len())})
 	t.out, t.rejected = nil, nil
-	if err := t.stage.Apply(ctx, in, (*trialOutlet)(t)); err != nil {
+	if len(t.stage.looked) > 0 {
+		err = t.applyLooking(ctx, in)
+	} else {
+		err = t.stage.Apply(ctx, in, (*trialOutlet)(t))
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	t.out.Keep(func(c *change.Change) bool {
@@ -91,6 +103,62 @@ func (t *Trial) Apply(ctx context.Context, in *change.Batch) (out *change.Batch,
 	})
 	slices.SortStableFunc(t.rejected, func(a, b Rejection) int { return a.Row - b.Row })
 	return t.out, t.rejected, nil
+}
+
+// applyLooking is Apply of rules with lookups: row by row, each to its end.
+func (t *Trial) applyLooking(ctx context.Context, in *change.Batch) error {
+	defer in.Release()
+	if t.look == nil {
+		return t.stage.noLookups("this")
+	}
+	if t.look.rules == nil {
+		if err := t.look.forget(ctx, t.stage, t.all); err != nil {
+			return err
+		}
+	}
+	t.out = change.Get()
+	for i := range in.Changes {
+		t.row = i
+		one := change.Get()
+		one.AppendFrom(in, &in.Changes[i]).Coord = in.Changes[i].Coord
+		one.Ranges = append(one.Ranges, change.Range{From: int64(i), To: int64(i) + 1})
+		fed := change.Get()
+		if err := t.stage.Apply(ctx, one, &chained{t.look, fed, (*lookingOutlet)(t)}); err != nil {
+			fed.Release()
+			return err
+		}
+		if err := t.look.feed(ctx, fed, (*lookingOutlet)(t)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lookingOutlet is what all groups send to, where rules have lookups.
+type lookingOutlet Trial
+
+func (t *lookingOutlet) Send(ctx context.Context, b *change.Batch) error {
+	defer b.Release()
+	for i := range b.Changes {
+		c := &b.Changes[i]
+		c.Coord = change.Coord{Offset: int64(t.row)}
+		switch {
+		case strings.HasPrefix(c.Table.Topic, "_tallywire.rows."):
+		case t.claims != nil && c.Table == t.stage.given.claimTable:
+			one := change.Get()
+			one.AppendFrom(b, c).Coord = c.Coord
+			if err := t.claims.Apply(ctx, one, (*settledOutlet)(t)); err != nil {
+				return err
+			}
+		default:
+			t.out.AppendFrom(b, c).Coord = c.Coord
+		}
+	}
+	return nil
+}
+
+func (t *lookingOutlet) Reject(_ *change.Change, err error) {
+	t.rejected = append(t.rejected, Rejection{t.row, err})
 }
 
 // trialOutlet is what the stage sends to.
@@ -138,7 +206,10 @@ func (t *trialOutlet) Reject(c *change.Change, err error) {
 // Fills are the canonical topics that rows of a raw topic become records of.
 func (s *Stage) Fills(from string) []string {
 	var out []string
-	for _, e := range s.byFrom[from] {
+	for _, e := range slices.Concat(s.byFrom[from], s.looked) {
+		if e.rows != nil || e.from != from {
+			continue
+		}
 		if !slices.Contains(out, e.to.Topic) {
 			out = append(out, e.to.Topic)
 		}
