@@ -144,26 +144,7 @@ func (s *stack) exact(o history.Options) {
 	s.writers.History().Commit(history.Change{Table: "public.history_item", Op: 'c', New: history.Row{
 		"id": "0", "mark": "the last", "note": history.Null, "body": history.Null, "amount": history.Null, "ok": history.Null, "at": history.Null,
 	}})
-	var findings []history.Finding
-	for _, h := range []*history.History{s.firm, s.writers.History()} {
-		var topics []string
-		for _, t := range h.Tables() {
-			topics = append(topics, "psa."+t)
-		}
-		var seen *history.Seen
-		s.until(patience, "all is in the raw topics", func(ctx context.Context) (bool, string) {
-			var err error
-			if seen, err = history.ReadTopics(ctx, s.cluster, s.registry.SchemaByID, topics...); err != nil {
-				return false, err.Error()
-			}
-			return h == s.firm || seen.Has("public.history_item", "0"), "the last change is not there"
-		})
-		if h.Changes() == 0 {
-			s.t.Fatal("nothing was committed: the test proves nothing")
-		}
-		s.t.Logf("%d changes of %v, %d records in their raw topics", h.Changes(), h.Tables(), seen.Records)
-		findings = append(findings, h.Check(seen, o)...)
-	}
+	findings := append(s.rawFindings(s.firm, o), s.rawFindings(s.writers.History(), o)...)
 	rows, err := history.ReadTable(ctx, s.warehouse, `select time_entry_id, resource_id, project_id, work_date, trim_scale(hours) as hours, status, note from ps.time_entry`)
 	if err != nil {
 		s.t.Fatal(err)
@@ -182,6 +163,43 @@ func (s *stack) exact(o history.Options) {
 		s.t.Fatal(err)
 	}
 	findings = append(findings, posted...)
+	s.none(findings)
+}
+
+// rawExact holds the raw topics against a history.
+func (s *stack) rawExact(h *history.History, o history.Options) {
+	s.t.Helper()
+	if _, err := h.Witness(s.t.Context(), s.psaPool, "truth"); err != nil {
+		s.t.Fatal(err)
+	}
+	s.none(s.rawFindings(h, o))
+}
+
+// rawFindings are what is wrong in the raw topics of a history's tables.
+func (s *stack) rawFindings(h *history.History, o history.Options) []history.Finding {
+	s.t.Helper()
+	var topics []string
+	for _, t := range h.Tables() {
+		topics = append(topics, "psa."+t)
+	}
+	var seen *history.Seen
+	s.until(patience, "all is in the raw topics", func(ctx context.Context) (bool, string) {
+		var err error
+		if seen, err = history.ReadTopics(ctx, s.cluster, s.registry.SchemaByID, topics...); err != nil {
+			return false, err.Error()
+		}
+		return h != s.writers.History() || seen.Has("public.history_item", "0"), "the last change is not there"
+	})
+	if h.Changes() == 0 {
+		s.t.Fatal("nothing was committed: the test proves nothing")
+	}
+	s.t.Logf("%d changes of %v, %d records in their raw topics", h.Changes(), h.Tables(), seen.Records)
+	return h.Check(seen, o)
+}
+
+// none reports findings.
+func (s *stack) none(findings []history.Finding) {
+	s.t.Helper()
 	for _, f := range findings[:min(len(findings), 40)] {
 		s.t.Error(f)
 	}

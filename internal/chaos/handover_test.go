@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -16,12 +17,14 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/tallywire/tallywire/internal/redis"
+	"github.com/tallywire/tallywire/pipeline/pipelinetest/history"
 )
 
 // shop is what processes share in a chaos test.
 type shop struct {
-	tables     string   // that are captured, beside those that it makes
-	make       []string // SQL, at the source
+	tables     string              // that are captured
+	keys       map[string][]string // of them
+	make       []string            // SQL, at the source
 	contract   string
 	transforms string // YAML, a list of rules
 	// change is one transaction of a writer.
@@ -32,6 +35,10 @@ type shop struct {
 	// seen is a query of the warehouse that is true after the load, where what is compared
 	// is there at all; "": it goes without saying.
 	seen string
+	// emitted is a canonical topic, and impossible a query at the source that gives those of
+	// all its records, $1, which no versions of the rows make; versions.t has what was ever
+	// in table t.
+	emitted, impossible string
 }
 
 type compared struct{ table, truth, got string }
@@ -74,6 +81,7 @@ func TestChaosProcesses(t *testing.T) { chaosProcesses(t, handOverShop, 2) }
 
 var handOverShop = shop{
 	tables: "public.contact, public.cost_rate",
+	keys:   map[string][]string{"public.contact": {"user_id"}, "public.cost_rate": {"id"}},
 	make: []string{
 		`create table contact (user_id int primary key, email text unique deferrable initially deferred)`,
 		`insert into contact select n, 'address ' || n from generate_series(1, 30) n`,
@@ -94,6 +102,13 @@ func chaosProcesses(t *testing.T, f shop, more int) {
 	rng := seeded(t)
 	for _, sql := range f.make {
 		s.sql(s.psaPool, sql)
+	}
+	if _, err := history.New(nil).Witness(t.Context(), s.psaPool, "truth"); err != nil {
+		t.Fatal(err)
+	}
+	s.firm = history.New(f.keys)
+	if err := s.firm.BaseOf(t.Context(), s.psaPool); err != nil {
+		t.Fatal(err)
 	}
 	same := func(ctx context.Context) (bool, string) { return s.same(ctx, f.compared) }
 	contracts := filepath.Join(s.dir, "contracts")
@@ -126,6 +141,7 @@ func chaosProcesses(t *testing.T, f shop, more int) {
 			t.Errorf("what this is about is not there (%v): %s", err, f.seen)
 		}
 	}
+	s.firm.Loaded()
 	ctx, stop := context.WithCancel(t.Context())
 	var busy sync.WaitGroup
 	for i := range 2 {
@@ -166,6 +182,58 @@ func chaosProcesses(t *testing.T, f shop, more int) {
 	s.until(patience, "the warehouse to have what the tables have", same)
 	if n := strings.Count(s.tail(), "TW-MAP-"); n > 0 {
 		t.Errorf("rows were parked:\n%s", s.tail())
+	}
+	s.rawExact(s.firm, history.Options{})
+	if f.emitted != "" {
+		s.possible(f)
+	}
+}
+
+// possible holds every record that a canonical topic ever got, not the last alone,
+// against what the source ever had. A record made of halves of two versions of a row
+// would be seen by whoever reads at that moment.
+func (s *stack) possible(f shop) {
+	ctx := s.t.Context()
+	asJSON := func(rows []history.Row) string {
+		out := make([]map[string]any, len(rows))
+		for i, r := range rows {
+			out[i] = map[string]any{}
+			for k, v := range r {
+				if out[i][k] = v; v == history.Null {
+					out[i][k] = nil
+				}
+			}
+		}
+		b, err := json.Marshal(out)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return string(b)
+	}
+	s.sql(s.psaPool, "create schema versions")
+	for _, name := range s.firm.Tables() {
+		table := strings.TrimPrefix(name, "public.")
+		s.sql(s.psaPool, fmt.Sprintf("create table versions.%s (like %s)", table, name))
+		if _, err := s.psaPool.Exec(ctx, fmt.Sprintf("insert into versions.%s select distinct * from jsonb_populate_recordset(null::%s, $1::text::jsonb)", table, name), asJSON(s.firm.Versions(name))); err != nil {
+			s.t.Fatal(err)
+		}
+		s.sql(s.psaPool, "analyze versions."+table)
+	}
+	rows, err := history.ReadRows(ctx, s.cluster, s.registry.SchemaByID, f.emitted)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	found, err := s.psaPool.Query(ctx, f.impossible, asJSON(rows))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	bad, err := pgx.CollectRows(found, pgx.RowTo[string])
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Logf("%d records of %s", len(rows), f.emitted)
+	for _, b := range bad[:min(len(bad), 20)] {
+		s.t.Errorf("%s: no versions of the rows make %s", f.emitted, b)
 	}
 }
 

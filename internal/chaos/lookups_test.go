@@ -27,6 +27,7 @@ func TestChaosLookups(t *testing.T) { chaosProcesses(t, bookingShop, 2) }
 
 var bookingShop = shop{
 	tables: "public.booking, public.work, public.project, public.customer, public.cost_rate",
+	keys:   map[string][]string{"public.booking": {"id"}, "public.work": {"id"}, "public.project": {"id"}, "public.customer": {"id"}, "public.cost_rate": {"id"}},
 	make: []string{
 		`create table work (id int primary key, parent_id int, project_id text)`,
 		`create table booking (id int primary key, work_ref text, employee_id text, day date not null, hours float8 not null, deleted bool not null default false)`,
@@ -70,6 +71,18 @@ left join lateral (select rate from cost_rate r where r.employee_id::text = b.em
 where not b.deleted`,
 		`select booking_id, concat_ws('|', coalesce(project, '-'), coalesce(customer, '-'), coalesce(trim_scale(cost)::text, '-'), waiting_for is not null) from ps.booking_cost`,
 	}},
+	emitted: "ps.booking_cost",
+	impossible: `with recursive emitted as (select * from jsonb_to_recordset($1::text::jsonb) as e(booking_id text, project text, customer text, cost numeric, waiting_for text)),
+up as (
+	select id as work, id, parent_id, project_id from versions.work
+	union select u.work, w.id, w.parent_id, w.project_id from up u join versions.work w on w.id = u.parent_id where u.project_id is null)
+select e::text from emitted e where not exists (
+	select from versions.booking b where 'b-' || b.id = e.booking_id and not b.deleted and (e.waiting_for is not null or exists (
+		select from up
+		join versions.project p on p.id::text = up.project_id and p.number = e.project
+		join versions.customer c on c.id = p.customer_id and c.name = e.customer
+		join versions.cost_rate r on r.employee_id::text = b.employee_id and r.valid_from <= b.day and (r.valid_to is null or r.valid_to > b.day) and r.currency = p.currency
+		where up.work::text = substring(b.work_ref from 'task,(.*)') and b.hours::numeric * r.rate = e.cost)))`,
 	seen: `select count(cost) > 10 and count(distinct project) > 1 from ps.booking_cost`,
 }
 

@@ -162,20 +162,23 @@ func (m *Stage) groups(env *pipeline.Env, how Dedupe, around func(o *join.Option
 			return kafka.StartOf(ctx, env.Kafka.Admin(), t, p)
 		}
 	}
-	specs := []pipeline.TransformSpec{spec}
+	var specs []pipeline.TransformSpec
 	for _, e := range m.looked {
 		if e.restricted() {
 			for _, raw := range e.look.plan.Raws() {
-				specs[0].Restricted = append(specs[0].Restricted, raw.Topic)
+				spec.Restricted = append(spec.Restricted, raw.Topic)
 			}
 		}
 		specs = append(specs, m.lookupSpecs(e, env, log, around)...)
 	}
 	if claims, is := m.claimsSpec(env, log); is {
-		specs[0].Queues = append(specs[0].Queues, claims.Queues...)
+		spec.Queues = append(spec.Queues, claims.Queues...)
 		specs = append(specs, claims)
 	}
-	return specs
+	if len(spec.Topics) == 0 { // all rules are of canonical rows, and look up canonical rows
+		return specs
+	}
+	return append([]pipeline.TransformSpec{spec}, specs...)
 }
 
 // check gives what is wrong with it, which stands at path.

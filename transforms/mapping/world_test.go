@@ -81,6 +81,7 @@ type world struct {
 	errs   map[string]int
 	spare  []*goredis.Client
 	lsn    uint64 // of the last change of a source
+	costed int    // records that had a cost
 	good   values // a row that a test has set aside
 }
 

@@ -205,6 +205,20 @@ func (h *History) Changes() int {
 	return n
 }
 
+// Versions are the rows that a table ever had, each as often as it came to be.
+func (h *History) Versions(name string) (rows []Row) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, key := range slices.Sorted(maps.Keys(h.tables[name].rows)) {
+		for _, r := range h.tables[name].rows[key].states {
+			if r != nil {
+				rows = append(rows, r)
+			}
+		}
+	}
+	return rows
+}
+
 func (t *table) of(key string) *life {
 	l := t.rows[key]
 	if l == nil {

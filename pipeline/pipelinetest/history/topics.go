@@ -66,6 +66,24 @@ func ReadTopics(ctx context.Context, c *kafka.Cluster, schemas Schemas, topics .
 	return r.Seen(), nil
 }
 
+// ReadRows gives every record of a canonical topic, from its beginning to its present
+// end, as a read-committed consumer sees it; tombstones are left out.
+func ReadRows(ctx context.Context, c *kafka.Cluster, schemas Schemas, topic string) (rows []Row, err error) {
+	r := NewReader(schemas)
+	err = readCommitted(ctx, c, []string{topic}, func(rec *kgo.Record) error {
+		if rec.Value == nil {
+			return nil
+		}
+		of, native, err := r.decode(ctx, rec.Value)
+		if err != nil {
+			return fmt.Errorf("reading %s/%d@%d: %w", rec.Topic, rec.Partition, rec.Offset, err)
+		}
+		rows = append(rows, of.row(native))
+		return nil
+	})
+	return rows, err
+}
+
 // Reader takes the records of raw topics one by one, those of a partition in
 // their order.
 type Reader struct {
