@@ -92,7 +92,7 @@ func (d *doctor) unfed(ctx context.Context, part, topic string, filled []string)
 			return
 		}
 	}
-	err := kafka.ErrNoTopic.New("nothing fills topic %s, and it does not exist", topic).WithRemedy("Map a table to it, or correct its name.")
+	err := kafka.ErrNoTopic.New("nothing fills topic %s, and it does not exist", topic).WithRemedy("Map a table to it, have the source capture it, or correct its name.")
 	if near := config.Nearest(topic, filled); near != "" {
 		err.WithRemedy("Did you mean %s?", near)
 	}

@@ -118,6 +118,10 @@ func (c *File) Run(ctx context.Context, open func(context.Context) (*redis.Clien
 			c.row(in, &c.form.Cases[i].Rows[j], fmt.Sprintf("cases[%d].rows[%d]", i, j))
 		}
 		b, rejected, err := trial.Apply(ctx, in)
+		if problem.Has(err, mapping.ErrColumn) {
+			e := problem.Of(err)
+			err = e.WithRemedy("%s Where the table has it, add it to the columns in %s.", e.WhatToDo(), c.file)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -108,6 +108,14 @@ func (c *ConsistentRead) IndexKey(i int, index, key string) string {
 	return indexKey(c.of[i].ns, index, key)
 }
 
+// Applied is up to where what reader i reads had been applied at Begin, of its topic; it
+// is known after Err.
+func (c *ConsistentRead) Applied(i int, partition int32) int64 {
+	text, _ := c.of[i].before.Val()[partition+1].(string)
+	m, _ := parseMark(text)
+	return m.offset
+}
+
 // Begin queues reading the marks; call it first on the first pipeline.
 func (c *ConsistentRead) Begin(ctx context.Context, p redis.Pipeliner) {
 	c.begin = p.Info(ctx, "server")

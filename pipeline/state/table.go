@@ -15,6 +15,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/clock"
 	twredis "github.com/tallywire/tallywire/internal/redis"
 )
 
@@ -152,6 +153,39 @@ func (t *Table) Load(ctx context.Context, partition int32, es []Entry, to int64,
 	}
 	return err
 }
+
+// Confirm looks, now and then, whether Redis still has what this process left of its
+// partitions, so that others may read it (Reader) while nothing is written; a partition
+// that was lost is to be owned anew.
+func (t *Table) Confirm(ctx context.Context) error {
+	s := t.store
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for number, p := range t.parts {
+		sl := t.slot(number)
+		if !p.sure || p.empty || clock.Since(sl.checked) < s.CheckEvery {
+			continue
+		}
+		raw, _, err := s.readMark(ctx, t.markKey(number))
+		if err != nil {
+			return err
+		}
+		sl.checked = time.Now()
+		if p.sure = raw == sl.raw; !p.sure || sl.m.run == s.run {
+			continue
+		}
+		m := sl.m // Redis was started again, and kept it
+		m.run = s.run
+		if err := s.swap(ctx, t.markKey(number), sl, m, nil); err != nil {
+			p.sure = false
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckEvery sets how long Confirm relies on its last look.
+func (t *Table) CheckEvery(d time.Duration) { t.store.CheckEvery = d }
 
 // Fetch reads the committed values of keys, by partition; Get has them then, until
 // the transaction ends. ErrLost, when Redis does not have what this process

@@ -1,6 +1,8 @@
 package state_test
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
@@ -9,6 +11,8 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/redis"
+	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline/state"
 )
 
@@ -155,6 +159,61 @@ func TestTable(t *testing.T) {
 		}
 		e.has("x", "1", "y", "1", "z", "")
 	})
+}
+
+// An owner with nothing to write still looks whether Redis has its state, since others
+// read that. If this failed, they would wait until it has something to write.
+func TestTableConfirm(t *testing.T) {
+	ctx := t.Context()
+	srv := testkit.NewRedis(t)
+	rdb, err := redis.Open(ctx, srv.Addr)
+	must(t, err)
+	t.Cleanup(func() { must(t, rdb.Close()) })
+	var log []state.Entry
+	a := newOwner(t, rdb, &log)
+	a.own(time.Hour)
+	must(t, a.write(true, "x", "1"))
+	other := state.NewReader("canonical", state.ChangelogOf("canonical"), func(context.Context, string) (*change.Topic, error) { return changelog, nil })
+	reads := func() error {
+		read, err := state.NewConsistentRead(ctx, other)
+		must(t, err)
+		read.Only(0, []int32{1})
+		p := rdb.Pipeline()
+		read.Begin(ctx, p)
+		x := p.HGet(ctx, read.RowsKey(0, 1), "x")
+		read.End(ctx, p)
+		if _, err := p.Exec(ctx); err != nil && !errors.Is(err, goredis.Nil) {
+			return err
+		}
+		if err := read.Err(); err != nil {
+			return err
+		}
+		if x.Val() != "1" || read.Applied(0, 1) != 1 {
+			t.Errorf("it reads %q, applied up to %d", x.Val(), read.Applied(0, 1))
+		}
+		return nil
+	}
+	must(t, reads())
+	a.table.CheckEvery(time.Hour)
+	must(t, a.table.Confirm(ctx))
+
+	// Redis starts again, and has kept it.
+	must(t, rdb.Save(ctx).Err())
+	must(t, srv.Kill())
+	must(t, srv.Start(ctx))
+	mustBe(t, reads(), state.ErrUnknown)
+	must(t, a.table.Confirm(ctx)) // by its last look
+	mustBe(t, reads(), state.ErrUnknown)
+	a.table.CheckEvery(0)
+	must(t, a.table.Confirm(ctx))
+	must(t, reads())
+	must(t, a.write(true, "y", "1"))
+
+	must(t, rdb.FlushAll(ctx).Err())
+	must(t, a.table.Confirm(ctx))
+	if a.table.Owned(1) {
+		t.Error("what was lost is owned")
+	}
 }
 
 // A rebuild that is broken off begins again, and is no state until it is done.

@@ -144,11 +144,18 @@ func TestRest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			enginetest.OnBoth(t, func(t *testing.T, bd *enginetest.Bed) {
 				b := newCountingBed(t, bd)
-				_, spec := b.later(b.Env)
+				l, spec := b.later(b.Env)
+				hold := make(chan struct{})
+				l.hold, l.held = hold, make(chan struct{})
 				stop, _ := transforming(b.TopicBed, b.Env, spec)
 				b.Many(400)
-				b.Drained()
-				hit := bd.Proxy.Lose(c.key, c.loss, 4)
+				select {
+				case <-l.held:
+				case <-time.After(testkit.Patience):
+					t.Fatal("no page was begun")
+				}
+				hit := bd.Proxy.Lose(c.key, c.loss, 4) // the page's, and what follows
+				close(hold)
 				select {
 				case <-hit:
 				case <-time.After(testkit.Patience):

@@ -46,6 +46,9 @@ func (s *session) ownState(ctx context.Context) error {
 	if table == nil {
 		return nil
 	}
+	if err := table.Confirm(ctx); err != nil {
+		return err
+	}
 	var parts []int32
 	for _, p := range s.assignment.List() {
 		if p.Topic.Name == s.parked.Topic.Name && !table.Owned(p.Partition) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -23,6 +24,7 @@ type join struct {
 	plan        *plan
 	rdb         *redis.Client
 	tables      func(ctx context.Context, topic string) (*change.Table, error) // for Doctor
+	allKept     func(context.Context) error                                    // Options.Kept; nil: yes
 	leftReader  *state.Reader
 	sideReaders []*state.Reader // parallel to plan.sides
 }
@@ -43,6 +45,9 @@ type Options struct {
 	// nil. It only spares work: rows that come before their references wait,
 	// and are released. May be nil.
 	Gate func(ctx context.Context) error
+	// Kept is asked by both groups before the first row is looked at, until it gives nil:
+	// whether the rows of sources are kept with all that is used of them. May be nil.
+	Kept func(ctx context.Context) error
 	// Tables is pipeline.Env's, for Doctor.
 	Tables func(ctx context.Context, topic string) (*change.Table, error)
 }
@@ -64,6 +69,9 @@ func NewLookups(p *Plan, o Options) (*Left, *Right) { return newStages(p.p, o) }
 
 func newStages(p *plan, o Options) (*Left, *Right) {
 	j := &join{plan: p, rdb: o.Redis, tables: o.Tables}
+	if o.Kept != nil {
+		j.allKept = once(o.Kept)
+	}
 	keep := func(name string, s *side) (*state.Store, *state.Reader) {
 		st, rd := state.NewStore(o.Redis, o.Log, name, s.topic), state.NewReader(name, s.topic, o.Find)
 		st.Shape, rd.Shape = p.shape, p.shape
@@ -134,4 +142,20 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 			Stages: []pipeline.Stage{left}, Outputs: []string{cfg.Output}, Queues: []string{queue}, Trim: []string{queue},
 		},
 	}, nil
+}
+
+// once asks until the answer is nil, and then no more. Safe for concurrent use.
+func once(ask func(context.Context) error) func(context.Context) error {
+	var mu sync.Mutex
+	open := false
+	return func(ctx context.Context) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if open {
+			return nil
+		}
+		err := ask(ctx)
+		open = err == nil
+		return err
+	}
 }

@@ -148,6 +148,11 @@ func (l *Left) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet)
 }
 
 func (l *Left) apply(ctx context.Context, in *change.Batch, out pipeline.Outlet) error {
+	if l.allKept != nil {
+		if err := l.allKept(ctx); err != nil {
+			return err
+		}
+	}
 	if l.gate != nil {
 		if err := l.gate(ctx); err != nil {
 			return err

@@ -13,6 +13,7 @@ import (
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	twredis "github.com/tallywire/tallywire/internal/redis"
+	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/state"
 )
 
@@ -130,6 +131,11 @@ func (l *Left) counts(ctx context.Context, p redis.Pipeliner, t *change.Topic, p
 func (l *Left) idle(ctx context.Context, t *change.Topic, part int32) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.allKept != nil { // told at the start, not with the first row
+		if err := l.allKept(ctx); err != nil && pipeline.Classify(err) == problem.Halt {
+			return err
+		}
+	}
 	keys, err := l.rdb.SRandMemberN(ctx, l.state.TodoKey(t, part), recount).Result()
 	if err != nil {
 		return twredis.Classify("counting who waits", err)

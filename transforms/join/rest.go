@@ -158,6 +158,11 @@ func (r *Right) Rest(ctx context.Context, owned []int32, out pipeline.Outlet) (d
 			continue
 		}
 		if !done { // one partition's page is one transaction
+			if r.allKept != nil {
+				if err := r.allKept(ctx); err != nil {
+					return "", err
+				}
+			}
 			done = true
 			rest, n, err := r.pages(ctx, cs, out)
 			if err != nil {

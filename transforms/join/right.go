@@ -53,6 +53,11 @@ func (r *Right) Restore(ctx context.Context, in *change.Batch) error {
 // committed, so that a redo after an abort tells too (D1).
 func (r *Right) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet) error {
 	defer in.Release()
+	if r.allKept != nil {
+		if err := r.allKept(ctx); err != nil {
+			return err
+		}
+	}
 	deps, err := r.write(ctx, in, false, out.Reject)
 	if err != nil {
 		return err

@@ -62,7 +62,7 @@ var (
 		"Have the transform read its topics from the start: tallywire replay TRANSFORM --yes, or go over to the rules by tallywire mapping switch.")
 	ErrRowsUnseen = problem.Define("TW-MAP-ROWS-UNSEEN", problem.Halt,
 		"Lookups began to use a table's rows, or another column of them, in the midst of its topic: what the rows before have is not kept.",
-		"Have the transform read its topics from the start: tallywire replay TRANSFORM --yes. What is looked up comes with it; until then rows wait for it.")
+		"Have the transform read its topics from the start: tallywire replay TRANSFORM --yes. Nothing is looked up until then, and nothing is lost.")
 	ErrTruncate = problem.Define("TW-MAP-TRUNCATE", problem.Reject,
 		"A table was truncated whose rows claim keys: what each of them gave cannot be listed.",
 		"Delete the rows one by one where they were truncated (DELETE FROM … in place of TRUNCATE). Where that is too late: have the rules fill a topic with another name, which begins with what the table has now; then discard this case.")
@@ -115,6 +115,9 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	m, err := New(name, cfg, env.Contracts, env.Codes)
 	if err := errors.Join(err, cfg.Dedupe.check("transforms."+name+".dedupe")); err != nil {
 		return nil, err
+	}
+	if env.Kafka != nil {
+		m.progress, m.ends = progressOf(env.Kafka, name), env.Kafka.SettledEnds
 	}
 	return m.groups(env, cfg.Dedupe, func(o *join.Options, name string, topics []string) {
 		if env.Kafka == nil {

@@ -28,7 +28,7 @@ type Ends struct {
 // the former do where there is none any more.
 func NewEnds(now, former *Stage, all avro.Catalogue) (*Ends, error) {
 	for _, of := range []*Stage{now, former} {
-		if err := of.noLookups("a switch of rules"); err != nil {
+		if err := of.noLookups(); err != nil {
 			return nil, err
 		}
 	}

@@ -24,11 +24,18 @@ func StartsAt(s *Stage, offset int64) {
 }
 
 // Groups are the groups of a transform, outside of a pipeline.
-func Groups(env *pipeline.Env, name string, cfg Config, all avro.Catalogue, around func(o *join.Options, name string, topics []string)) ([]pipeline.TransformSpec, error) {
+func Groups(env *pipeline.Env, name string, cfg Config, all avro.Catalogue, around func(o *join.Options, name string, topics []string), done func(topic string) []int64, ends func() []int64) ([]pipeline.TransformSpec, error) {
 	m, err := New(name, cfg, all, nil)
 	if err != nil {
 		return nil, err
 	}
+	m.progress = func(_ context.Context, topic string) (out []progress, _ error) {
+		for _, at := range done(topic) {
+			out = append(out, progress{done: at})
+		}
+		return out, nil
+	}
+	m.ends = func(context.Context, *change.Topic) ([]int64, error) { return ends(), nil }
 	specs := m.groups(env, cfg.Dedupe, around)
 	StartsAt(m, 0)
 	return specs, nil

@@ -99,7 +99,15 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 	var want map[int32][]string
 	var begun map[place]bool
 	var last *change.Table
-	needed, keeps := false, false
+	needed := false
+	for _, r := range in.Ranges {
+		if r.Topic != nil && s.rowsKept(r.Topic.Name) != nil {
+			if want == nil {
+				want = map[int32][]string{}
+			}
+			want[r.Partition] = append(want[r.Partition], rowsKey(r.Topic.Name))
+		}
+	}
 	for i := range in.Changes {
 		c := &in.Changes[i]
 		if c.Table != last {
@@ -107,22 +115,23 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 			if err != nil {
 				return nil //nolint:nilerr // it is told in its turn
 			}
-			last, needed, keeps = c.Table, remembers(ps), rowsKept(ps) != nil
+			last, needed = c.Table, remembers(ps)
 		}
-		if !needed && !keeps || c.Row() == nil {
+		if !needed || c.Row() == nil {
 			continue
 		}
 		if want == nil {
-			want, begun = map[int32][]string{}, map[place]bool{}
+			want = map[int32][]string{}
+		}
+		if begun == nil {
+			begun = map[place]bool{}
 		}
 		p := c.Coord.Partition
 		if at := from(c.Coord.Topic, p); !begun[at] {
-			want[p] = append(want[p], sinceKey(c.Table.Topic), seenKey(c.Table.Topic), rowsKey(c.Table.Topic))
+			want[p] = append(want[p], sinceKey(c.Table.Topic), seenKey(c.Table.Topic))
 			begun[at] = true
 		}
-		if needed {
-			want[p] = append(want[p], g.key(in, c))
-		}
+		want[p] = append(want[p], g.key(in, c))
 	}
 	if want == nil {
 		return nil
@@ -165,6 +174,11 @@ func (g *given) seen(ctx context.Context, s *Stage, in *change.Batch) error {
 	if g.starts == nil {
 		return nil
 	}
+	for _, r := range in.Ranges {
+		if err := g.keeps(ctx, s, r.Topic, r.Partition); err != nil {
+			return err
+		}
+	}
 	var last change.Coord
 	for i := range in.Changes {
 		c := &in.Changes[i]
@@ -176,49 +190,59 @@ func (g *given) seen(ctx context.Context, s *Stage, in *change.Batch) error {
 		if err != nil {
 			continue //nolint:nilerr // it is told in its turn
 		}
-		claims := slices.ContainsFunc(ps, func(p *plan) bool { return p.e.claims }) && g.table.Get(last.Partition, seenKey(c.Table.Topic)) == nil
-		rows := rowsKept(ps)
-		var more []string
-		if rows != nil { // else it was not fetched
-			if more = notKept(g.table.Get(last.Partition, rowsKey(c.Table.Topic)), rows); len(more) == 0 {
-				rows = nil
-			}
-		}
-		if !claims && rows == nil {
+		if !slices.ContainsFunc(ps, func(p *plan) bool { return p.e.claims }) || g.table.Get(last.Partition, seenKey(c.Table.Topic)) != nil {
 			continue
 		}
 		start, err := g.starts(ctx, last.Topic, last.Partition)
 		if err != nil {
 			return err
 		}
-		l := g.read[from(last.Topic, last.Partition)]
-		late := l == nil || l.from > start
-		switch {
-		case late && claims:
+		if g.late(last.Topic, last.Partition, start) {
 			return ErrUnseen.New("partition %d of topic %s starts at offset %d, which transform %s had passed when its rules began to claim keys", last.Partition, c.Table.Topic, start, s.name)
-		case late:
-			return ErrRowsUnseen.New("partition %d of topic %s starts at offset %d, which transform %s had passed when lookups began to use %s of its rows", last.Partition, c.Table.Topic, start, s.name, strings.Join(more, ", "))
 		}
-		if claims {
-			if err := g.table.Put(last.Partition, seenKey(c.Table.Topic), []byte{givenForm}); err != nil {
-				return err
-			}
-		}
-		if rows != nil {
-			if err := g.table.Put(last.Partition, rowsKey(c.Table.Topic), append([]byte{givenForm}, strings.Join(rows, "\x00")...)); err != nil {
-				return err
-			}
+		if err := g.table.Put(last.Partition, seenKey(c.Table.Topic), []byte{givenForm}); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// rowsKept are the columns that lookups need of the rows of a topic; nil: none is
-// kept.
-func rowsKept(ps []*plan) []string {
-	for _, p := range ps {
-		if p.e.rows != nil {
-			return p.e.rows.needed
+// late says whether a partition was not read from its start on.
+func (g *given) late(t *change.Topic, partition int32, start int64) bool {
+	l := g.read[from(t, partition)]
+	return l == nil || l.from > start
+}
+
+// keeps notes which columns of a partition's rows are kept, from its start on.
+func (g *given) keeps(ctx context.Context, s *Stage, t *change.Topic, partition int32) error {
+	rows := s.rowsKept(t.Name)
+	if rows == nil {
+		return nil
+	}
+	noted := g.table.Get(partition, rowsKey(t.Name))
+	if more := notKept(noted, rows); len(more) > 0 {
+		start, err := g.starts(ctx, t, partition)
+		if err != nil {
+			return err
+		}
+		if g.late(t, partition, start) {
+			return rowsUnseen(s.name, t.Name, partition, start, more)
+		}
+	}
+	// Those that are not kept any more are not noted any more.
+	return g.table.Put(partition, rowsKey(t.Name), append([]byte{givenForm}, strings.Join(rows, "\x00")...))
+}
+
+func rowsUnseen(transform, topic string, partition int32, start int64, columns []string) error {
+	return ErrRowsUnseen.New("partition %d of topic %s starts at offset %d, which transform %s had passed when lookups began to use %s of its rows", partition, topic, start, transform, strings.Join(columns, ", ")).
+		WithRemedy("Have the transform read its topics from the start: tallywire replay %s --yes. Nothing is looked up until then, and nothing is lost.", transform)
+}
+
+// rowsKept are the columns that are kept of the rows of a topic; nil: no row is.
+func (s *Stage) rowsKept(topic string) []string {
+	for _, e := range s.byFrom[topic] {
+		if e.rows != nil {
+			return e.rows.asked
 		}
 	}
 	return nil

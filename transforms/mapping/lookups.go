@@ -19,6 +19,7 @@ import (
 	"github.com/tallywire/tallywire/internal/expr"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/state"
 	"github.com/tallywire/tallywire/transforms/join"
 )
 
@@ -31,10 +32,10 @@ type look struct {
 
 // rowsOf is what is kept of a raw topic's rows.
 type rowsOf struct {
-	names  []string
-	may    map[string]bool // need not be there
-	needed []string        // the others, in order
-	days   []string
+	names []string
+	may   map[string]bool // need not be there
+	asked []string        // the names, in order
+	days  []string
 }
 
 // looks checks the lookups of a rule, whose fields were read already.
@@ -191,13 +192,8 @@ func (s *Stage) keepRows() {
 		}
 	}
 	for _, of := range by {
-		of.rows.needed = []string{}
-		for _, name := range of.rows.names {
-			if !of.rows.may[name] {
-				of.rows.needed = append(of.rows.needed, name)
-			}
-		}
-		slices.Sort(of.rows.needed)
+		of.rows.asked = append([]string{}, of.rows.names...)
+		slices.Sort(of.rows.asked)
 	}
 }
 
@@ -219,7 +215,7 @@ func (s *Stage) fitRows(e *entry, t *change.Table) (*plan, []error) {
 		switch {
 		case c < 0 && e.rows.may[name]:
 		case c < 0:
-			err := ErrColumn.New("%s has no column %q, which a lookup uses", t.Topic, name).At("%s", e.path)
+			err := ErrColumn.New("%s has no column %q, which a rule with lookups uses", t.Topic, name).At("%s", e.path)
 			if near := config.Nearest(name, fieldNames(t)); near != "" {
 				err.WithRemedy("Did you mean %s?", near)
 			}
@@ -278,6 +274,10 @@ func (s *Stage) lookupSpecs(e *entry, env *pipeline.Env, log *slog.Logger, aroun
 		o.Component = env.Obs.Component("transform", name)
 	}
 	around(&o, name, plan.Topics())
+	if o.Find != nil {
+		k := &keptRows{transform: s.name, raws: plan.Raws(), rdb: env.Redis, of: state.NewReader(s.name, state.ChangelogOf(s.name), o.Find), read: s.progress, ends: s.ends}
+		o.Kept = k.all
+	}
 	left, right := join.NewLookups(plan, o)
 	rule := s.behind(e)
 	given := rule.remember(env.Redis, log, name, plan.Left())
@@ -314,11 +314,11 @@ func (s *Stage) Looks() (path string, is bool) {
 	return s.looked[0].path, true
 }
 
-// noLookups is the error of what does not know lookups yet.
-func (s *Stage) noLookups(what string) error {
+// noLookups is the error of a switch, which rules with lookups do without.
+func (s *Stage) noLookups() error {
 	if path, is := s.Looks(); is {
-		return ErrConfig.New("%s does not know rules with lookups", what).At("%s.lookups", path).
-			WithRemedy("Give the rules with lookups a transform of their own, and name the other.")
+		return ErrConfig.New("rules with lookups are not switched: they know what each row gave").At("%s.lookups", path).
+			WithRemedy("Stop the process (or run it --without %s), then tallywire replay %s --yes, and start with the new rules: all rows are given anew, and what they gave under other keys is deleted. What a rule gave that is there no more stays: have the new one fill a topic of another name.", s.name, s.name)
 	}
 	return nil
 }

@@ -367,6 +367,62 @@ func TestLookupsThatUseMore(t *testing.T) {
 	}
 }
 
+// A rule begins to use another column, is started, and is taken back before anything is
+// read again. Meanwhile rows change that lack nothing. If this failed, what was told of
+// those to rows that lack the column would be gone, with all green, and for good.
+func TestRulesThatAreTakenBack(t *testing.T) {
+	rules, all, raw := firm(t)
+	rules.Topics = rules.Topics[1:2]
+	was := rules.Topics[0]
+	use := func(w *world, where, above string) {
+		t := was
+		t.Where, t.Fields = where, map[string]cfg.Scalar{"id": cfg.Text("t-{id}"), "above": cfg.Text(above)}
+		w.cfg.Topics = []mapping.Topic{t}
+		for _, g := range w.groups {
+			for _, p := range g.procs {
+				p.start()
+			}
+		}
+	}
+	rules.Topics = []mapping.Topic{was}
+	w := newWorld(t, miniRedis(t).Options().Addr, 1, rules, all, raw...)
+	for id := range 9 {
+		row := values{"name": w.str("a"), "project_id": change.IntValue(int64(1 + id))}
+		if id > 0 {
+			row["parent_id"] = change.IntValue(1)
+		}
+		w.set("task", 1+id, row)
+		w.set("project", 1+id, values{"open": change.BoolValue(true)})
+	}
+	w.drain(t.Context())
+	w.compare()
+
+	use(w, was.Where, "above.name + project.unused")
+	w.set("task", 1, values{"name": w.str("b"), "project_id": change.IntValue(1)})
+	for i, g := range w.groups {
+		switch err := g.procs[0].work(t.Context(), 1000, false); {
+		case i == 0 && err != nil:
+			t.Fatal(err)
+		case i > 0 && !problem.Has(err, mapping.ErrRowsUnseen):
+			t.Errorf("%s says %v, want TW-MAP-ROWS-UNSEEN", g.name, err)
+		}
+	}
+	use(w, was.Where, "above.name")
+	w.drain(t.Context())
+	w.compare()
+
+	// What is not used for a while is not kept for a while.
+	use(w, "", "above.name")
+	w.set("project", 1, values{"open": change.BoolValue(false)})
+	w.set("project", 2, values{"open": change.BoolValue(false)})
+	w.drain(t.Context())
+	use(w, was.Where, "above.name")
+	w.set("project", 1, values{"open": change.BoolValue(true)})
+	if err := w.groups[0].procs[0].work(t.Context(), 1000, false); !problem.Has(err, mapping.ErrRowsUnseen) {
+		t.Errorf("it says %v, want TW-MAP-ROWS-UNSEEN", err)
+	}
+}
+
 // A rate changes, of which one of two entries is. If this failed, each change would be
 // told of all that the person ever worked; or a topic that is read again would not give
 // again what is asked for.

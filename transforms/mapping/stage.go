@@ -32,6 +32,9 @@ type Stage struct {
 	looked []*entry // rules with lookups, which others apply
 	inner  bool     // it is one of those
 	byFrom map[string][]*entry
+	// progress is how far the group of the transform's name has read a raw topic.
+	progress func(ctx context.Context, topic string) ([]progress, error)
+	ends     func(ctx context.Context, t *change.Topic) ([]int64, error) // of a changelog
 
 	mu    sync.Mutex // serialises compiling
 	plans atomic.Pointer[map[*change.Table][]*plan]

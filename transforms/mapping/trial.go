@@ -109,7 +109,9 @@ func (t *Trial) Apply(ctx context.Context, in *change.Batch) (out *change.Batch,
 func (t *Trial) applyLooking(ctx context.Context, in *change.Batch) error {
 	defer in.Release()
 	if t.look == nil {
-		return t.stage.noLookups("this")
+		path, _ := t.stage.Looks()
+		return ErrConfig.New("rules with lookups cannot be previewed: the window has not all rows that they look up").At("%s.lookups", path).
+			WithRemedy("Try them with tallywire mapping test.")
 	}
 	if t.look.rules == nil {
 		if err := t.look.forget(ctx, t.stage, t.all); err != nil {

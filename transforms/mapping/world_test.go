@@ -152,10 +152,26 @@ func newWorld(tb testing.TB, addr string, seed uint64, cfg mapping.Config, all a
 func (w *world) specs(rdb *goredis.Client) []pipeline.TransformSpec {
 	env := &pipeline.Env{Redis: rdb, Partitions: partitions, Contracts: w.all}
 	specs, err := mapping.Groups(env, "m", w.cfg, w.all, func(o *join.Options, _ string, _ []string) {
-		o.Find = func(_ context.Context, topic string) (*change.Topic, error) { return w.logs[topic].topic, nil }
+		o.Find = func(_ context.Context, topic string) (*change.Topic, error) {
+			if topic == state.ChangelogOf("m") {
+				return changelog(0), nil
+			}
+			return w.logs[topic].topic, nil
+		}
 		o.End = func(_ context.Context, t *change.Topic, p int32) (int64, error) {
 			return int64(len(w.logs[t.Name].parts[p])), nil
 		}
+	}, func(topic string) []int64 {
+		if len(w.groups) == 0 || w.groups[0].committed[topic] == nil {
+			return nil
+		}
+		return w.groups[0].committed[topic][:]
+	}, func() []int64 {
+		var ends []int64
+		for _, es := range w.groups[0].changelog {
+			ends = append(ends, int64(len(es)))
+		}
+		return ends
 	})
 	if err != nil {
 		w.tb.Fatal(problem.Format(err))
@@ -223,14 +239,19 @@ func (g *group) rebalance(n int) {
 func (p *proc) start() {
 	p.spec = p.g.w.specs(p.rdb)[p.g.at]
 	if t := p.spec.State; t != nil {
-		id := [16]byte{42, byte(p.g.at)}
-		t.Open(&change.Topic{Name: "_tallywire.state", ID: id, Partitions: partitions}, 0)
+		t.CheckEvery(0)
+		t.Open(changelog(p.g.at), 0)
 	}
 	for _, k := range p.keepers() {
 		for _, s := range k.Stores() {
 			s.CheckEvery = 0
 		}
 	}
+}
+
+// changelog is that of the group at a place.
+func changelog(at int) *change.Topic {
+	return &change.Topic{Name: "_tallywire.state", ID: [16]byte{42, byte(at)}, Partitions: partitions}
 }
 
 func (p *proc) keepers() (out []pipeline.Keeper) {
@@ -247,6 +268,9 @@ func (p *proc) own(ctx context.Context) error {
 	table := p.spec.State
 	if table == nil {
 		return nil
+	}
+	if err := table.Confirm(ctx); err != nil {
+		return err
 	}
 	for _, part := range p.owned {
 		if table.Owned(part) {

@@ -1,0 +1,96 @@
+// Report: medians of what was measured, and the ratios.
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tallywire/tallywire/benchmarks/internal/report"
+	"github.com/tallywire/tallywire/internal/embedded"
+)
+
+// median of the runs, 0 when there are none.
+func median(fs []figure, by func(figure) float64) float64 {
+	if len(fs) == 0 {
+		return 0
+	}
+	var v []float64
+	for _, f := range fs {
+		v = append(v, by(f))
+	}
+	slices.Sort(v)
+	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+}
+
+var titles = map[string]string{
+	"load": "%d time entries, right sides read before",
+	"fan":  "One rate of one employee changes, and with it the cost of %d entries",
+}
+
+func (w *world) report(ctx context.Context, res results) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "## Lookups beside Kafka Streams\n\nMade by `%s` on %s. %s. Versions: %s, Apache Kafka and Kafka Streams %s, %s.\n\n",
+		w.o.command, time.Now().UTC().Format("2006-01-02"), report.Machine(), runtime.Version(), embedded.KafkaVersion, redisVersion(ctx))
+	fmt.Fprintf(&b, "Time entries with their project (%d), its customer (%d) and the rate in force of their employee (%d, %d intervals each), %d partitions, exactly once. The clock runs from the first entry written until all results are committed, Java's warm-up included. Medians of %d runs in turns; every cost was compared with what it must be.\n",
+		projects, customers, employees, intervals, partitions, w.o.runs)
+	for _, section := range w.o.only {
+		by := res[section]
+		rows := 0
+		for _, fs := range by {
+			rows = int(fs[0].rows)
+		}
+		fmt.Fprintf(&b, "\n"+titles[section]+":\n\n| | rows/s | seconds | CPU s per million | of it redis-server | broker | peak RSS, MiB | redis-server | records out | others, %% of the machine |\n|---|---|---|---|---|---|---|---|---|---|\n", rows)
+		for _, name := range w.o.contenders {
+			m := func(f func(figure) float64) float64 { return median(by[name], f) }
+			fmt.Fprintf(&b, "| %s | %.0f | %.2f | %.1f | %.1f | %.1f | %.0f | %.0f | %.0f | %.0f |\n", name, m(figure.rate),
+				m(func(f figure) float64 { return f.took.Seconds() }), m(figure.cpu), m(func(f figure) float64 { return f.per(f.redis) }),
+				m(func(f figure) float64 { return f.per(f.broker) }), m(func(f figure) float64 { return float64(f.rss >> 20) }),
+				m(func(f figure) float64 { return float64(f.redisRSS >> 20) }), m(func(f figure) float64 { return float64(f.written) }), m(figure.foreign))
+		}
+		b.WriteString("\n")
+		for _, us := range []string{"map", "join"} {
+			ratios(&b, section, us, by)
+		}
+	}
+	fmt.Print("\n" + b.String())
+	if w.o.out == "" {
+		return nil
+	}
+	return report.Replace(w.o.out, "lookups", b.String())
+}
+
+// ratios of one contender of ours to the peer's two.
+func ratios(b *strings.Builder, section, us string, by map[string][]figure) {
+	for _, p := range []struct {
+		peer, speed string
+	}{{"streams-rocksdb", "bound 2, aim 3.4"}, {"streams-memory", "bound 1.5, aim 2.5"}} {
+		if len(by[us]) == 0 || len(by[p.peer]) == 0 {
+			continue
+		}
+		speed, cpu := " ("+p.speed+")", " (bound 0.20)"
+		if section != "load" {
+			speed, cpu = "", ""
+		}
+		fmt.Fprintf(b, "- %s ÷ %s: rate %.2f%s, CPU per row with redis-server's %.2f%s\n", us, p.peer,
+			median(by[us], figure.rate)/median(by[p.peer], figure.rate), speed, median(by[us], figure.cpu)/median(by[p.peer], figure.cpu), cpu)
+	}
+}
+
+func redisVersion(ctx context.Context) string {
+	out, err := exec.CommandContext(ctx, "redis-server", "--version").Output()
+	if err != nil {
+		return "redis-server"
+	}
+	for _, f := range strings.Fields(string(out)) {
+		if v, ok := strings.CutPrefix(f, "v="); ok {
+			return "redis-server " + v
+		}
+	}
+	return "redis-server"
+}

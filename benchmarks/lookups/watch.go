@@ -1,0 +1,247 @@
+// Watch: the clock, what /proc says of processes, and the proof that what came
+// out is right.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// How the clock goes: the output's last stable offset is read at each tick;
+// once it has stood still for a while, what is committed is read and compared.
+// The run ended when it last moved. Reading it all only then keeps the reader
+// out of what is measured.
+const (
+	every  = 20 * time.Millisecond
+	quiet  = 1500 * time.Millisecond
+	within = 10 * time.Minute
+)
+
+const none = math.MinInt64 // no cost: the entry waits
+
+// figure is one run.
+type figure struct {
+	rows    int64
+	took    time.Duration
+	written int64 // records of the output, with the markers of transactions
+
+	self, redis, broker time.Duration // CPU
+	rss, redisRSS       int64         // at their largest, octets
+	others              time.Duration // CPU of who takes no part, this program neither
+}
+
+func (f figure) rate() float64               { return float64(f.rows) / f.took.Seconds() }
+func (f figure) per(d time.Duration) float64 { return d.Seconds() / float64(f.rows) * 1e6 }
+func (f figure) cpu() float64                { return f.per(f.self + f.redis) }
+
+// foreign is what others took of the machine's time, in per cent.
+func (f figure) foreign() float64 {
+	return 100 * f.others.Seconds() / (f.took.Seconds() * float64(runtime.NumCPU()))
+}
+
+func (f figure) String() string {
+	return fmt.Sprintf("%7.0f rows/s, %.2f s; CPU s per million: %.1f, redis-server %.1f, broker %.1f; peak RSS %d MiB, redis-server %d; %d records out; others %.0f %% of the machine",
+		f.rate(), f.took.Seconds(), f.per(f.self), f.per(f.redis), f.per(f.broker), f.rss>>20, f.redisRSS>>20, f.written, f.foreign())
+}
+
+// watcher follows the output of a contender.
+type watcher struct {
+	w      *world
+	r      *running
+	client *kgo.Client
+	read   map[int32]int64  // offset after what was read, by partition
+	costs  map[string]int64 // of each key, its last
+}
+
+func newWatcher(w *world, r *running) *watcher {
+	return &watcher{w: w, r: r, read: map[int32]int64{}, costs: map[string]int64{}}
+}
+
+func (x *watcher) close() {
+	if x.client != nil {
+		x.client.Close()
+	}
+}
+
+// sample is the CPU time of who takes part, and the output's end.
+type sample struct {
+	at                  time.Time
+	end                 int64
+	self, redis, broker time.Duration
+	ours, busy          time.Duration // this program, all processes
+}
+
+func (x *watcher) sample(ctx context.Context) sample {
+	s := sample{at: time.Now(), self: cpu(x.r.pid), redis: cpu(x.r.redis), broker: cpu(x.w.kafka.PID()), ours: cpu(os.Getpid()), busy: busy()}
+	s.end, _ = x.w.ends(ctx, x.r.output) // not there yet: 0
+	return s
+}
+
+// timed starts something and waits until the entries cost what they must; the
+// first entries alone, when want is shorter than all.
+func (x *watcher) timed(ctx context.Context, want []int64, begin func() error) (f figure, err error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	first := x.sample(ctx)
+	last := first
+	begun := make(chan error, 1)
+	go func() { begun <- begin() }()
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		if err := x.r.ended(); err != nil {
+			return f, err
+		}
+		s := x.sample(ctx)
+		if s.end != last.end {
+			last = s
+		} else if s.at.Sub(last.at) > quiet && s.end > 0 {
+			wrong, err := x.wrong(ctx, want)
+			if err != nil {
+				return f, err
+			}
+			if wrong == "" {
+				break
+			}
+			if s.at.Sub(last.at) > time.Minute {
+				return f, fmt.Errorf("nothing comes any more, and %s", wrong)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return f, ctx.Err()
+		case <-tick.C:
+		}
+	}
+	f = figure{
+		rows: int64(len(want) - 1), took: last.at.Sub(first.at), written: last.end - first.end,
+		self: last.self - first.self, redis: last.redis - first.redis, broker: last.broker - first.broker,
+		rss: peak(x.r.pid), redisRSS: peak(x.r.redis),
+	}
+	f.others = max(0, last.busy-first.busy-f.self-f.redis-f.broker-(last.ours-first.ours))
+	return f, <-begun
+}
+
+// wrong reads what was committed since it was last called and says what is not
+// as it must be: the number of keys, and the cost of each.
+func (x *watcher) wrong(ctx context.Context, want []int64) (string, error) {
+	if err := x.catchUp(ctx); err != nil {
+		return "", fmt.Errorf("reading %s: %w", x.r.output, err)
+	}
+	if len(x.costs) != len(want) {
+		return fmt.Sprintf("the output has %d keys of %d", len(x.costs), len(want)), nil
+	}
+	for i, c := range want {
+		if got := x.costs[entryKey(i)]; got != c {
+			return fmt.Sprintf("entry %d costs %d instead of %d", i, got, c), nil
+		}
+	}
+	return "", nil
+}
+
+// catchUp reads the output to its last stable offsets.
+func (x *watcher) catchUp(ctx context.Context) error {
+	ends, err := x.w.admin.ListCommittedOffsets(ctx, x.r.output)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return err
+	}
+	if x.client == nil {
+		x.client, err = kgo.NewClient(kgo.SeedBrokers(x.w.kafka.Addr()), kgo.ConsumeTopics(x.r.output), kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+			kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.KeepControlRecords(), kgo.FetchMaxBytes(16<<20), kgo.FetchMaxPartitionBytes(8<<20))
+		if err != nil {
+			return err
+		}
+	}
+	behind := func() (yes bool) {
+		ends.Each(func(o kadm.ListedOffset) { yes = yes || x.read[o.Partition] < o.Offset })
+		return yes
+	}
+	for behind() {
+		fs := x.client.PollFetches(ctx)
+		if err := fs.Err(); err != nil {
+			return err
+		}
+		fs.EachRecord(func(r *kgo.Record) {
+			x.read[r.Partition] = r.Offset + 1
+			if r.Attrs.IsControl() || err != nil {
+				return
+			}
+			var cost int64
+			if cost, err = x.r.cost(r.Key, r.Value); err == nil {
+				// Avro's string, behind the head of five octets and its length in one.
+				x.costs[string(r.Key[6:])] = cost
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cpu is the user and system time of a process so far (proc(5): fields 14 and
+// 15 of stat, in ticks of 10 ms); 0 when there is none.
+func cpu(pid int) time.Duration {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]) // the name, in parentheses, may hold anything
+	if len(f) < 13 {
+		return 0
+	}
+	user, err1 := strconv.ParseInt(string(f[11]), 10, 64)
+	sys, err2 := strconv.ParseInt(string(f[12]), 10, 64)
+	if err1 != nil || err2 != nil {
+		return 0
+	}
+	return time.Duration(user+sys) * 10 * time.Millisecond
+}
+
+// busy is the CPU time that all processes have taken (proc(5): the first line
+// of stat: user, nice, system, idle, iowait, irq, softirq).
+func busy() (sum time.Duration) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	for i, v := range strings.Fields(line) {
+		if n, err := strconv.ParseInt(v, 10, 64); err == nil && (i <= 3 || i == 6 || i == 7) {
+			sum += time.Duration(n) * 10 * time.Millisecond
+		}
+	}
+	return sum
+}
+
+// peak is the largest resident set of a process, octets; 0 when there is none.
+func peak(pid int) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			n, err := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
+			if err != nil {
+				return 0
+			}
+			return n << 10
+		}
+	}
+	return 0
+}
