@@ -15,7 +15,7 @@ export GOFLAGS := $(GOFLAGS) $(if $(findstring -trimpath,$(GOFLAGS)),,-trimpath)
 ALONE := deploy/alone.sh
 CI := $(GO) run ./internal/ci
 
-.PHONY: help build demo needs check test race lint fuzz mutants full steady fresh land chaos applications bench bench-drain bench-peers profile profile-whole docs clean
+.PHONY: help build demo needs check test race lint fuzz mutants full steady fresh land chaos applications bench bench-drain bench-lookups bench-peers profile profile-whole docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,7 +76,11 @@ bench-drain: ## the drain of a backlog to the warehouse (BENCH_RUNS=5); writes i
 	@deploy/needs.sh demo KAFKA=real REDIS=real
 	$(ALONE) "make bench-drain" $(GO) run ./benchmarks/drain -runs $(BENCH_RUNS) -out benchmarks/RESULTS.md -command "make bench-drain"
 
-bench-peers: ## capture beside Debezium and pg_recvlogical, the same backlogs in one run (PEERS_ARGS="-help" tells more)
+bench-lookups: ## a mapping's lookups beside Kafka Streams, in one run (LOOKUPS_ARGS="-help" tells more)
+	@deploy/needs.sh lookups
+	$(ALONE) "make bench-lookups" $(GO) run ./benchmarks/lookups -out benchmarks/RESULTS.md -command "make bench-lookups" $(LOOKUPS_ARGS)
+
+bench-peers: bench-lookups ## capture beside Debezium and pg_recvlogical, the same backlogs in one run (PEERS_ARGS="-help" tells more)
 	@deploy/needs.sh peers
 	$(ALONE) "make bench-peers" $(GO) run ./benchmarks/peers -command "make bench-peers" $(PEERS_ARGS)
 

@@ -7,7 +7,8 @@ want=()
 case "$what" in
 check) want=(redis-server:redis-server) ;;
 test) want=(redis-server:redis-server java:default-jre-headless mvn:maven python3:python3) ;;
-applications) want=(debootstrap:debootstrap unshare:util-linux) ;;
+applications) want=(debootstrap:debootstrap unshare:util-linux redis-server:redis-server java:default-jre-headless mvn:maven) ;;
+lookups) want=(redis-server:redis-server javac:default-jdk-headless mvn:maven) ;;
 peers) want=(java:default-jre-headless mvn:maven pg_recvlogical:postgresql-client) ;;
 demo)
   for kv in "$@"; do

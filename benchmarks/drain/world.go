@@ -126,7 +126,7 @@ func (w *world) parts(ctx context.Context, kind string) (broker, cache string, e
 	return k.Addr(), r.Addr(), nil
 }
 
-const configuration = `
+var configuration = `
 kafka: {brokers: ["%s"]}
 registry: {url: "http://%s"}
 redis: {addr: "%s"}
@@ -148,8 +148,8 @@ transforms:
       - {from: psa.public.time_entry, to: ps.time_entry, fields: {time_entry_id: id, resource_id: employee_id}}
       - {from: psa.public.invoice, to: ps.invoice, fields: {invoice_id: id}}
       - {from: psa.public.invoice_line, to: ps.invoice_line, fields: {invoice_line_id: id}}
-  costed: {type: join}
-sinks:
+  costed:
+` + firm.Costed + `sinks:
   warehouse: {type: warehouse, dsn: %q}
 `
 

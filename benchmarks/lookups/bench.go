@@ -28,8 +28,7 @@ type contender struct {
 
 // contenders are all of them, in the order of their first round.
 var contenders = []contender{
-	{"map", tallywire(byMap, "costed.ps.time_entry_costed")},
-	{"join", tallywire(byJoin, "costed")},
+	{"tallywire", tallywire("costed.ps.time_entry_costed")},
 	{"streams-rocksdb", streams("rocksdb")},
 	{"streams-memory", streams("memory")},
 }

@@ -25,7 +25,7 @@ const help = `lookups measures tallywire's lookups and its join beside Kafka Str
 
   go run ./benchmarks/lookups                                    all of it, some minutes
   go run ./benchmarks/lookups -entries 10000 -runs 1 -only load  does it work here? Its figures say nothing.
-  go run ./benchmarks/lookups -contenders map -cpuprofile /tmp/p a profile: /tmp/p-load-map-1.prof
+  go run ./benchmarks/lookups -contenders tallywire -cpuprofile /tmp/p a profile: /tmp/p-load-tallywire-1.prof
 
 Sections (-only):
   load   -entries time entries arrive; right sides were read before

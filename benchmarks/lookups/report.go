@@ -54,9 +54,7 @@ func (w *world) report(ctx context.Context, res results) error {
 				m(func(f figure) float64 { return float64(f.redisRSS >> 20) }), m(func(f figure) float64 { return float64(f.written) }), m(figure.foreign))
 		}
 		b.WriteString("\n")
-		for _, us := range []string{"map", "join"} {
-			ratios(&b, section, us, by)
-		}
+		ratios(&b, by, section)
 	}
 	fmt.Print("\n" + b.String())
 	if w.o.out == "" {
@@ -65,8 +63,9 @@ func (w *world) report(ctx context.Context, res results) error {
 	return report.Replace(w.o.out, "lookups", b.String())
 }
 
-// ratios of one contender of ours to the peer's two.
-func ratios(b *strings.Builder, section, us string, by map[string][]figure) {
+// ratios are those of ours to the peer's two.
+func ratios(b *strings.Builder, by map[string][]figure, section string) {
+	const us = "tallywire"
 	for _, p := range []struct {
 		peer, speed string
 	}{{"streams-rocksdb", "bound 2, aim 3.4"}, {"streams-memory", "bound 1.5, aim 2.5"}} {

@@ -16,11 +16,12 @@ import (
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/pipeline"
 )
 
-const configuration = `kafka: {brokers: ["%s"]}
+var configuration = `kafka: {brokers: ["%s"]}
 registry: {url: "%s"}
 redis: {addr: "%s"}
 control: {dsn: %q}
@@ -29,43 +30,14 @@ state_dir: %q
 instance: lookups
 partitions: %d
 transforms:
-  costed: %s
-`
-
-// The transform, as a mapping with lookups and as the join that is built in.
-const (
-	byMap = `
-    type: map
-    topics:
-      - from: ps.time_entry
-        to: ps.time_entry_costed
-        waiting_for: waiting_for
-        lookups:
-          project: {topic: ps.project, on: project_id}
-          customer: {topic: ps.customer, on: project.customer_id}
-          cost_rate:
-            topic: ps.cost_rate
-            on: resource_id
-            by: resource_id
-            in_force: {from: valid_from, to: valid_to, at: work_date}
-            agree: ref.currency == project.currency
-        fields:
-          project_number: project.number
-          customer_id: project.customer_id
-          customer_name: customer.name
-          legal_entity: project.legal_entity
-          currency: project.currency
-          cost_rate_id: cost_rate.cost_rate_id
-          rate: cost_rate.rate
-          cost: row.hours * cost_rate.rate`
-	byJoin = `{type: join}`
-)
+  costed:
+%s`
 
 var processID = regexp.MustCompile(`process_id:(\d+)`)
 
 // tallywire starts it; group is the one that looks up, and with .right the one
 // that keeps what is looked up.
-func tallywire(transform, group string) startFunc {
+func tallywire(group string) startFunc {
 	return func(ctx context.Context, w *world, name string) (r *running, err error) {
 		cache, err := embedded.StartRedis(ctx, embedded.RedisOptions{Dir: filepath.Join(w.tmp, name+"-redis")})
 		if err != nil {
@@ -93,7 +65,7 @@ func tallywire(transform, group string) startFunc {
 			return nil, err
 		}
 		file := filepath.Join(w.tmp, name+".yml")
-		text := fmt.Sprintf(configuration, w.kafka.Addr(), w.regURL, cache.Addr, w.pg.DSN(db), filepath.Join(w.tmp, name+"-state"), partitions, transform)
+		text := fmt.Sprintf(configuration, w.kafka.Addr(), w.regURL, cache.Addr, w.pg.DSN(db), filepath.Join(w.tmp, name+"-state"), partitions, firm.Costed)
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			return nil, err
 		}

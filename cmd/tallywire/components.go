@@ -7,6 +7,5 @@ import (
 	_ "github.com/tallywire/tallywire/sinks/rest"
 	_ "github.com/tallywire/tallywire/sinks/warehouse"
 	_ "github.com/tallywire/tallywire/sources/postgres"
-	_ "github.com/tallywire/tallywire/transforms/join"
 	_ "github.com/tallywire/tallywire/transforms/mapping"
 )

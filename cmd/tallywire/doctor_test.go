@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/testkit"
 )
@@ -51,8 +52,8 @@ transforms:
     topics:
       - {from: psa.public.customr, to: ps.customer, fields: {customer_id: id}}
       - {from: psa.public.cost_rate, to: ps.cost_rate, fields: {cost_rate_id: "{employee_id}/{id}", resource_id: employe_id}}
-  costed: {type: join}
-sinks:
+  costed:
+` + firm.Costed + `sinks:
   warehouse: {type: warehouse, dsn: "` + dsn + `"}
 control: {dsn: "postgres://x@127.0.0.1:1/x"}
 `
@@ -88,8 +89,8 @@ control: {dsn: "postgres://x@127.0.0.1:1/x"}
 	said("transforms.canonical", "TW-MAP-COLUMN", "column valid_to", "is text")
 	said("control", "TW-DOCTOR-UNREACHABLE")
 	// Nothing maps them.
-	said("transforms.costed", "TW-KAFKA-NO-TOPIC", "ps.time_entry")
-	said("transforms.costed.right", "TW-KAFKA-NO-TOPIC", "ps.project")
+	said("transforms.costed.ps.time_entry_costed", "TW-KAFKA-NO-TOPIC", "ps.time_entry")
+	said("transforms.costed.ps.time_entry_costed.right", "TW-KAFKA-NO-TOPIC", "ps.project")
 	advised := false // what else it reads goes on
 	for _, f := range fs {
 		advised = advised || f.Part == "sinks.warehouse" && f.OK && f.What == "topic ps.invoice is filled" && strings.Contains(f.Advice, "it stays empty")
@@ -98,7 +99,7 @@ control: {dsn: "postgres://x@127.0.0.1:1/x"}
 		t.Error("nobody says that ps.invoice stays empty")
 	}
 	for _, f := range fs {
-		if f.Part == "transforms.costed.right" && !f.OK && strings.Contains(f.Problem.What, "ps.customer") {
+		if f.Part == "transforms.costed.ps.time_entry_costed.right" && !f.OK && strings.Contains(f.Problem.What, "ps.customer") {
 			t.Errorf("ps.customer is filled by the mapping, and is said to be missing: %s", f.Problem.What)
 		}
 	}

@@ -72,7 +72,7 @@ func TestMappingTestTells(t *testing.T) {
 	}
 	does(exitOK, file+":6: ids become text: wrote amount\n1 case of 1 file are as expected\n", "--update")
 	does(exitOK, "1 case of 1 file are as expected\n")
-	if err := os.WriteFile(file, []byte("topic: x\ncases: []\n"), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte("transform: canonical\ntopic: x\ncases: []\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	does(exitFailed, "TW-CASE-FORM")

@@ -96,7 +96,7 @@ func (a *app) mappingPreview(ctx context.Context, name string, f previewFlags) e
 	if err != nil {
 		return err
 	}
-	stage, err := book.Stage(name)
+	stage, err := book.Stage(name, switched)
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (a *app) mappingPreview(ctx context.Context, name string, f previewFlags) e
 		if err != nil {
 			return err
 		}
-		stage, err := other.Stage(stage.Name())
+		stage, err := other.Stage(stage.Name(), switched)
 		if err != nil {
 			return err
 		}

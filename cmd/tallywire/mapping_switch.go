@@ -90,7 +90,7 @@ func (a *app) mappingSwitch(ctx context.Context, name string, f switchFlags) err
 	if err != nil {
 		return err
 	}
-	stage, err := now.Stage(name)
+	stage, err := now.Stage(name, switched)
 	if err != nil {
 		return err
 	}
@@ -98,7 +98,7 @@ func (a *app) mappingSwitch(ctx context.Context, name string, f switchFlags) err
 	if err != nil {
 		return err
 	}
-	was, err := former.Stage(stage.Name())
+	was, err := former.Stage(stage.Name(), switched)
 	if err != nil {
 		return err
 	}
@@ -181,6 +181,12 @@ func built(file string) (*supervise.Pipeline, error) {
 		return nil, err
 	}
 	return supervise.Build(nil, cfg)
+}
+
+// switched are the rules that are previewed and switched: those without lookups.
+func switched(s *mapping.Stage) bool {
+	_, looks := s.Looks()
+	return !looks
 }
 
 // posts says which sinks would post again what was ended; nil: none, or those

@@ -6,8 +6,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -16,6 +18,7 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/supervise"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/transforms/join"
 )
 
 var (
@@ -36,6 +39,7 @@ type replayFlags struct {
 
 // move is one partition's offset, before and after.
 type move struct {
+	Group     string `json:"group"`
 	Topic     string `json:"topic"`
 	Partition int32  `json:"partition"`
 	From      int64  `json:"from"` // -1: nothing committed
@@ -52,6 +56,10 @@ func (a *app) replayCmd() *cobra.Command {
 kafka-consumer-groups --reset-offsets does. Without --yes it only shows what it
 would do. With --yes the group must be stopped: with members it is refused
 (exit code 5); stop the process, or run it --without NAME meanwhile.
+
+The groups of a transform's rules with lookups, NAME.TOPIC, are set back with
+it where they read topics that are not written by NAME. Those that keep what is
+looked up, NAME.TOPIC.right, are set back by their own names.
 
 After a replay the warehouse has the same content, and the ERP gets nothing
 twice: both know what they have.`,
@@ -85,7 +93,7 @@ func (a *app) replay(ctx context.Context, name string, f replayFlags) error {
 	if err != nil {
 		return err
 	}
-	topics, err := topicsOf(p, name, f.topic)
+	groups, err := groupsOf(p, name, f.topic)
 	if err != nil {
 		return err
 	}
@@ -95,40 +103,51 @@ func (a *app) replay(ctx context.Context, name string, f replayFlags) error {
 	}
 	defer kc.Close()
 	adm := kc.Admin()
-	group := pipeline.GroupOf(name)
-	active := idle(ctx, adm, group)
-	if active != nil && !problem.Has(active, errActive) {
-		return active
+	var active error
+	var moves []move
+	offsets := map[string]kadm.Offsets{}
+	for _, g := range groups {
+		group := pipeline.GroupOf(g.name)
+		if err := idle(ctx, adm, group); err != nil {
+			if !problem.Has(err, errActive) {
+				return err
+			}
+			active = err
+		}
+		ms, offs, err := plan(ctx, adm, group, g.topics, f, at)
+		if err != nil {
+			return err
+		}
+		moves, offsets[group] = append(moves, ms...), offs
 	}
 	if active != nil && f.yes {
 		a.code(active)
 		return exit(exitRefused)
 	}
-	moves, offs, err := plan(ctx, adm, group, topics, f, at)
-	if err != nil {
-		return err
-	}
 	if f.yes {
-		res, err := adm.CommitOffsets(ctx, group, offs)
-		if err == nil {
-			err = res.Error()
-		}
-		if err != nil {
-			return kafka.Wrap(err, "setting the offsets of %s", group)
+		for _, g := range groups {
+			group := pipeline.GroupOf(g.name)
+			res, err := adm.CommitOffsets(ctx, group, offsets[group])
+			if err == nil {
+				err = res.Error()
+			}
+			if err != nil {
+				return kafka.Wrap(err, "setting the offsets of %s", group)
+			}
 		}
 	}
-	return a.print(map[string]any{"group": group, "done": f.yes, "active": active != nil, "moves": moves}, func(w io.Writer) {
-		fmt.Fprintln(w, "TOPIC\tPARTITION\tFROM\tTO\tRECORDS AGAIN")
+	return a.print(map[string]any{"done": f.yes, "active": active != nil, "moves": moves}, func(w io.Writer) {
+		fmt.Fprintln(w, "GROUP\tTOPIC\tPARTITION\tFROM\tTO\tRECORDS AGAIN")
 		for _, m := range moves {
 			from := "-"
 			if m.From >= 0 {
 				from = strconv.FormatInt(m.From, 10)
 			}
-			fmt.Fprintf(w, "%s\t%d\t%s\t%d\t%d\n", m.Topic, m.Partition, from, m.To, m.Again)
+			fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d\t%d\n", m.Group, m.Topic, m.Partition, from, m.To, m.Again)
 		}
 		switch {
 		case f.yes:
-			fmt.Fprintf(w, "\n%s is set back; start its process again\n", group)
+			fmt.Fprintf(w, "\n%s is set back; start its process again\n", name)
 		case active != nil:
 			fmt.Fprintf(w, "\nnothing was changed. %s\n", problem.Format(active))
 		default:
@@ -137,31 +156,56 @@ func (a *app) replay(ctx context.Context, name string, f replayFlags) error {
 	})
 }
 
-func topicsOf(p *supervise.Pipeline, name, only string) ([]string, error) {
-	var topics []string
+// replayed is a group and those of its topics that are set back.
+type replayed struct {
+	name   string
+	topics []string
+}
+
+// groupsOf are the groups that a name stands for. Topics that the pipeline's own groups
+// write for each other are read on: their records come again when those read again.
+func groupsOf(p *supervise.Pipeline, name, only string) (out []replayed, err error) {
 	found := false
+	add := func(group string, topics []string) {
+		found = true
+		if only != "" {
+			topics = slices.DeleteFunc(slices.Clone(topics), func(t string) bool { return t != only })
+		}
+		if len(topics) > 0 {
+			out = append(out, replayed{group, topics})
+		}
+	}
+	var written []string // by its own groups
 	for _, t := range p.Transforms {
-		if t.Name == name {
-			topics, found = append(append([]string(nil), t.Topics...), t.CoPartitioned...), true
+		if t.Name == name || strings.HasPrefix(t.Name, name+".") {
+			written = append(written, t.Outputs...)
+		}
+	}
+	for _, t := range p.Transforms {
+		topics := slices.Concat(t.Topics, t.CoPartitioned)
+		slices.Sort(topics)
+		topics = slices.Compact(topics)
+		switch {
+		case t.Name == name:
+			add(name, topics)
+		case strings.HasPrefix(t.Name, name+".") && !strings.HasSuffix(t.Name, join.RightSuffix):
+			add(t.Name, slices.DeleteFunc(topics, func(t string) bool {
+				return strings.HasPrefix(t, "_tallywire.") || slices.Contains(written, t)
+			}))
 		}
 	}
 	for _, s := range p.Sinks {
 		if s.Name == name {
-			topics, found = s.Topics, true
+			add(name, s.Topics)
 		}
 	}
-	if !found {
+	switch {
+	case !found:
 		return nil, errGroup.New("%q is neither a transform nor a sink of the configuration", name)
+	case len(out) == 0:
+		return nil, errGroup.New("%q does not read %s", name, only)
 	}
-	if only == "" {
-		return topics, nil
-	}
-	for _, t := range topics {
-		if t == only {
-			return []string{only}, nil
-		}
-	}
-	return nil, errGroup.New("%q does not read %s", name, only)
+	return out, nil
 }
 
 // idle refuses a group that has members, and names one.
@@ -202,7 +246,7 @@ func plan(ctx context.Context, adm *kadm.Client, group string, topics []string, 
 				continue
 			}
 			s, _ := starts.Lookup(t, p)
-			m := move{Topic: t, Partition: p, From: -1, To: s.Offset}
+			m := move{Group: group, Topic: t, Partition: p, From: -1, To: s.Offset}
 			switch {
 			case f.to == "end":
 				m.To = e.Offset

@@ -111,17 +111,25 @@ type application struct {
 	env []string // NAME=value
 }
 
-// run runs a command in the root with a file of testdata as its standard input.
-func (a *application) run(t *testing.T, file string, command ...string) {
-	t.Helper()
+// enter runs a command in the root with a file of testdata as its standard input.
+func (a *application) enter(t *testing.T, file string, command ...string) error {
 	script, err := os.ReadFile(filepath.Join("testdata", file))
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	began := time.Now()
 	env := append([]string{a.dir, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", "HOME=/tmp"}, a.env...)
 	if _, err := apart(t.Context(), string(script), enterRoot, append(env, command...)...); err != nil {
-		t.Fatalf("%s: %v", file, err)
+		return fmt.Errorf("%s: %w", file, err)
 	}
 	t.Logf("%s took %.0f s", file, time.Since(began).Seconds())
+	return nil
+}
+
+// run is enter, which must succeed.
+func (a *application) run(t *testing.T, file string, command ...string) {
+	t.Helper()
+	if err := a.enter(t, file, command...); err != nil {
+		t.Fatal(err)
+	}
 }

@@ -130,7 +130,7 @@ func read(file string, text []byte, r *rules.Book) (*File, error) {
 	if c.doc, err = config.ReadDocument(file, text, &c.form); err != nil {
 		return nil, err
 	}
-	if c.stage, err = r.Stage(c.form.Transform); err != nil {
+	if c.stage, err = r.Stage(c.form.Transform, func(s *mapping.Stage) bool { return slices.Contains(s.From(), c.form.Topic) }); err != nil {
 		if e := problem.Of(err); e != nil && problem.Has(err, rules.ErrTransform) {
 			err = e.At("%s", c.doc.At("transform"))
 		}

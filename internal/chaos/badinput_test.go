@@ -588,11 +588,11 @@ func TestBadInput(t *testing.T) {
 		if err := cl.ProduceSync(s.t.Context(), &kgo.Record{Topic: "ps.time_entry", Key: []byte("who?"), Value: []byte("what?")}).FirstErr(); err != nil {
 			s.t.Fatal(err)
 		}
-		for _, stage := range []string{"warehouse", "erp", "costed"} {
+		for _, stage := range []string{"warehouse", "erp", "costed.ps.time_entry_costed"} {
 			s.isParked(stage, "ps.time_entry", "*", "TW-AVRO-GARBAGE")
 		}
 		s.flows()
-		for _, stage := range []string{"warehouse", "erp", "costed"} {
+		for _, stage := range []string{"warehouse", "erp", "costed.ps.time_entry_costed"} {
 			s.do("parked", "discard", stage, "--all")
 		}
 		s.nothingParked()

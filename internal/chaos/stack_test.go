@@ -153,7 +153,7 @@ func (s *stack) serveSchemas(addr string) {
 	go s.serving.Serve(ln)
 }
 
-const configuration = `
+var configuration = `
 kafka: {brokers: ["%[1]s"]}
 registry: {url: "http://%[2]s"}
 redis: {addr: "%[3]s"}
@@ -175,8 +175,8 @@ transforms:
       - {from: psa.public.time_entry, to: ps.time_entry, fields: {time_entry_id: id, resource_id: employee_id}}
       - {from: psa.public.invoice, to: ps.invoice, fields: {invoice_id: id}}
       - {from: psa.public.invoice_line, to: ps.invoice_line, fields: {invoice_line_id: id}}
-  costed: {type: join}
-sinks:
+  costed:
+` + firm.Costed + `sinks:
   warehouse: {type: warehouse, dsn: %[8]q}
   erp: {type: rest, profile: business-central, url: "%[9]s", company: %[10]s, token_url: "%[11]s", client_id: tallywire, client_secret: env:ERP_SECRET, go_live: %[12]s, rate: 5000, burst: 1000, timeout: 2s, unique_reference: %[14]v, settle_after: 5s}
 `

@@ -31,8 +31,8 @@ func firm() *obs.Obs {
 	o := obs.New(slog.New(slog.NewTextHandler(io.Discard, nil)))
 	src := o.Component("source", "psa")
 	can := o.Component("transform", "canonical")
-	right := o.Component("transform", "costed.right")
-	left := o.Component("transform", "costed")
+	right := o.Component("transform", "costed.ps.time_entry_costed.right")
+	left := o.Component("transform", "costed.ps.time_entry_costed")
 	wh := o.Component("sink", "warehouse")
 	erp := o.Component("sink", "erp")
 	for _, t := range []string{"time_entry", "project", "customer", "employee", "cost_rate", "invoice", "invoice_line"} {
@@ -49,9 +49,9 @@ func firm() *obs.Obs {
 	for _, t := range []string{"project", "customer", "cost_rate"} {
 		right.In("ps."+t, 98, 900)
 	}
-	right.Out("_tallywire.refresh.costed", 5, 10)
+	right.Out("_tallywire.refresh.costed.ps.time_entry_costed", 5, 10)
 	left.In("ps.time_entry", 98, 900)
-	left.In("_tallywire.refresh.costed", 5, 10)
+	left.In("_tallywire.refresh.costed.ps.time_entry_costed", 5, 10)
 	left.Out("ps.time_entry_costed", 98, 900)
 	left.Latency("ps.time_entry_costed", 120*time.Millisecond)
 	left.Lag("ps.time_entry", 0, 12)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/demo/erp"
+	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/problem"
 )
@@ -145,7 +146,7 @@ func TestDemoAndExampleAgree(t *testing.T) {
 	for _, k := range []string{"PSA", "Warehouse", "Control"} {
 		text = strings.ReplaceAll(text, "{{."+k+"}}", "postgres://postgres@127.0.0.1:1/x")
 	}
-	for k, v := range map[string]string{"LogLevel": "info", "StateDir": "x", "ERP": "http://x", "Company": "x", "TokenURL": "http://x", "SecretFile": "/x", "GoLive": "2026-06-24"} {
+	for k, v := range map[string]string{"Costed": firm.Costed, "LogLevel": "info", "StateDir": "x", "ERP": "http://x", "Company": "x", "TokenURL": "http://x", "SecretFile": "/x", "GoLive": "2026-06-24"} {
 		text = strings.ReplaceAll(text, "{{."+k+"}}", v)
 	}
 	d, err := config.Parse("demo", []byte(text), config.Options{Static: true})
@@ -164,6 +165,9 @@ func TestDemoAndExampleAgree(t *testing.T) {
 			}
 		}
 		return strings.Join(out, " ")
+	}
+	if text, err := os.ReadFile(filepath.Join("..", "..", "examples", "tallywire.yml")); err != nil || !strings.Contains(string(text), "\n  costed:\n"+firm.Costed) {
+		t.Errorf("the example costs time by another rule: %v", err)
 	}
 	if names(d) != names(e) {
 		t.Errorf("the demo has %s, the example %s", names(d), names(e))

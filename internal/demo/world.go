@@ -226,7 +226,7 @@ func (w *world) writeConfig(name string) error {
 	var b strings.Builder
 	err := t.Execute(&b, map[string]string{
 		"Kafka": w.kafkaAddr, "Registry": w.registryAddr, "Redis": w.redisAddr, "Control": w.controlDSN(), "Page": local(w.o.Ports.Page),
-		"LogLevel": w.o.LogLevel, "StateDir": quote(w.o.StateDir), "PSA": w.psaDSN(), "Warehouse": w.warehouseDSN(), "ERP": w.erp.URL(), "Company": w.erp.Company(),
+		"LogLevel": w.o.LogLevel, "StateDir": quote(w.o.StateDir), "PSA": w.psaDSN(), "Costed": firm.Costed, "Warehouse": w.warehouseDSN(), "ERP": w.erp.URL(), "Company": w.erp.Company(),
 		"TokenURL": w.erp.TokenURL(), "SecretFile": w.secretFile(), "GoLive": w.o.GoLive.Format("2006-01-02"),
 	})
 	if err != nil {

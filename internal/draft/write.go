@@ -247,7 +247,10 @@ func (w *writer) transforms(d *Draft) {
 	}
 	if d.rule("ps.time_entry") != nil && d.rule("ps.cost_rate") != nil {
 		w.line("  # Time entries with project, customer and the cost rate in force on the work date:")
-		w.line("  # costed: {type: join}")
+		w.line("  # costed:")
+		for line := range strings.Lines(costed) {
+			w.line("  # %s", strings.TrimRight(line, "\n"))
+		}
 	}
 }
 
@@ -296,3 +299,29 @@ func (w *writer) rule(r *Rule) {
 		w.comments("          # ", "Null, since no column looks like it: "+strings.Join(r.Empty, ", ")+".")
 	}
 }
+
+// costed is a transform that costs time entries by the contracts alone.
+const costed = `  type: map
+  topics:
+    - from: ps.time_entry
+      to: ps.time_entry_costed
+      waiting_for: waiting_for
+      lookups:
+        project: {topic: ps.project, on: project_id}
+        customer: {topic: ps.customer, on: project.customer_id}
+        cost_rate:
+          topic: ps.cost_rate
+          on: resource_id
+          by: resource_id
+          in_force: {from: valid_from, to: valid_to, at: work_date}
+          agree: ref.currency == project.currency
+      fields:
+        project_number: project.number
+        customer_id: project.customer_id
+        customer_name: customer.name
+        legal_entity: project.legal_entity
+        currency: project.currency
+        cost_rate_id: cost_rate.cost_rate_id
+        rate: cost_rate.rate
+        cost: row.hours * cost_rate.rate
+`

@@ -445,6 +445,9 @@ func (c *compiler) meant(name string) string {
 	if r := didYouMean(name, append(append(Functions(), "row"), c.scope.Roots...)); r != "" {
 		return r
 	}
+	if slices.Equal(c.scope.Roots, []string{"ref"}) {
+		return "Columns are ref.NAME, texts stand in quotes."
+	}
 	return "Columns are row.NAME, texts stand in quotes."
 }
 

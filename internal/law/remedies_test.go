@@ -18,7 +18,6 @@ var followedElsewhere = map[string]string{
 	"TW-DEMO":          "`make demo` is the demo itself",
 	"TW-DEMO-DRAIN":    "`make demo` is the demo itself",
 	"TW-VERIFY":        "`make demo` compares by it",
-	"TW-JOIN-GROUP":    "a mapping's replay: TestChaosReset follows that of a sink",
 	"TW-KAFKA-HANGING": "no broker of the tests refuses ClusterAction; with it TestEndHanging",
 	"TW-MAP-MESSAGE":   "nothing that is built in writes messages; a discard: TestBadInput",
 	"TW-PG-PROTOCOL":   "it asks for a report",

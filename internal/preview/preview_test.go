@@ -287,7 +287,7 @@ func (b *previewBed) sideOf(file string) *Side {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	stage, err := book.Stage("canonical")
+	stage, err := book.Stage("canonical", nil)
 	if err != nil {
 		b.t.Fatal(err)
 	}

@@ -54,14 +54,28 @@ func (r *Book) names() (names []string) {
 	return names
 }
 
-// Stage is that of a transform, or of the only one when name is "".
-func (r *Book) Stage(name string) (*mapping.Stage, error) {
+// Stage is that of a transform; when name is "", of the only one, or of the only one
+// that is meant.
+func (r *Book) Stage(name string, meant func(*mapping.Stage) bool) (*mapping.Stage, error) {
 	names := r.names()
-	if name == "" {
-		if len(names) != 1 {
-			return nil, ErrTransform.New("%s has %d transforms of type map", r.cfg.File, len(names)).WithRemedy("Name one: %s.", strings.Join(names, ", "))
-		}
+	if name == "" && len(names) == 1 {
 		name = names[0]
+	}
+	if name == "" {
+		var found []*mapping.Stage
+		for _, name := range names {
+			s, err := r.Stage(name, meant)
+			if err != nil {
+				return nil, err
+			}
+			if meant(s) {
+				found = append(found, s)
+			}
+		}
+		if len(found) == 1 {
+			return found[0], nil
+		}
+		return nil, ErrTransform.New("%s has %d transforms of type map", r.cfg.File, len(names)).WithRemedy("Name one: %s.", strings.Join(names, ", "))
 	}
 	if s := r.stages[name]; s != nil {
 		return s, nil

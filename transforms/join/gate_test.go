@@ -43,11 +43,11 @@ func TestGateWaitsForTheReferences(t *testing.T) {
 	for at := range int64(3) {
 		commit(at)
 		if err := g.open(t.Context()); !problem.Has(err, ErrRightBehind) {
-			t.Fatalf("with %d read: %v, want TW-JOIN-RIGHT-BEHIND", at, err)
+			t.Fatalf("with %d read: %v, want TW-LOOKUP-BEHIND", at, err)
 		}
 	}
 	commit(3)
-	if err := g.open(t.Context()); err != nil { // Remedy: TW-JOIN-RIGHT-BEHIND
+	if err := g.open(t.Context()); err != nil { // Remedy: TW-LOOKUP-BEHIND
 		t.Fatal(err)
 	}
 }

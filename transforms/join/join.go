@@ -1,21 +1,33 @@
-// The transform's maker: what both groups share, and how the engine gets them.
-
+// Package join looks up rows of other topics for the rows of one, and looks again when
+// those change: the lookups of a mapping's rule. rule.go is what a user writes; join.go
+// is what both groups of it share.
+//
+// There are two consumer groups. The right one, <name>.right, keeps the latest row of
+// each topic that is looked up in Redis, and for each change tells the left rows that
+// depend on it, by records on a refresh topic that is partitioned like the left one.
+// The left one, <name>, keeps the left rows and who depends on what, and is the only
+// one that emits: one place per key, so that order holds (invariant 8). What it emits
+// are wide rows: a row with what was found (joined.go), for the rule behind it.
+//
+// Why nothing is missed: each side writes its own state, and only then, after
+// the answer, reads the other's. Of a left and a right row that meet, whoever
+// reads second sees the other: either the left row is evaluated with the right
+// one, or the right one finds it among its dependents and has it evaluated
+// again. For a chain (a customer by way of the project) the middle row and its
+// own index are written together by the right side, before it looks for
+// dependents, so the same holds for each hop.
 package join
 
 import (
 	"context"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
-	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
-	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/state"
 )
 
@@ -29,16 +41,17 @@ type join struct {
 	sideReaders []*state.Reader // parallel to plan.sides
 }
 
-// Options are what a join needs of its surroundings.
+// Options are what lookups need of their surroundings.
 type Options struct {
-	Redis     *redis.Client
-	Log       *slog.Logger
-	Contracts avro.Catalogue // nil: the built-in pack
+	Redis *redis.Client
+	Log   *slog.Logger
 	// Find gives a topic as it is in Kafka.
 	Find func(ctx context.Context, topic string) (*change.Topic, error)
 	// End gives where a partition ends. nil: who depends on a reference is told
 	// of each of its changes.
 	End func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
+	// Start gives where a partition starts. nil: at the offset 0.
+	Start func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
 	// Component shows how many left rows wait; may be nil.
 	Component *obs.Component
 	// Gate is asked before the first left row is looked at, until it gives
@@ -52,22 +65,9 @@ type Options struct {
 	Tables func(ctx context.Context, topic string) (*change.Table, error)
 }
 
-// New checks a configuration (TW-JOIN-CONFIG problems, joined) and makes the
-// stages of both groups.
-func New(name string, cfg Config, o Options) (*Left, *Right, error) {
-	p, err := compile(name, cfg, o.Contracts)
-	if err != nil {
-		return nil, nil, err
-	}
-	l, r := newStages(p, o)
-	return l, r, nil
-}
-
-// NewLookups makes the stages of both groups of a rule; what the left one sends are
-// wide rows.
-func NewLookups(p *Plan, o Options) (*Left, *Right) { return newStages(p.p, o) }
-
-func newStages(p *plan, o Options) (*Left, *Right) {
+// New makes the stages of both groups of a rule; what the left one sends are wide rows.
+func New(compiled *Plan, o Options) (*Left, *Right) {
+	p := compiled.p
 	j := &join{plan: p, rdb: o.Redis, tables: o.Tables}
 	if o.Kept != nil {
 		j.allKept = once(o.Kept)
@@ -77,13 +77,10 @@ func newStages(p *plan, o Options) (*Left, *Right) {
 		st.Shape, rd.Shape = p.shape, p.shape
 		return st, rd
 	}
-	right := p.name
-	if p.joined != nil { // one topic may be on both sides
-		right += RightSuffix
-	}
+	right := p.name + RightSuffix // one topic may be on both sides
 	l, r := &Left{join: j, gate: o.Gate}, &Right{join: j, cols: make([]columns, len(p.sides))}
-	r.most, r.end = tellAtOnce, o.End
-	r.table = state.NewTable(o.Redis, o.Log, p.name+RightSuffix)
+	r.most, r.end, r.start = tellAtOnce, o.End, o.Start
+	r.table = state.NewTable(o.Redis, o.Log, right)
 	l.state, j.leftReader = keep(p.name, p.left)
 	l.notes.comp = o.Component
 	l.state.Idle = l.idle
@@ -98,51 +95,9 @@ func newStages(p *plan, o Options) (*Left, *Right) {
 // RightSuffix makes the name of the right group.
 const RightSuffix = ".right"
 
-func init() { pipeline.Transforms.Register("join", Make) }
-
 // gateTimeout bounds how long left rows wait for the references that were
 // there at the start.
 const gateTimeout = 2 * time.Minute
-
-// Make is the maker of type join: the groups <name>.right and <name>.
-func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.TransformSpec, error) {
-	cfg := Defaults()
-	if err := decode(&cfg); err != nil {
-		return nil, err
-	}
-	o := Options{Contracts: env.Contracts}
-	// A static check of the configuration has no surroundings.
-	if env.Obs != nil {
-		o.Log, o.Component = env.Obs.Log, env.Obs.Component("transform", name)
-	} else {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	o.Redis, o.Tables = env.Redis, env.Tables
-	var topics []string
-	for _, r := range cfg.References {
-		if !slices.Contains(topics, r.Topic) {
-			topics = append(topics, r.Topic)
-		}
-	}
-	if env.Kafka != nil {
-		o.Gate = Gate(env.Kafka, name, topics)
-		o.Find, o.End = env.Kafka.Topic, func(ctx context.Context, t *change.Topic, p int32) (int64, error) {
-			return kafka.EndOf(ctx, env.Kafka.Admin(), t, p)
-		}
-	}
-	left, right, err := New(name, cfg, o)
-	if err != nil {
-		return nil, err
-	}
-	queue := avro.RefreshTopic(name)
-	return []pipeline.TransformSpec{
-		{Name: name + RightSuffix, Topics: topics, Stages: []pipeline.Stage{right}, Queues: []string{queue}, State: right.table, Rest: right.Rest},
-		{
-			Name: name, Topics: []string{cfg.Left, queue}, CoPartitioned: []string{cfg.Left, queue},
-			Stages: []pipeline.Stage{left}, Outputs: []string{cfg.Output}, Queues: []string{queue}, Trim: []string{queue},
-		},
-	}, nil
-}
 
 // once asks until the answer is nil, and then no more. Safe for concurrent use.
 func once(ask func(context.Context) error) func(context.Context) error {

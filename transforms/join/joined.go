@@ -116,7 +116,7 @@ func (j *joined) keyRow(b *change.Batch, key string) []change.Value {
 
 // join makes c the wide row of an item.
 func (l *lookup) join(it *item, c *change.Change) error {
-	j, b := l.p.joined, l.b
+	j, b := &l.p.joined, l.b
 	reason, waits := l.settle(it)
 	if it.bad != nil {
 		return it.bad
@@ -154,11 +154,10 @@ func (l *lookup) settle(it *item) (reason []byte, waits bool) {
 	}
 	it.done = 0
 	for _, r := range l.p.refs {
-		text, named := l.on(it, r)
-		name := string(text)
-		f := it.rows[r.at]
+		name, named := l.on(it, r) // until on is called again
+		f, agrees := it.rows[r.at], false
 		if r.inForce != nil {
-			f = l.inForce(it, r)
+			f, agrees = l.inForce(it, r)
 		}
 		climb := it.climbs[r.at]
 		if f != nil && (f.row == nil || r.climbs() && !climb.arrived() || !l.fits(it, r, f)) {
@@ -184,7 +183,7 @@ func (l *lookup) settle(it *item) (reason []byte, waits bool) {
 			say("%s above %s%s", r.name, name, climb.why())
 		case f == nil:
 			say("%s %s", r.name, name)
-		case !r.agreed(l, it, f):
+		case !agrees && !r.agreed(l, it, f):
 			it.rows[r.at] = nil
 			say("%s %s, which does not agree: %s", r.name, name, r.agree.Text)
 		}
@@ -233,12 +232,15 @@ func (l *lookup) holds(it *item, r *ref, key string, p *expr.Program, on *expr.R
 
 // fits says whether a row is there, by the lookup's own condition.
 func (l *lookup) fits(it *item, r *ref, f *refRow) bool {
-	if r.lookingUp == nil || r.where == nil || f.row == nil {
+	if r.where == nil || f.row == nil {
 		return true
 	}
 	is, known := f.fits[r.at]
 	if !known {
-		if is = l.holds(it, r, "where", r.where, l.over(f.row)); f.fits == nil {
+		if is = l.holds(it, r, "where", r.where, l.over(f.row)); it.bad != nil {
+			return false // and so for whoever else names it
+		}
+		if f.fits == nil {
 			f.fits = map[int]bool{}
 		}
 		f.fits[r.at] = is
@@ -247,19 +249,19 @@ func (l *lookup) fits(it *item, r *ref, f *refRow) bool {
 }
 
 // agreed says whether a row agrees with those that the lookup has to agree with.
-func (u *lookingUp) agreed(l *lookup, it *item, m *refRow) bool {
-	if u == nil || u.agree == nil {
+func (r *ref) agreed(l *lookup, it *item, m *refRow) bool {
+	if r.agree == nil {
 		return true
 	}
-	j := l.p.joined
+	j := &l.p.joined
 	on := l.over(m.row)
 	copy(l.scope.vals[2:], it.left.vals)
-	for _, r := range u.agreeRefs {
-		copy(l.scope.vals[j.at[r.at]:], l.row(it, r))
+	for _, other := range r.agreeRefs {
+		copy(l.scope.vals[j.at[other.at]:], l.row(it, other))
 	}
-	is, err := u.agree.Holds(on)
+	is, err := r.agree.Holds(on)
 	if err != nil && it.bad == nil {
-		it.bad = ErrLookup.New("%s: it has no value for the row %q", u.agree.Text, it.key).At("%s.agree", u.path)
+		it.bad = ErrLookup.New("%s: it has no value for the row %q", r.agree.Text, it.key).At("%s.agree", r.path)
 	}
 	return is
 }

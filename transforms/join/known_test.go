@@ -66,22 +66,6 @@ func TestWhoIsTold(t *testing.T) {
 	step("deleted again", 0)
 	w.customer("4", "renamed")
 	step("through projects", 10)
-
-	// A process that starts with an empty table in the midst of the topics, as
-	// after an upgrade, does not know what was: all are told, of deletes too.
-	w.right.changelog = [partitions][]*state.Entry{}
-	if err := w.rdb.FlushAll(t.Context()).Err(); err != nil {
-		t.Fatal(err)
-	}
-	w.right.stage = w.right.make()
-	settled(t, w)
-	w.refreshed(&told)
-	w.rate("12", 11, 7, 8, 990000, "EUR")
-	step("not known any more", 10)
-	w.delete("ps.cost_rate", "12/9")
-	step("nor another one of its partition", 10)
-	w.rate("12", 11, 7, 8, 990000, "EUR")
-	step("known again", 0)
 }
 
 // Redis is lost, and the references are rebuilt from a topic in which compaction has
@@ -103,7 +87,7 @@ func TestRebuiltWithoutWhatIsSuperseded(t *testing.T) {
 	w.take(t, w.left, w.right)
 	w.entry(1, "12", "17", 5, 100)
 	w.apply(t, w.left)
-	if got := w.field(t, w.logs["ps.time_entry_costed"].latest(), "1", "waiting_for"); got != "project 17" {
+	if got := w.field(t, w.logs[wide].latest(), "1", join.WaitsColumn); got != "project 17" {
 		t.Fatalf("it waits for %q: the test tests nothing", got)
 	}
 	settled(t, w)
@@ -116,7 +100,7 @@ func TestPagesOfAFanOut(t *testing.T) {
 	addr := miniRedis(t)
 	pages := 0
 	for seed := range uint64(12) {
-		w := newWorld(t, addr, seed, join.Defaults())
+		w := newWorld(t, addr, seed, costing())
 		if err := w.rdb.FlushAll(t.Context()).Err(); err != nil {
 			t.Fatal(err)
 		}
@@ -160,8 +144,8 @@ func TestPagesOfAFanOut(t *testing.T) {
 				pages++
 			}
 		}
-		if got := settled(t, w); w.field(t, got, "1500", "customer_name") != name {
-			t.Fatalf("seed %d: customer %q", seed, w.field(t, got, "1500", "customer_name"))
+		if got := settled(t, w); w.field(t, got, "1500", "customer.name") != name {
+			t.Fatalf("seed %d: customer %q", seed, w.field(t, got, "1500", "customer.name"))
 		}
 	}
 	if pages < 30 {
@@ -212,6 +196,9 @@ func TestKnownWithAGap(t *testing.T) {
 	w := calm(t)
 	w.customer("4", "c")
 	w.project("17", "4", "EUR")
+	for id := range 12 { // something of each partition was read
+		w.project(strconv.Itoa(20+id), "4", "EUR")
+	}
 	w.entry(1, "12", "17", 5, 100)
 	settled(t, w)
 	log := [partitions][]*state.Entry{}
@@ -219,6 +206,8 @@ func TestKnownWithAGap(t *testing.T) {
 		log[p] = append(log[p], w.right.changelog[p]...)
 	}
 	w.project("17", "4", "GBP")
+	w.project("18", "4", "EUR")
+	w.entry(2, "12", "18", 5, 100)
 	settled(t, w)
 	if err := w.rdb.FlushAll(t.Context()).Err(); err != nil { // the changelog as if that had not been written
 		t.Fatal(err)
@@ -229,7 +218,9 @@ func TestKnownWithAGap(t *testing.T) {
 	told := 0
 	w.refreshed(&told)
 	for range 2 { // the second is beyond what a rebuild has told
-		w.project("99", "4", "EUR")
+		for id := range 12 {
+			w.project(strconv.Itoa(20+id), "4", "EUR")
+		}
 		settled(t, w)
 	}
 	w.refreshed(&told)
@@ -237,5 +228,10 @@ func TestKnownWithAGap(t *testing.T) {
 	settled(t, w)
 	if n := w.refreshed(&told); n != 1 {
 		t.Errorf("%d are told", n)
+	}
+	w.delete("ps.project", "18") // which came within the gap
+	settled(t, w)
+	if n := w.refreshed(&told); n != 1 {
+		t.Errorf("%d are told of a row of which nothing is known", n)
 	}
 }

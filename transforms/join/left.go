@@ -234,7 +234,7 @@ func (l *Left) emit(find *lookup, w *leftWork, items []*item, out pipeline.Outle
 			c.Op = dropped
 			continue
 		}
-		if err := find.give(it, c); err != nil {
+		if err := find.join(it, c); err != nil {
 			out.Reject(c, err)
 			c.Op = dropped
 		}
@@ -245,17 +245,8 @@ func (l *Left) emit(find *lookup, w *leftWork, items []*item, out pipeline.Outle
 		case done[i], c.Op == dropped:
 		case w.refresh(i, p.left.topic):
 			c.Op = dropped // its row is evaluated in this batch already
-		case p.joined != nil:
-			c.Table, c.Old, c.New = p.joined.gone, p.joined.keyRow(in, w.keys[i]), nil
 		default: // a deleted row
-			row := in.Row(len(p.fields))
-			for j := range row {
-				row[j] = change.UnchangedValue()
-			}
-			for j, k := range p.out.Key {
-				row[k] = c.Old[c.Table.Key[j]]
-			}
-			c.Table, c.Op, c.Old, c.New = p.out, change.Delete, row, nil
+			c.Table, c.Old, c.New = p.joined.gone, p.joined.keyRow(in, w.keys[i]), nil
 		}
 	}
 }

@@ -63,9 +63,9 @@ type lookup struct {
 	rows   []map[string]*refRow // per side
 	groups []map[string]*group  // per reference
 	text   []byte
-	texts  [2][]byte // of what is compared
-	bad    error     // a row in Redis that is not what was written
-	scope  scope     // what conditions run on
+	group  []byte // a name that is compared
+	bad    error  // a row in Redis that is not what was written
+	scope  scope  // what conditions run on
 }
 
 func newLookup(p *plan, rdb *redis.Client, from *state.ConsistentRead, b *change.Batch) *lookup {
@@ -239,18 +239,6 @@ func (l *lookup) on(it *item, r *ref) (name []byte, ok bool) {
 	return l.text, ok
 }
 
-// value reads a kept value; false when its row is missing.
-func (l *lookup) value(it *item, a columnRef) (change.Value, bool) {
-	row := it.left.vals
-	if a.ref >= 0 {
-		row = l.row(it, l.p.refs[a.ref])
-	}
-	if row == nil {
-		return change.Value{}, false
-	}
-	return row[a.col], true
-}
-
 // row is the row of a reference, or nil.
 func (l *lookup) row(it *item, r *ref) []change.Value {
 	f := it.rows[r.at]
@@ -261,7 +249,7 @@ func (l *lookup) row(it *item, r *ref) []change.Value {
 		return f.row
 	}
 	if f == nil && r.inForce != nil {
-		f = l.inForce(it, r)
+		f, _ = l.inForce(it, r)
 	}
 	if f == nil || r.climbs() && !it.climbs[r.at].arrived() || !l.fits(it, r, f) {
 		return nil
@@ -272,32 +260,31 @@ func (l *lookup) row(it *item, r *ref) []change.Value {
 // inForce picks by date: from <= day and (to is null or day < to); of several
 // one that agrees with the other references, then the latest from, then the
 // highest key. nil: none is in force.
-func (l *lookup) inForce(it *item, r *ref) *refRow {
+func (l *lookup) inForce(it *item, r *ref) (chosen *refRow, agrees bool) {
 	g := it.grps[r.at]
 	if it.left.vals == nil || g == nil {
-		return nil
+		return nil, false
 	}
 	var day int64
 	if r.inForce.at >= 0 {
 		on := it.left.vals[r.inForce.at]
 		if on.IsNull() {
-			return nil
+			return nil, false
 		}
 		day = dayOf(on)
 	}
-	var first *refRow
 	for _, m := range l.latest(g, r) {
 		if r.inForce.at >= 0 && (day < r.inForce.first(m.row) || day > r.inForce.last(m.row)) || !l.fits(it, r, m) {
 			continue
 		}
-		if l.agrees(it, r, m) {
-			return m
+		if r.agreed(l, it, m) {
+			return m, true
 		}
-		if first == nil {
-			first = m // where none agrees, it is what the row is told to disagree with
+		if chosen == nil {
+			chosen = m // where none agrees, it is what the row is told to disagree with
 		}
 	}
-	return first
+	return chosen, false
 }
 
 // dayOf is the day of a date, or that on which a clock without a zone shows a time.
@@ -337,25 +324,6 @@ func (f *inForce) last(row []change.Value) int64 {
 	}
 }
 
-// agrees compares a row of r with the rows that it is to agree with.
-func (l *lookup) agrees(it *item, r *ref, m *refRow) bool {
-	for _, a := range r.agrees {
-		v, ok := l.value(it, a.with)
-		if !ok || !l.same(m.row[a.col], v) {
-			return false
-		}
-	}
-	return r.agreed(l, it, m)
-}
-
-func (l *lookup) same(x, y change.Value) bool {
-	if x.IsNull() || y.IsNull() {
-		return x.IsNull() && y.IsNull()
-	}
-	l.texts[0], l.texts[1] = l.b.AppendText(l.texts[0][:0], x), l.b.AppendText(l.texts[1][:0], y)
-	return string(l.texts[0]) == string(l.texts[1])
-}
-
 // latest are the members that are there, the latest first. An index may have more
 // than its group has.
 func (l *lookup) latest(g *group, r *ref) []*refRow {
@@ -365,8 +333,8 @@ func (l *lookup) latest(g *group, r *ref) []*refRow {
 			if m.row == nil {
 				return true
 			}
-			of, named := f.group.append(l.texts[0][:0], l.b, m.row)
-			l.texts[0] = of
+			of, named := f.group.append(l.group[:0], l.b, m.row)
+			l.group = of
 			return !named || string(of) != g.key
 		})
 		slices.SortFunc(g.members, func(a, b *refRow) int {

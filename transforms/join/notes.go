@@ -174,7 +174,7 @@ func (l *Left) recount(ctx context.Context, q *writer, t *change.Topic, part int
 	}
 	for _, it := range items {
 		if it.left.vals != nil {
-			if _, waits := find.waiting(it); waits {
+			if _, waits := find.settle(it); waits {
 				q.put("SADD", l.state.NotesKey(t, part), it.key)
 			}
 		}

@@ -17,13 +17,10 @@ func TestWaitingIsCounted(t *testing.T) {
 	w := calm(t)
 	comp := obs.New(slog.New(slog.DiscardHandler)).Component("transform", "costed")
 	w.left.make = func() pipeline.Keeper {
-		l, _, err := join.New("costed", join.Defaults(), join.Options{
+		l, _ := join.New(compiled(t, costing()), join.Options{
 			Redis: w.left.rdb, Log: slog.New(slog.DiscardHandler), Component: comp,
 			Find: func(_ context.Context, topic string) (*change.Topic, error) { return w.logs[topic].topic, nil },
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
 		l.Stores()[0].CheckEvery = 0
 		return l
 	}

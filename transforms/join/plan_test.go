@@ -1,35 +1,33 @@
 package join
 
 import (
-	"slices"
 	"testing"
+
+	"github.com/tallywire/tallywire/avro"
 )
 
-// If this failed, a reference that is found by one in force would be looked up
-// before it is known which one is.
+// If this failed, a row that is found by one in force would be looked up before it is
+// known which one is.
 func TestWhatChoosesIsLookedUpFirst(t *testing.T) {
-	cfg := Defaults()
-	cfg.References = append(slices.Clip(cfg.References[:2]),
-		Reference{Name: "entity", Topic: "ps.resource", On: "customer.legal_entity"},
-		cfg.References[2],
-		Reference{Name: "by_currency", Topic: "ps.customer", On: "cost_rate.currency"})
-	cfg.Agree = []Agree{{Field: "entity.email", With: "cost_rate.currency"}, {Field: "by_currency.name", With: "cost_rate.cost_rate_id"}}
-	p, err := compile("costed", cfg, nil)
+	all, err := avro.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}
+	plan, bad := Compile(Rule{Name: "costed", From: "ps.time_entry", Contracts: all, Lookups: map[string]Lookup{
+		"project":     {Topic: "ps.project", On: "project_id"},
+		"customer":    {Topic: "ps.customer", On: "project.customer_id"},
+		"entity":      {Topic: "ps.resource", On: "customer.legal_entity"},
+		"by_currency": {Topic: "ps.customer", On: "cost_rate.currency"},
+		"cost_rate":   {Topic: "ps.cost_rate", On: "resource_id", By: "resource_id", InForce: &Dated{From: "valid_from", At: "work_date"}, Agree: "ref.currency == entity.email"},
+	}})
+	if len(bad) > 0 {
+		t.Fatal(bad)
+	}
 	rounds := map[string]int{}
-	for _, r := range p.refs {
+	for _, r := range plan.p.refs {
 		rounds[r.name] = r.round
 	}
-	if rounds["entity"] != 3 || rounds["cost_rate"] != 3 || rounds["by_currency"] != 4 || p.rounds != 4 {
-		t.Errorf("looked up in the rounds %v of %d", rounds, p.rounds)
-	}
-	// What is found by the one in force says nothing about which one it is.
-	if a := p.ref("cost_rate").agrees; len(a) != 1 || a[0].with.ref != p.ref("entity").at {
-		t.Errorf("chosen by %v", a)
-	}
-	if a := p.ref("by_currency").agrees; a != nil {
-		t.Errorf("of one row, chosen by %v", a)
+	if rounds["entity"] != 3 || rounds["cost_rate"] != 3 || rounds["by_currency"] != 4 || plan.p.rounds != 4 {
+		t.Errorf("looked up in the rounds %v of %d", rounds, plan.p.rounds)
 	}
 }

@@ -31,6 +31,7 @@ type Right struct {
 	cols   []columns
 	table  *state.Table // what was committed of each reference, and who is still to be told
 	end    func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
+	start  func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
 	most   int // so many are told in one transaction, about
 	rests  rests
 }
@@ -83,7 +84,7 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 		c := &in.Changes[i]
 		s := r.sideOf(c.Table.Topic)
 		if s < 0 {
-			return nil, ErrColumns.New("a record of topic %s, which the join %s does not refer to", c.Table.Topic, r.plan.name)
+			return nil, ErrColumns.New("a record of topic %s, which %s does not look up", c.Table.Topic, r.plan.name)
 		}
 		buf = change.AppendKey(buf[:0], in, c)
 		keys[i], sides[i] = string(buf), s
@@ -96,15 +97,10 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 				sides[i] = -1
 				continue
 			}
-			if err := r.grouped(in, s, rows[i], keys[i]); err != nil {
-				reject(c, err)
-				sides[i] = -1
-				continue
-			}
 		}
 	}
 	var deps []dep
-	was := make([]keptRow, in.Len())
+	was := make([][]inGroup, in.Len())
 	if !restoring {
 		var err error
 		if deps, err = r.known(ctx, in, keys, sides, rows, was, reject); err != nil {
@@ -152,26 +148,17 @@ func (r *Right) write(ctx context.Context, in *change.Batch, restoring bool, rej
 
 // leaveGroups takes a row that is gone, or is of another group now, out of the
 // groups that its date decides in: they are read whole, so rows that are replaced
-// every night would make each lookup slower than the one before. The key tells the
-// group, or else what was committed of the row; only the owner of the key's
-// partition writes it there (D1).
-func (r *Right) leaveGroups(q *writer, st *state.Store, b *change.Batch, c *change.Change, side int, key string, was, now keptRow) {
-	for _, f := range r.plan.refs {
-		if f.side != side || f.inForce == nil {
+// every night would make each lookup slower than the one before. What was committed
+// of the row tells the group; only the owner of the key's partition writes it (D1).
+func (r *Right) leaveGroups(q *writer, st *state.Store, b *change.Batch, c *change.Change, side int, key string, was []inGroup, now keptRow) {
+	for i, x := range r.plan.sides[side].groups {
+		if i >= len(was) || !was[i].is {
 			continue
 		}
-		from := f.valueOf(key)
-		if !f.inForce.keyed {
-			old, named := f.inForce.group.append(nil, b, was.vals)
-			if !named {
-				continue
-			}
-			from = string(old)
-		}
-		if to, named := f.inForce.group.append(nil, b, now.vals); named && string(to) == from {
+		if to, named := x.by.append(nil, b, now.vals); named && string(to) == was[i].name {
 			continue
 		}
-		q.put("ZREM", st.IndexKey(c.Coord.Topic, f.inForce.members.name, from), key)
+		q.put("ZREM", st.IndexKey(c.Coord.Topic, x.name, was[i].name), key)
 	}
 }
 
@@ -185,13 +172,10 @@ func (r *Right) sideOf(topic string) int {
 }
 
 // valueOf is what others name to refer to the row of a member of an index: its
-// key, or its group. Of a join the group is read from the key.
+// key, or its group.
 func (f *ref) valueOf(member string) string {
-	switch {
-	case f.inForce == nil:
+	if f.inForce == nil {
 		return member
-	case f.inForce.keyed:
-		return member[:max(strings.LastIndexByte(member, '/'), 0)]
 	}
 	group, _, _ := strings.Cut(member, "\x00")
 	return group
@@ -199,32 +183,18 @@ func (f *ref) valueOf(member string) string {
 
 // named are what others name to refer to a row: of a reference that its date
 // chooses the group, also that of before.
-func (f *ref) named(b *change.Batch, key string, was, now keptRow) []string {
-	if f.inForce == nil || f.inForce.keyed {
-		return []string{f.valueOf(key)}
+func (r *Right) named(f *ref, b *change.Batch, key string, was []inGroup, now keptRow) []string {
+	if f.inForce == nil {
+		return []string{key}
 	}
 	var out []string
-	for _, row := range []keptRow{was, now} {
-		if group, named := f.inForce.group.append(nil, b, row.vals); named && !slices.Contains(out, string(group)) {
-			out = append(out, string(group))
-		}
+	if i := slices.Index(r.plan.sides[f.side].groups, f.inForce.members); i < len(was) && was[i].is {
+		out = append(out, was[i].name)
+	}
+	if group, named := f.inForce.group.append(nil, b, now.vals); named && !slices.Contains(out, string(group)) {
+		out = append(out, string(group))
 	}
 	return out
-}
-
-// grouped checks that the key of a row begins with its group.
-func (r *Right) grouped(in *change.Batch, s int, row keptRow, key string) error {
-	for _, f := range r.plan.refs {
-		if f.side != s || f.inForce == nil || !f.inForce.keyed {
-			continue
-		}
-		group, _ := f.inForce.group.append(nil, in, row.vals)
-		if v := f.valueOf(key); v == "" || v != string(group) {
-			of := r.plan.sides[s]
-			return ErrGroup.New("the key %q of %s does not begin with %s %q and a slash", key, of.topic, of.cols[f.inForce.group.cols[0]], group)
-		}
-	}
-	return nil
 }
 
 // cursor is who depends on one value, of whom some were told.

@@ -162,23 +162,13 @@ func (p *Plan) Table(tables map[string]*change.Table) *change.Table {
 	return p.p.joined.table(p.p, left, of)
 }
 
-// lookingUp is what a lookup has beyond a reference of a join.
-type lookingUp struct {
-	over             *index // climbs: of its side, by the row above
-	until, where     *expr.Program
-	agree            *expr.Program
-	agreeRefs        []*ref // whose rows it has to agree with
-	optional, absent bool
-	path             string
-}
-
-func (u *lookingUp) climbs() bool { return u != nil && u.over != nil }
-
 // ruleCompiler compiles a rule.
 type ruleCompiler struct {
-	compiler
+	p     *plan
+	all   avro.Catalogue
 	r     *Rule
 	order []string
+	bad   []error
 }
 
 func (c *ruleCompiler) fail(path, format string, args ...any) *problem.Error {
@@ -189,8 +179,8 @@ func (c *ruleCompiler) fail(path, format string, args ...any) *problem.Error {
 
 // Compile checks and compiles a rule's lookups; errors are TW-LOOKUP-CONFIG problems.
 func Compile(r Rule) (*Plan, []error) {
-	p := &plan{name: r.Name, waiting: -1, refresh: avro.Refresh(r.Name).Table, joined: &joined{}}
-	c := &ruleCompiler{compiler: compiler{p: p, all: r.Contracts}, r: &r}
+	p := &plan{name: r.Name, refresh: avro.Refresh(r.Name).Table}
+	c := &ruleCompiler{p: p, all: r.Contracts, r: &r}
 	p.left = c.sideOf(r.From)
 	p.left.placed = r.Placed
 	p.left.may = map[string]bool{}
@@ -228,7 +218,7 @@ func Compile(r Rule) (*Plan, []error) {
 	if r.Where != "" { // its mistakes are told where the rule is checked
 		p.joined.where, _ = expr.Condition(r.Where, expr.Scope{Row: p.joined.gone, Codes: r.Codes, Roots: c.names()})
 	}
-	p.choose()
+	p.follow()
 	h := fnv.New64a()
 	for _, s := range append([]*side{p.left}, p.sides...) {
 		s.finish()
@@ -368,6 +358,9 @@ func (c *ruleCompiler) naming(path, text string) (root int, n naming, ok bool) {
 			col = rest
 			if name != "row" {
 				r := c.p.ref(name)
+				if _, told := c.r.Lookups[name]; r == nil && told {
+					return 0, n, false // it has a mistake itself
+				}
 				if r == nil {
 					near(c.fail(path, "%q is neither row nor a lookup before this one", name), name, c.names())
 					return 0, n, false
@@ -399,6 +392,9 @@ func (c *ruleCompiler) namingBy(path, text string, found *expr.Program) (root in
 		of, s := -1, c.p.left
 		if name != "row" {
 			r := c.p.ref(name)
+			if _, told := c.r.Lookups[name]; r == nil && told {
+				return 0, n, false // it has a mistake itself
+			}
 			if r == nil {
 				near(c.fail(path, "%q is neither row nor a lookup before this one", name), name, c.names())
 				return 0, n, false
@@ -453,6 +449,10 @@ func (c *ruleCompiler) own(path string, s *side, text string) (naming, bool) {
 		return n, false
 	}
 	for _, p := range paths {
+		if strings.ContainsAny(p, `()[]"'+*/%<>=!&|?:`) {
+			c.fail(path, "columns are wanted here, not %q", text)
+			return n, false
+		}
 		i := c.col(path, s, strings.TrimPrefix(p, "ref."))
 		if i < 0 {
 			return n, false
@@ -483,7 +483,7 @@ func (c *ruleCompiler) lookup(name string, l *Lookup) {
 	if !ok {
 		return
 	}
-	x := &ref{name: name, at: len(p.refs), side: si, root: root, on: on, round: 1, what: name, lookingUp: &lookingUp{optional: l.Optional, path: c.r.Path + "." + path}}
+	x := &ref{name: name, at: len(p.refs), side: si, root: root, on: on, round: 1, what: name, optional: l.Optional, path: c.r.Path + "." + path}
 	if l.Missing != nil {
 		if x.absent = l.Missing.Kind == config.NullScalar; !x.absent {
 			c.fail(path+".missing", "%q is nothing that can be said of a row that is not there", l.Missing.Text).WithRemedy("Write null, or leave it out.")
@@ -530,7 +530,9 @@ func (c *ruleCompiler) grouped(path string, x *ref, s *side, l *Lookup) {
 	x.inForce = &inForce{from: -1, to: -1, at: -1}
 	if group, ok := c.own(path+".by", s, l.By); ok {
 		x.inForce.group = group
-		x.inForce.members = s.index(group, nil)
+		if x.inForce.members = s.index(group, nil); !slices.Contains(s.groups, x.inForce.members) {
+			s.groups = append(s.groups, x.inForce.members)
+		}
 		x.what = strings.TrimSuffix(s.cols[group.cols[0]], "_id")
 	}
 	f := l.InForce
@@ -631,7 +633,7 @@ func (c *ruleCompiler) tell(path string, mistakes []expr.Mistake) {
 
 // joined lays out what the rule is given, when all columns are known.
 func (c *ruleCompiler) joined() {
-	p, j := c.p, c.p.joined
+	p, j := c.p, &c.p.joined
 	j.topic = c.r.From
 	j.known = make([]*shape, len(p.sides)+1)
 	for i, s := range append([]*side{p.left}, p.sides...) {

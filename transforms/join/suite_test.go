@@ -8,7 +8,6 @@ import (
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/pipelinetest"
 	"github.com/tallywire/tallywire/pipeline/state"
-	"github.com/tallywire/tallywire/transforms/join"
 )
 
 // all is every record of some topics, as one batch.
@@ -30,7 +29,7 @@ func (w *world) all(topics ...string) *change.Batch {
 
 // begin empties Redis and has both groups take their partitions.
 func begin(t testing.TB, addr string) *world {
-	w := newWorld(t, addr, 1, join.Defaults())
+	w := newWorld(t, addr, 1, costing())
 	w.sched.Flush = func() {}
 	if err := w.rdb.FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
@@ -96,14 +95,15 @@ func TestLeftSuite(t *testing.T) {
 			w.take(tb, w.right)
 		},
 		Bad: func(tb testing.TB) *change.Batch {
-			w.rate("1", 9, 5, -1, 987654321987654, "EUR")
+			w.rate("1", 9, 5, -1, 5000, "?")
 			w.take(tb, w.left)
 			w.apply(tb, w.right)
-			w.entry(1, "1", "1", 6, 987654321)
+			w.entry(1, "1", "1", 6, 100)
 			w.entry(2, "1", "1", 3, 100)
+			w.entry(3, "1", "1", 6, 100) // by the same rate
 			return w.all("ps.time_entry")
 		},
-		Rejects: 1,
+		Rejects: 2,
 	}
 	pipelinetest.StageSuite(t, c)
 }

@@ -6,7 +6,6 @@ package mapping
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/binary"
 	"log/slog"
 	"slices"
@@ -35,8 +34,13 @@ type given struct {
 	// remembered ever since, and what of it; "": it has none.
 	looks  string
 	ranges []change.Range // of the batch
-	cols   map[*change.Table][]int
+	keys   []string       // of its changes: those of what their rows gave
 	text   []byte
+
+	// Memory of lookedUp.
+	cols     map[*change.Table][]int
+	rows     []change.Change
+	was, are []gave
 }
 
 type place struct {
@@ -96,6 +100,7 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 			l.to = max(l.to, r.To)
 		}
 	}
+	g.keys = append(g.keys[:0], make([]string, in.Len())...)
 	var want map[int32][]string
 	var begun map[place]bool
 	var last *change.Table
@@ -131,7 +136,8 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 			want[p] = append(want[p], sinceKey(c.Table.Topic), seenKey(c.Table.Topic))
 			begun[at] = true
 		}
-		want[p] = append(want[p], g.key(in, c))
+		g.keys[i] = g.key(in, c)
+		want[p] = append(want[p], g.keys[i])
 	}
 	if want == nil {
 		return nil
@@ -271,9 +277,6 @@ func sinceKey(topic string) string { return "s" + topic }
 // whole says whether a row of which nothing is remembered gave nothing: all
 // records of its partition were seen.
 func (g *given) whole(c *change.Change) (bool, error) {
-	if g.looks != "" {
-		return true, nil
-	}
 	since := int64(-1)
 	if v := g.table.Get(c.Coord.Partition, sinceKey(c.Table.Topic)); v != nil {
 		since, _ = binary.Varint(v[1:])
@@ -288,16 +291,19 @@ func (g *given) whole(c *change.Change) (bool, error) {
 }
 
 // bySeveral is that of the rules, with the deletes of what the row gave before and
-// gives no more.
-func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change, ps []*plan, sc *scratch) ([]change.Change, error) {
+// gives no more; key is that of the row.
+func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change, key string, ps []*plan, sc *scratch) ([]change.Change, error) {
 	if c.Row() == nil { // a truncate ends what its partition gave; of a row that comes again all is known
 		return bySeveral(dst, b, c, ps, sc)
+	}
+	if g.looks != "" {
+		return g.lookedUp(dst, b, c, key, ps[0], sc)
 	}
 	whole, err := g.whole(c)
 	if err != nil {
 		return dst, err
 	}
-	part, key := c.Coord.Partition, g.key(b, c)
+	part := c.Coord.Partition
 	before := g.table.Get(part, key)
 	sc.known = before != nil || whole
 	rows, err := bySeveral(nil, b, c, ps, sc)
@@ -308,10 +314,6 @@ func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change
 	// Together, deletes first, and never of a key that is given now (F5).
 	told := map[string]bool{}
 	now := []byte{givenForm}
-	var sums map[string]string
-	if g.looks != "" {
-		now[0], sums = summedForm, g.sums(before)
-	}
 	given := rows[:0:0]
 	for i := range rows {
 		d := &rows[i]
@@ -320,17 +322,8 @@ func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change
 		}
 		if k := g.canonical(b, d.Table, d.New); !told[k] {
 			told[k] = true
-			n := len(now)
 			now = appendGiven(now, b, d.Table, d.New)
-			if g.looks == "" {
-				given = append(given, *d)
-				continue
-			}
-			sum := g.sum(b, d)
-			if sums[string(now[n:])] != sum || !g.again(c) {
-				given = append(given, *d)
-			}
-			now = append(now, sum...)
+			given = append(given, *d)
 			continue
 		}
 		for _, p := range ps {
@@ -341,7 +334,7 @@ func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change
 	}
 	for i := range rows {
 		d := &rows[i]
-		if d.Op != change.Delete || g.looks != "" { // what it gave before, if anything, is known
+		if d.Op != change.Delete {
 			continue
 		}
 		if k := g.canonical(b, d.Table, d.Old); !told[k] {
@@ -354,20 +347,7 @@ func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change
 		if topic, row, rest = nextGiven(rest); topic == nil {
 			break
 		}
-		if before[0] == summedForm {
-			rest = rest[min(len(rest), sumSize):]
-		}
-		to := g.outputs[string(topic)]
-		if to == nil {
-			continue // it is not filled any more
-		}
-		was := keyRowOf(b, to, string(row))
-		if was == nil || told[g.canonical(b, to, was)] {
-			continue
-		}
-		d := *c
-		d.Table, d.Op, d.Old, d.New = to, change.Delete, was, nil
-		dst = append(dst, d)
+		dst = g.gone(dst, b, c, topic, row, told)
 	}
 	if len(now) == 1 && whole {
 		now = nil // as of a row that was never seen
@@ -377,50 +357,19 @@ func (g *given) bySeveral(dst []change.Change, b *change.Batch, c *change.Change
 	return dst, g.table.Put(part, key, now)
 }
 
-// sumSize is what a sum takes, in octets.
-const sumSize = 16
-
-// sum is that of a record, all of it.
-func (g *given) sum(b *change.Batch, d *change.Change) string {
-	cols := g.cols[d.Table]
-	if cols == nil {
-		for i := range d.Table.Columns {
-			cols = append(cols, i)
-		}
-		if g.cols == nil {
-			g.cols = map[*change.Table][]int{}
-		}
-		g.cols[d.Table] = cols
+// gone appends the delete of what a row gave before, unless it gives that now.
+func (g *given) gone(dst []change.Change, b *change.Batch, c *change.Change, topic, row []byte, told map[string]bool) []change.Change {
+	to := g.outputs[string(topic)]
+	if to == nil {
+		return dst // it is not filled any more
 	}
-	g.text = state.AppendRow(g.text[:0], b, d.New, cols)
-	sum := sha256.Sum256(g.text)
-	return string(sum[:sumSize])
-}
-
-// sums are those of what a row gave before, by what appendGiven wrote of it.
-func (g *given) sums(before []byte) map[string]string {
-	if len(before) == 0 || before[0] != summedForm {
-		return nil
+	was := keyRowOf(b, to, string(row))
+	if was == nil || told[g.canonical(b, to, was)] {
+		return dst
 	}
-	out := map[string]string{}
-	for p := before[1:]; len(p) > 0; {
-		topic, _, rest := nextGiven(p)
-		if topic == nil || len(rest) < sumSize {
-			return nil
-		}
-		out[string(p[:len(p)-len(rest)])] = string(rest[:sumSize])
-		p = rest[sumSize:]
-	}
-	return out
-}
-
-// again says whether a row is looked at because something changed that it looks up: then
-// nothing is given that was given already. A row of its own gives all, so that whoever
-// reads topics again gives all again; and so does one that was parked.
-func (g *given) again(c *change.Change) bool {
-	return c.Coord.Topic != nil && c.Coord.Topic.Name != g.looks && slices.ContainsFunc(g.ranges, func(r change.Range) bool {
-		return r.Topic == c.Coord.Topic && r.Partition == c.Coord.Partition && r.From <= c.Coord.Offset && c.Coord.Offset < r.To
-	})
+	d := *c
+	d.Table, d.Op, d.Old, d.New = to, change.Delete, was, nil
+	return append(dst, d)
 }
 
 // canonical names a record.

@@ -269,7 +269,7 @@ func (p *plan) make(b *change.Batch, c *change.Change, sc *scratch) (row []chang
 // one that looks up and applies the rule.
 func (s *Stage) lookupSpecs(e *entry, env *pipeline.Env, log *slog.Logger, around func(o *join.Options, name string, topics []string)) []pipeline.TransformSpec {
 	name, plan := e.look.name, e.look.plan
-	o := join.Options{Contracts: env.Contracts, Redis: env.Redis, Tables: env.Tables, Log: log}
+	o := join.Options{Redis: env.Redis, Tables: env.Tables, Log: log}
 	if env.Obs != nil {
 		o.Component = env.Obs.Component("transform", name)
 	}
@@ -278,7 +278,7 @@ func (s *Stage) lookupSpecs(e *entry, env *pipeline.Env, log *slog.Logger, aroun
 		k := &keptRows{transform: s.name, raws: plan.Raws(), rdb: env.Redis, of: state.NewReader(s.name, state.ChangelogOf(s.name), o.Find), read: s.progress, ends: s.ends}
 		o.Kept = k.all
 	}
-	left, right := join.NewLookups(plan, o)
+	left, right := join.New(plan, o)
 	rule := s.behind(e)
 	given := rule.remember(env.Redis, log, name, plan.Left())
 	queue := avro.RefreshTopic(name)

@@ -161,8 +161,10 @@ func TestLookupMistakes(t *testing.T) {
 		"a broken expression": {func() mapping.Topic { l := task; l.On = `after(row.ref "x")`; return of(l) }, "topics[0].lookups.above.on@1:", "expecting"},
 		"until without climb": {func() mapping.Topic { l := task; l.Until = "ref.id == 1"; return of(l) }, "topics[0].lookups.above.until", "there is none"},
 		"climb of a group":    {func() mapping.Topic { l := task; l.Climb, l.By = "parent_id", "id"; return of(l) }, "topics[0].lookups.above.climb", "none above it"},
+		"by an expression":    {func() mapping.Topic { l := task; l.By = "string(row.id)"; return of(l) }, "topics[0].lookups.above.by", "columns are wanted here"},
 		"in force of what":    {func() mapping.Topic { l := task; l.InForce = &join.Dated{From: "a", At: "b"}; return of(l) }, "topics[0].lookups.above.by", "by says which"},
 		"where names the row": {func() mapping.Topic { l := task; l.Where = "row.id == ref.id"; return of(l) }, "topics[0].lookups.above.where", "others than ref"},
+		"where without ref":   {func() mapping.Topic { l := task; l.Where = "open"; return of(l) }, "topics[0].lookups.above.where@1:", "Columns are ref.NAME"},
 		"a mistake in agree":  {func() mapping.Topic { l := task; l.Agree = "ref.id = row.id"; return of(l) }, "topics[0].lookups.above.agree@1:", "expecting"},
 		"missing what":        {func() mapping.Topic { l := task; s := cfg.Text("none"); l.Missing = &s; return of(l) }, "topics[0].lookups.above.missing", "nothing that can be said"},
 		"a field of a contract": {func() mapping.Topic {
@@ -210,6 +212,15 @@ func TestLookupMistakes(t *testing.T) {
 				t.Errorf("it says, and should say %q at %s:\n%s", c.errors, c.at, text)
 			}
 		})
+	}
+	// What names a lookup that has a mistake has none for that.
+	wrong := task
+	wrong.Climb, wrong.By = "parent_id", "id"
+	rule := of(wrong)
+	rule.Lookups["below"] = join.Lookup{Topic: "psa.public.task", On: "above.parent_id"}
+	_, err := mapping.New("m", mapping.Config{Topics: []mapping.Topic{rule}}, all, nil)
+	if text := problem.Format(err); err == nil || strings.Count(text, "TW-") != 1 {
+		t.Errorf("one mistake is told as\n%s", text)
 	}
 }
 

@@ -253,7 +253,7 @@ func (s *Stage) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 		case one:
 			moved, err = ps[0].apply(in, c, sc)
 		case kept:
-			several, err = s.given.bySeveral(several[:0], in, c, ps, sc)
+			several, err = s.given.bySeveral(several[:0], in, c, s.given.keys[i], ps, sc)
 		default:
 			several, err = bySeveral(several[:0], in, c, ps, sc)
 		}

@@ -114,7 +114,7 @@ func (t *Trial) applyLooking(ctx context.Context, in *change.Batch) error {
 			WithRemedy("Try them with tallywire mapping test.")
 	}
 	if t.look.rules == nil {
-		if err := t.look.forget(ctx, t.stage, t.all); err != nil {
+		if err := t.look.forget(ctx, t.stage); err != nil {
 			return err
 		}
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/state"
@@ -44,7 +43,7 @@ type logTrial struct {
 func (t *Trial) Use(rdb *redis.Client) { t.look = &lookupTrial{rdb: rdb} }
 
 // forget begins with nothing.
-func (l *lookupTrial) forget(ctx context.Context, s *Stage, all avro.Catalogue) error {
+func (l *lookupTrial) forget(ctx context.Context, s *Stage) error {
 	if err := l.rdb.FlushDB(ctx).Err(); err != nil {
 		return err
 	}
@@ -53,8 +52,8 @@ func (l *lookupTrial) forget(ctx context.Context, s *Stage, all avro.Catalogue) 
 	for i, e := range s.looked {
 		plan := e.look.plan
 		r := &ruleTrial{rule: s.behind(e), own: plan.Left(), sides: plan.Topics()}
-		r.left, r.right = join.NewLookups(plan, join.Options{
-			Redis: l.rdb, Log: log, Contracts: all,
+		r.left, r.right = join.New(plan, join.Options{
+			Redis: l.rdb, Log: log,
 			Find: func(_ context.Context, topic string) (*change.Topic, error) { return l.log(topic).topic, nil },
 		})
 		for j, table := range []*state.Table{r.rule.remember(l.rdb, log, e.look.name, plan.Left()), r.right.State()} {

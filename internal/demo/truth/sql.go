@@ -43,11 +43,11 @@ var psaEntities = map[string]string{
 // costed finds for each entry its project, the project's customer and the rate
 // in force on the work date: valid_from <= d and (valid_to is null or d <
 // valid_to); of several one in the project's currency, then the latest
-// valid_from, then the highest id.
+// valid_from, then the highest id. One in another currency is none.
 const costed = `SELECT t.id::text AS time_entry_id, t.employee_id::text AS resource_id, t.project_id::text AS project_id,
 		p.number AS project_number, p.customer_id::text AS customer_id, c.name AS customer_name, p.legal_entity, p.currency::text AS currency,
 		t.work_date, t.hours, t.billable, t.status,
-		r.employee_id || '/' || r.id AS cost_rate_id, r.rate, w.cost, w.waiting_for, t.updated_at
+		CASE WHEN r.currency = p.currency THEN r.employee_id || '/' || r.id END AS cost_rate_id, CASE WHEN r.currency = p.currency THEN r.rate END AS rate, w.cost, w.waiting_for, t.updated_at
 	FROM public.time_entry t
 	LEFT JOIN public.project p ON p.id = t.project_id
 	LEFT JOIN public.customer c ON c.id = p.customer_id
@@ -57,9 +57,9 @@ const costed = `SELECT t.id::text AS time_entry_id, t.employee_id::text AS resou
 		 ORDER BY (x.currency = p.currency) IS TRUE DESC, x.valid_from DESC, x.id DESC LIMIT 1) r ON true
 	CROSS JOIN LATERAL (SELECT CASE
 		WHEN p.id IS NULL THEN 'project ' || t.project_id
-		WHEN c.id IS NULL THEN 'customer ' || p.customer_id
 		WHEN r.id IS NULL THEN 'cost_rate of resource ' || t.employee_id || ' on ' || to_char(t.work_date, 'YYYY-MM-DD')
-		WHEN r.currency <> p.currency THEN 'currency ' || p.currency || ' of project ' || p.id || ', the rate is in ' || r.currency
+		WHEN r.currency <> p.currency THEN 'cost_rate ' || t.employee_id || ', which does not agree: ref.currency == project.currency'
+		WHEN c.id IS NULL THEN 'customer ' || p.customer_id
 		END AS waiting_for) v
 	CROSS JOIN LATERAL (SELECT v.waiting_for, CASE WHEN v.waiting_for IS NULL THEN (t.hours * r.rate)::numeric(24,10) END AS cost) w`
 

@@ -19,7 +19,7 @@ jobs = [works, project("harbour-east", "East arm", works), project("mill", "Old 
 works.update!(custom_field_values: {customer.id => "Harbour Board"})
 jobs[2].update!(custom_field_values: {customer.id => "Meadow Ltd"})
 
-people = [["ada", "Ada", "Birch"], ["bo", "Bo", "O'Cedar"], ["cy", "Cy", "Dâle"], ["di", "Di", "Elm"], ["ed", "Ed", "Fir"]].map do |login, first, last|
+people = [["ada", "Ada", "Birch"], ["bo", "Bo", "O'Cedar"], ["cy", "Cy", "Dâle"], ["di", "Di", "Elm"], ["ed", "Ed", "Fir"], ["fay", "Fay", "Gorse"]].map do |login, first, last|
   u = User.new(firstname: first, lastname: last, mail: "#{login}@example.com", language: "en")
   u.login = login
   u.password = u.password_confirmation = "a long password"
@@ -34,7 +34,14 @@ hours = [0.333333, 1.0 / 3, 7.1, 0.1 + 0.2, 8, 0.25, 2.0 / 3, 7.999999999, 100.0
 500.times do |i|
   job = jobs[i % jobs.size]
   TimeEntry.create!(
-    project: job, user: people[i % people.size], author: User.current, activity: TimeEntryActivity.first, hours: hours[i % hours.size],
+    project: job, user: people[i % 5], author: User.current, activity: TimeEntryActivity.first, hours: hours[i % hours.size],
     spent_on: Date.new(2026, 1, 1) + i % 300, comments: (i % 3 == 0 ? nil : "Entry #{i}: it's “done”\nor not"), issue: (issue if job == works && i % 8 == 0)
+  )
+end
+# She is deleted later: the months in which her hours then wait for a rate are few.
+8.times do |i|
+  TimeEntry.create!(
+    project: jobs[1], user: people.last, author: User.current, activity: TimeEntryActivity.first, hours: 1.0 + i / 9.0,
+    spent_on: Date.new(2026, 3, 25) + 2 * i
   )
 end

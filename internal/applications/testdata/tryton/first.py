@@ -1,5 +1,5 @@
 # What a firm enters in Tryton before anybody captures it, by Tryton's own client
-# library: its people and what they cost, time, and invoices in all states.
+# library: its people and what they cost, projects, time, and invoices in all states.
 import datetime as dt
 import os
 from decimal import Decimal
@@ -59,7 +59,7 @@ lines = [
 ]
 Model.get("timesheet.line")._proxy.create(lines, at.context)
 
-year = set_fiscalyear_invoice_sequences(create_fiscalyear(company))
+year = set_fiscalyear_invoice_sequences(create_fiscalyear(company, (dt.date(2026, 1, 1), dt.date(2026, 12, 31))))
 year.click("create_period")
 create_chart(company)
 revenue = get_accounts(company)["revenue"]
@@ -77,10 +77,64 @@ for number, (customer, currency, quantities, clicks) in enumerate([
     party.save()
     invoice = Invoice(type="out", party=party, currency=currency, reference="entered %d" % number)
     if clicks:
-        invoice.invoice_date = year.start_date
+        # Numbers follow dates: what is posted later is dated after all others.
+        invoice.invoice_date = year.start_date + dt.timedelta(days=0 if "post" in clicks else 60)
     for quantity in quantities:
         line = invoice.lines.new(account=revenue, description="Survey", quantity=quantity)
         line.unit_price = Decimal("33.3333")
     invoice.save()
     for button in clicks:
         invoice.click(button)
+
+# Projects: works in a tree, invoiced by time, by effort and by progress.
+hour, = Model.get("product.uom").find([("name", "=", "Hour")])
+category = Model.get("product.category")(name="Services", accounting=True, account_revenue=revenue)
+category.save()
+template = Model.get("product.template")(name="Survey", type="service", default_uom=hour, list_price=Decimal("90"), account_category=category)
+template.save()
+service, = template.products
+parties = {name: Party.find([("name", "=", name)])[0] for name in ["Crane & Sons", "Meadow Ltd"]}
+Project = Model.get("project.work")
+
+
+def work(name, parent=None, kind="task", price="0", **values):
+    made = Project(name=name, type=kind, company=company, parent=parent, product=service, timesheet_available=True)
+    made.list_price = Decimal(price)
+    for field, value in values.items():
+        setattr(made, field, value)
+    made.save()
+    return made
+
+
+harbour = work("Harbour wall, 2026", kind="project", price="95.1234", party=parties["Crane & Sons"], project_invoice_method="timesheet")
+east = work("East arm", harbour, kind="project", price="101.01", party=parties["Crane & Sons"], project_invoice_method="timesheet")
+mill = work("Old mill; 50 %", kind="project", party=parties["Meadow Ltd"], project_invoice_method="effort")
+road = work("Ring “road”", kind="project", party=parties["Meadow Ltd"], project_invoice_method="progress")
+quay = work("Quay", kind="project", project_invoice_method="manual")
+tasks = [
+    harbour, work("Soundings", harbour, price="88.8888"), east, work("Piles", east, price="77.7777"),
+    work("Roof", mill, price="80.005", effort_duration=dt.timedelta(hours=10, minutes=10), progress=1),
+    work("Cellar", mill, price="81.5", effort_duration=dt.timedelta(hours=7), progress=0.5),
+    work("Count", road, price="71.3333", effort_duration=dt.timedelta(hours=40), progress=0.25),
+    quay,
+]
+booked = [t.timesheet_works[0].id for t in tasks]
+ids = {e.party.name: e.id for e in Employee.find()}
+lines = []
+for i in range(800):
+    who = "Ada Birch" if i // 8 % 2 else "Cy Dale"
+    if booked[i % 8] == booked[-1] and 31 <= i % 300 < 59:
+        who = "Bo Cedar"
+    lines.append({
+        "company": company.id, "employee": ids[who], "work": booked[i % 8], "duration": durations[i % len(durations)],
+        "date": dt.date(2026, 1, 1) + dt.timedelta(days=i % 300),
+    })
+Model.get("timesheet.line")._proxy.create(lines, at.context)
+
+for project, day in [(harbour, 30), (mill, 31), (road, 58)]:
+    project.click("invoice")
+    invoice, = Invoice.find([("state", "=", "draft"), ("description", "=", project.name)])
+    invoice.reference = project.name
+    invoice.invoice_date = year.start_date + dt.timedelta(days=day)
+    invoice.save()
+    invoice.click("post")
