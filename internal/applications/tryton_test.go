@@ -52,7 +52,7 @@ var trytonTruth = map[string]truth{
 		FROM account_invoice_line l JOIN ` + trytonSold + ` s ON s.line = l.id JOIN ` + trytonBooks + ` b ON b.line = l.id AND b.invoice = l.invoice`, sums: []string{"sum(amount)", "count(DISTINCT project_id)"}},
 	marginView: margin(`jobs AS (SELECT 'tryton-' || r.id AS project_id, r.name AS project_number, r.name AS project_name, coalesce('tryton-' || r.party, 'none') AS customer_id, f.name AS legal_entity, c.code AS currency
 			FROM project_work r JOIN company_company o ON o.id = r.company JOIN party_party f ON f.id = o.party JOIN currency_currency c ON c.id = o.currency WHERE r.path = r.id || '/'
-			UNION ALL SELECT 'none', NULL, NULL, NULL, NULL, NULL),
+			UNION ALL SELECT 'none', NULL, NULL, NULL, NULL, c.code FROM company_company o JOIN currency_currency c ON c.id = o.currency),
 		entries AS (SELECT coalesce('tryton-' || top.id, 'none') AS project_id, r.date AS day, h.hours, h.hours * (SELECT cost_price FROM company_employee_cost_price p
 			WHERE p.employee = r.employee AND p.date <= r.date ORDER BY date DESC, id DESC LIMIT 1) AS cost
 			FROM timesheet_line r CROSS JOIN LATERAL (SELECT ` + halfEven("extract(epoch FROM r.duration) / 3600") + ` AS hours) h JOIN timesheet_work w ON w.id = r.work` + trytonTop + `),

@@ -147,7 +147,7 @@ func margin(ctx context.Context, tx pgx.Tx, month string, costs bool) (*console.
 	}
 	rows, err = tx.Query(ctx, `select coalesce(legal_entity,''), coalesce(currency,''), coalesce(project_number,''), coalesce(project_name,'project '||project_id),
   round(coalesce(approved_hours,0), 2)::text, coalesce(waiting_entries,0), round(coalesce(revenue,0), 2)::text, `+cols+`, count(*) over ()
-from ps.margin_by_project_month where month = $1 order by revenue desc nulls last, approved_hours desc nulls last, project_id limit $2`, first, marginRows)
+from ps.margin_by_project_month where month = $1 order by revenue desc nulls last, approved_hours desc nulls last, project_id, currency limit $2`, first, marginRows)
 	if err != nil {
 		return nil, fmt.Errorf("reading the margin: %w", err)
 	}

@@ -663,6 +663,36 @@ func TestStartTogetherAndWithFewRights(t *testing.T) {
 	}
 }
 
+// Would be lost: the margin of a project that is invoiced in another currency, which
+// would be the difference of two currencies.
+func TestMarginIsByCurrency(t *testing.T) {
+	dsn, conn := fresh(t)
+	s := open(t, dsn)
+	feeds := map[string]*feed{}
+	put := func(topic string, row m) {
+		if feeds[topic] == nil {
+			feeds[topic] = newFeed(topic, 1)
+			claim(t, s, "a", feeds[topic])
+		}
+		write(t, s, "a", feeds[topic].batch(row))
+	}
+	put("ps.project", m{"project_id": "1", "name": "x", "currency": "EUR"})
+	put("ps.invoice", m{"invoice_id": "1", "kind": "invoice", "status": "issued", "invoice_date": 20500, "currency": "USD"})
+	put("ps.invoice", m{"invoice_id": "2", "kind": "invoice", "status": "issued", "invoice_date": 20500, "currency": "EUR"})
+	put("ps.invoice_line", m{"invoice_line_id": "1", "invoice_id": "1", "project_id": "1", "amount": 10000})
+	put("ps.invoice_line", m{"invoice_line_id": "2", "invoice_id": "2", "project_id": "1", "amount": 7000})
+	put("ps.time_entry_costed", m{"time_entry_id": "1", "project_id": "1", "status": "approved", "work_date": 20500, "hours": 2_000_000, "cost": 60_0000000000, "currency": "EUR"})
+	const margin = "SELECT currency, approved_hours::numeric(9,1), waiting_entries, labour_cost::numeric(9,2), revenue, margin::numeric(9,2) FROM ps.margin_by_project_month ORDER BY currency"
+	want(t, conn, margin, "EUR|2.0|0|60.00|70.00|10.00\nUSD|0.0|0|0.00|100.00|100.00")
+	// What waits and names no currency is the project's.
+	put("ps.time_entry_costed", m{"time_entry_id": "2", "project_id": "1", "status": "approved", "work_date": 20501, "hours": 1_000_000, "waiting_for": "a rate"})
+	want(t, conn, margin, "EUR|3.0|1|-|70.00|-\nUSD|0.0|0|0.00|100.00|100.00")
+	// Of a project that is not there, nobody knows which.
+	put("ps.invoice_line", m{"invoice_line_id": "3", "invoice_id": "2", "project_id": "9", "amount": 500})
+	put("ps.time_entry_costed", m{"time_entry_id": "3", "project_id": "9", "status": "approved", "work_date": 20501, "hours": 1_000_000, "waiting_for": "project 9"})
+	want(t, conn, strings.Replace(margin, " ORDER", " WHERE project_id = '9' ORDER", 1), "EUR|0.0|0|-|5.00|-\n-|1.0|1|-|0.00|-")
+}
+
 // Would be lost: the truth about a firm whose hours nobody costs, which would read
 // as a margin of 100 %.
 func TestMarginIsUnknownWhereNothingIsCosted(t *testing.T) {

@@ -136,9 +136,9 @@ func (r *Right) notes(ctx context.Context, g change.Range, at reached) (anew boo
 				return false, err
 			}
 		}
-		if anew = true; g.From > start {
+		if anew = g.From <= start; !anew && len(more) > 0 { // who names a key is known of each row
 			group := r.plan.name + RightSuffix
-			return false, ErrUnseen.New("partition %d of topic %s starts at offset %d, which %s had passed when lookups began to find its rows by %s", g.Partition, g.Topic.Name, start, group, strings.Join(append(more, "their keys")[:max(len(more), 1)], ", ")).
+			return false, ErrUnseen.New("partition %d of topic %s starts at offset %d, which %s had passed when lookups began to find its rows by %s", g.Partition, g.Topic.Name, start, group, strings.Join(more, ", ")).
 				WithRemedy("Have it read its topics from the start: tallywire replay %s --yes. Nothing is lost meanwhile.", group)
 		}
 	}

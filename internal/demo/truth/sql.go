@@ -63,25 +63,28 @@ const costed = `SELECT t.id::text AS time_entry_id, t.employee_id::text AS resou
 		END AS waiting_for) v
 	CROSS JOIN LATERAL (SELECT v.waiting_for, CASE WHEN v.waiting_for IS NULL THEN (t.hours * r.rate)::numeric(24,10) END AS cost) w`
 
-// margin by project and month: cost by work date, revenue by invoice date; no
-// cost and no margin while an approved entry of the month waits.
-const margin = `SELECT m.project_id || '/' || m.month AS key, p.legal_entity, p.currency::text AS currency, m.project_id::text AS project_id, p.number AS project_number, p.name AS project_name,
+// margin by project, month and currency: cost by work date, revenue by invoice date;
+// no cost and no margin while an approved entry of the month waits, and in no currency
+// while one waits of which that is not known.
+const margin = `SELECT m.project_id || '/' || m.month || COALESCE('/' || m.currency, '') AS key, p.legal_entity, m.currency, m.project_id::text AS project_id, p.number AS project_number, p.name AS project_name,
 		p.customer_id::text AS customer_id, m.month, m.approved_hours, m.waiting_entries, m.waiting_hours, m.labour_cost, m.revenue,
 		m.revenue - m.labour_cost AS margin, (m.revenue - m.labour_cost) / NULLIF(m.revenue, 0) * 100 AS margin_pct
 	FROM (
-		SELECT COALESCE(h.project_id, v.project_id) AS project_id, COALESCE(h.month, v.month) AS month,
+		SELECT COALESCE(h.project_id, v.project_id) AS project_id, COALESCE(h.month, v.month) AS month, COALESCE(h.currency, v.currency) AS currency,
 			COALESCE(h.hours, 0)::numeric(38,6) AS approved_hours, COALESCE(h.waiting, 0) AS waiting_entries, COALESCE(h.waiting_hours, 0)::numeric(38,6) AS waiting_hours,
-			CASE WHEN COALESCE(h.waiting, 0) = 0 THEN COALESCE(h.cost, 0)::numeric(38,10) END AS labour_cost,
+			CASE WHEN COALESCE(h.waiting, 0) = 0 AND NOT EXISTS (SELECT FROM (` + costed + `) o WHERE o.status = 'approved' AND o.currency IS NULL
+				AND o.project_id = COALESCE(h.project_id, v.project_id)::text AND date_trunc('month', o.work_date::timestamp)::date = COALESCE(h.month, v.month))
+				THEN COALESCE(h.cost, 0)::numeric(38,10) END AS labour_cost,
 			COALESCE(v.revenue, 0)::numeric(38,2) AS revenue
 		FROM (
-			SELECT project_id::bigint AS project_id, date_trunc('month', work_date::timestamp)::date AS month, sum(hours) AS hours, sum(cost) AS cost,
+			SELECT project_id::bigint AS project_id, date_trunc('month', work_date::timestamp)::date AS month, currency, sum(hours) AS hours, sum(cost) AS cost,
 				count(*) FILTER (WHERE waiting_for IS NOT NULL) AS waiting, sum(hours) FILTER (WHERE waiting_for IS NOT NULL) AS waiting_hours
-			FROM (` + costed + `) e WHERE status = 'approved' GROUP BY 1, 2
+			FROM (` + costed + `) e WHERE status = 'approved' GROUP BY 1, 2, 3
 		) h FULL JOIN (
-			SELECT l.project_id, date_trunc('month', i.invoice_date::timestamp)::date AS month, sum(CASE WHEN i.kind = 'credit_note' THEN -l.amount ELSE l.amount END) AS revenue
+			SELECT l.project_id, date_trunc('month', i.invoice_date::timestamp)::date AS month, i.currency::text AS currency, sum(CASE WHEN i.kind = 'credit_note' THEN -l.amount ELSE l.amount END) AS revenue
 			FROM public.invoice_line l JOIN public.invoice i ON i.id = l.invoice_id
-			WHERE i.status = 'issued' AND i.invoice_date IS NOT NULL GROUP BY 1, 2
-		) v ON v.project_id = h.project_id AND v.month = h.month
+			WHERE i.status = 'issued' AND i.invoice_date IS NOT NULL GROUP BY 1, 2, 3
+		) v ON v.project_id = h.project_id AND v.month = h.month AND v.currency = h.currency
 	) m LEFT JOIN public.project p ON p.id = m.project_id`
 
 // Margin is the name of the margin view among the entities.
@@ -99,7 +102,7 @@ func queryOf(entity string) (*query, error) {
 	if entity == Margin {
 		q := &query{
 			entity: Margin, columns: marginColumns, psa: margin, restricted: make([]bool, len(marginColumns)),
-			warehouse: "SELECT project_id || '/' || month AS key, * FROM " + Margin,
+			warehouse: "SELECT project_id || '/' || month || COALESCE('/' || currency, '') AS key, * FROM " + Margin,
 		}
 		for i, c := range marginColumns {
 			q.restricted[i] = c == "labour_cost" || c == "margin" || c == "margin_pct"
