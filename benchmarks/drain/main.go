@@ -3,7 +3,7 @@
 // them all. It does so on the embedded parts (kfake, miniredis) and on real
 // ones (Apache Kafka, redis-server), several times each, checks that PSA and
 // warehouse then hold the same, and writes a report. main.go is the command
-// line; world.go the servers; measure.go the clock; report.go the report.
+// line; world.go the servers; measure.go the clock; parts.go where the time goes; report.go the report.
 package main
 
 import (
@@ -113,7 +113,7 @@ func (o *options) measure(ctx context.Context, kind string, log *slog.Logger) (r
 		return nil, fmt.Errorf("loading the firm: %w", err)
 	}
 	fmt.Printf("  initial load: %s\n", res.load)
-	if profile != nil {
+	if w.profiled = profile != nil; w.profiled {
 		if err := pprof.StartCPUProfile(profile); err != nil {
 			return nil, err
 		}

@@ -27,6 +27,7 @@ type run struct {
 	changes int64
 	took    time.Duration // from the start of the pipeline until all was in the warehouse
 	cpu     time.Duration // of this process: tallywire, and the embedded parts when they are used
+	parts   []part
 }
 
 func (r run) String() string {
@@ -59,6 +60,10 @@ func (w *world) timed(ctx context.Context, n int64, backlog func(context.Context
 	if err != nil {
 		return run{}, err
 	}
+	meter, err := w.meter()
+	if err != nil {
+		return run{}, err
+	}
 	began, cpu := time.Now(), processor()
 	o := obs.New(w.log)
 	done := make(chan error, 1)
@@ -68,6 +73,10 @@ func (w *world) timed(ctx context.Context, n int64, backlog func(context.Context
 	for {
 		err = w.drained(ctx, warehouse, mark, pl.Groups(), o, done)
 		r = run{changes: n, took: time.Since(began), cpu: processor() - cpu}
+		parts, wrong := meter.read()
+		if r.parts = parts; wrong != nil {
+			err = errors.Join(err, wrong)
+		}
 		if err != nil {
 			break
 		}
@@ -81,7 +90,7 @@ func (w *world) timed(ctx context.Context, n int64, backlog func(context.Context
 		}
 	}
 	stop()
-	return r, errors.Join(err, <-done)
+	return r, errors.Join(err, <-done, meter.stop())
 }
 
 // drained waits until the marker is in the warehouse, which tells that the

@@ -34,7 +34,7 @@ type report struct {
 
 func (r *report) text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "## Draining to the warehouse\n\nMade by `%s` on %s. %s. Versions: %s.\n\nA backlog of about %d changes of the demo's firm is in the PSA's log before tallywire starts: the PSA → raw topics → mapping → canonical topics → join → warehouse (tables and costed entries), 4 partitions, one process, exactly once. The clock runs from the start of the process' components until the last change is in the warehouse and no consumer group has any lag. Afterwards PSA and warehouse were compared row by row, without a difference.\n\n", r.o.command, time.Now().UTC().Format("2006-01-02"), r.machine, strings.Join(r.versions, ", "), r.o.changes)
+	fmt.Fprintf(&b, "## Draining to the warehouse\n\nMade by `%s` on %s. %s. Versions: %s.\n\nA backlog of about %d changes of the demo's firm is in the PSA's log before tallywire starts: the PSA → raw topics → mapping → canonical topics → lookups → warehouse (tables and costed entries), 4 partitions, one process, exactly once. The clock runs from the start of the process' components until the last change is in the warehouse and no consumer group has any lag. Afterwards PSA and warehouse were compared row by row, without a difference.\n\n", r.o.command, time.Now().UTC().Format("2006-01-02"), r.machine, strings.Join(r.versions, ", "), r.o.changes)
 	b.WriteString("| parts | runs | seconds: median (range) | changes/s, median | CPU s of the process, median | initial load: rows, seconds |\n|---|---|---|---|---|---|\n")
 	for _, x := range r.results {
 		by := func(f func(run) float64) []float64 {
@@ -50,6 +50,10 @@ func (r *report) text() string {
 			median(by(run.rate)), median(by(func(q run) float64 { return q.cpu.Seconds() })), x.load.changes, x.load.took.Seconds())
 	}
 	b.WriteString("\nEmbedded: kfake and miniredis run inside the process, and their work is in its CPU time. Real: Apache Kafka and redis-server beside it. Both Postgres clusters, and the real parts, share the machine with it.\n")
+	for _, x := range r.results {
+		table(&b, x.kind, x.runs)
+	}
+	b.WriteString("\nOf servers the kernel's count (proc(5)), of tallywire's components their share of a CPU profile of the process.\n")
 	return b.String()
 }
 

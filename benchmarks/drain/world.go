@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/tallywire/tallywire/examples"
 	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/demo/truth"
 	"github.com/tallywire/tallywire/internal/embedded"
@@ -30,6 +31,8 @@ type world struct {
 	cluster  *kafka.Cluster
 	rows     int64 // of the seed
 	config   string
+	servers  []server // besides this process
+	profiled bool     // this process, over all drains
 }
 
 func (w *world) onClose(f func() error) { w.closers = append(w.closers, f) }
@@ -53,7 +56,7 @@ func newWorld(ctx context.Context, kind, dir string, log *slog.Logger) (*world, 
 func (w *world) start(ctx context.Context, kind string) (err error) {
 	// The PSA's own commits do not wait for its disk, so that backlogs are made
 	// fast; the warehouse's do, as it comes out of the box.
-	if w.psa, err = w.postgres(ctx, "psa", map[string]string{"synchronous_commit": "off"}, "psa"); err != nil {
+	if w.psa, err = w.postgres(ctx, "PSA", map[string]string{"synchronous_commit": "off"}, "psa"); err != nil {
 		return err
 	}
 	if w.far, err = w.postgres(ctx, "warehouse", nil, "warehouse", "control"); err != nil {
@@ -90,6 +93,7 @@ func (w *world) postgres(ctx context.Context, name string, params map[string]str
 		return nil, err
 	}
 	w.onClose(p.Stop)
+	w.servers = append(w.servers, server{"the " + name + "'s Postgres", p.PID()})
 	for _, d := range databases {
 		if err := p.CreateDatabase(ctx, d); err != nil {
 			return nil, err
@@ -111,6 +115,7 @@ func (w *world) parts(ctx context.Context, kind string) (broker, cache string, e
 			return "", "", err
 		}
 		w.onClose(r.Stop)
+		w.servers = append(w.servers, server{"Kafka", k.PID()}, server{"redis-server", r.PID()})
 		return k.Addr(), r.Addr, nil
 	}
 	k, err := embedded.StartMiniKafka(ctx, filepath.Join(w.dir, "kafka"), "127.0.0.1:0", w.log)
@@ -138,18 +143,8 @@ partitions: 4
 sources:
   psa: {type: postgres, dsn: %q, slot: tallywire_psa, publication: tallywire_psa, tables: [public.*]}
 transforms:
-  canonical:
-    type: map
-    topics:
-      - {from: psa.public.customer, to: ps.customer, fields: {customer_id: id}}
-      - {from: psa.public.project, to: ps.project, fields: {project_id: id}}
-      - {from: psa.public.employee, to: ps.resource, fields: {resource_id: id}}
-      - {from: psa.public.cost_rate, to: ps.cost_rate, fields: {cost_rate_id: "{employee_id}/{id}", resource_id: employee_id}}
-      - {from: psa.public.time_entry, to: ps.time_entry, fields: {time_entry_id: id, resource_id: employee_id}}
-      - {from: psa.public.invoice, to: ps.invoice, fields: {invoice_id: id}}
-      - {from: psa.public.invoice_line, to: ps.invoice_line, fields: {invoice_line_id: id}}
-  costed:
-` + firm.Costed + `sinks:
+` + examples.Transforms() + `
+sinks:
   warehouse: {type: warehouse, dsn: %q}
 `
 

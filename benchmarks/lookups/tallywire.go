@@ -16,7 +16,7 @@ import (
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
-	"github.com/tallywire/tallywire/internal/demo/firm"
+	"github.com/tallywire/tallywire/examples"
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/pipeline"
 )
@@ -65,7 +65,7 @@ func tallywire(group string) startFunc {
 			return nil, err
 		}
 		file := filepath.Join(w.tmp, name+".yml")
-		text := fmt.Sprintf(configuration, w.kafka.Addr(), w.regURL, cache.Addr, w.pg.DSN(db), filepath.Join(w.tmp, name+"-state"), partitions, firm.Costed)
+		text := fmt.Sprintf(configuration, w.kafka.Addr(), w.regURL, cache.Addr, w.pg.DSN(db), filepath.Join(w.tmp, name+"-state"), partitions, examples.Costed())
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			return nil, err
 		}

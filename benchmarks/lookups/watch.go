@@ -4,18 +4,17 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"math"
 	"os"
 	"runtime"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/benchmarks/internal/proc"
 )
 
 // How the clock goes: the output's last stable offset is read at each tick;
@@ -83,7 +82,7 @@ type sample struct {
 }
 
 func (x *watcher) sample(ctx context.Context) sample {
-	s := sample{at: time.Now(), self: cpu(x.r.pid), redis: cpu(x.r.redis), broker: cpu(x.w.kafka.PID()), ours: cpu(os.Getpid()), busy: busy()}
+	s := sample{at: time.Now(), self: proc.CPU(x.r.pid), redis: proc.CPU(x.r.redis), broker: proc.CPU(x.w.kafka.PID()), ours: proc.CPU(os.Getpid()), busy: proc.Busy()}
 	s.end, _ = x.w.ends(ctx, x.r.output) // not there yet: 0
 	return s
 }
@@ -127,7 +126,7 @@ func (x *watcher) timed(ctx context.Context, want []int64, begin func() error) (
 	f = figure{
 		rows: int64(len(want) - 1), took: last.at.Sub(first.at), written: last.end - first.end,
 		self: last.self - first.self, redis: last.redis - first.redis, broker: last.broker - first.broker,
-		rss: peak(x.r.pid), redisRSS: peak(x.r.redis),
+		rss: proc.Peak(x.r.pid), redisRSS: proc.Peak(x.r.redis),
 	}
 	f.others = max(0, last.busy-first.busy-f.self-f.redis-f.broker-(last.ours-first.ours))
 	return f, <-begun
@@ -191,57 +190,4 @@ func (x *watcher) catchUp(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// cpu is the user and system time of a process so far (proc(5): fields 14 and
-// 15 of stat, in ticks of 10 ms); 0 when there is none.
-func cpu(pid int) time.Duration {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]) // the name, in parentheses, may hold anything
-	if len(f) < 13 {
-		return 0
-	}
-	user, err1 := strconv.ParseInt(string(f[11]), 10, 64)
-	sys, err2 := strconv.ParseInt(string(f[12]), 10, 64)
-	if err1 != nil || err2 != nil {
-		return 0
-	}
-	return time.Duration(user+sys) * 10 * time.Millisecond
-}
-
-// busy is the CPU time that all processes have taken (proc(5): the first line
-// of stat: user, nice, system, idle, iowait, irq, softirq).
-func busy() (sum time.Duration) {
-	b, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0
-	}
-	line, _, _ := strings.Cut(string(b), "\n")
-	for i, v := range strings.Fields(line) {
-		if n, err := strconv.ParseInt(v, 10, 64); err == nil && (i <= 3 || i == 6 || i == 7) {
-			sum += time.Duration(n) * 10 * time.Millisecond
-		}
-	}
-	return sum
-}
-
-// peak is the largest resident set of a process, octets; 0 when there is none.
-func peak(pid int) int64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(b)) {
-		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			n, err := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
-			if err != nil {
-				return 0
-			}
-			return n << 10
-		}
-	}
-	return 0
 }

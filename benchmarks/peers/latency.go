@@ -18,6 +18,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/tallywire/tallywire/benchmarks/internal/proc"
 )
 
 const (
@@ -250,11 +252,11 @@ func (w *world) latency(ctx context.Context, c *child, b *broker, topic string, 
 	mu.Lock()
 	from = time.Now()
 	mu.Unlock()
-	before, machine := cpu(c.pid), w.others(c, b)
+	before, machine := proc.CPU(c.pid), w.others(c, b)
 	if err := wait(measured, nil); err != nil {
 		return f, err
 	}
-	used := cpu(c.pid) - before
+	used := proc.CPU(c.pid) - before
 	foreign := w.others(c, b) - machine
 	mu.Lock()
 	to = time.Now()
@@ -289,16 +291,16 @@ func (w *world) latency(ctx context.Context, c *child, b *broker, topic string, 
 	f.commit50, f.commit99 = at(commits, 0.50), at(commits, 0.99)
 	f.core = used.Seconds() / took.Seconds()
 	f.others = max(0, foreign.Seconds()/took.Seconds()/float64(runtime.NumCPU()))
-	f.rss = float64(peak(c.pid))
+	f.rss = float64(proc.Peak(c.pid))
 	return f, nil
 }
 
 // others is the CPU time so far of what has no part in a run: not the
 // contender, the broker, this process, nor Postgres.
 func (w *world) others(c *child, b *broker) time.Duration {
-	t := busy() - cpu(c.pid) - cpu(b.PID()) - cpu(os.Getpid())
-	for _, pid := range children(w.pg.PID()) {
-		t -= cpu(pid)
+	t := proc.Busy() - proc.CPU(c.pid) - proc.CPU(b.PID()) - proc.CPU(os.Getpid())
+	for _, pid := range proc.Children(w.pg.PID()) {
+		t -= proc.CPU(pid)
 	}
 	return t
 }

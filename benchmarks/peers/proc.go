@@ -1,10 +1,8 @@
-// Proc: what Linux says of a process, and how a process is started so that it
-// ends with us.
+// Proc: how a process is started so that it ends with us.
 
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,93 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
 )
-
-// cpu is the user and system time of a process so far (proc(5): fields 14 and
-// 15 of stat, in ticks of 10 ms); 0 when it is gone.
-func cpu(pid int) time.Duration {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	// The name, in parentheses, may hold anything.
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(f) < 13 {
-		return 0
-	}
-	user, err1 := strconv.ParseInt(string(f[11]), 10, 64)
-	sys, err2 := strconv.ParseInt(string(f[12]), 10, 64)
-	if err1 != nil || err2 != nil {
-		return 0
-	}
-	return time.Duration(user+sys) * 10 * time.Millisecond
-}
-
-// busy is the CPU time that all processes of the machine have taken (proc(5):
-// the first line of stat: user, nice, system, idle, iowait, irq, softirq).
-func busy() time.Duration {
-	b, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0
-	}
-	line, _, _ := strings.Cut(string(b), "\n")
-	f := strings.Fields(line)
-	var sum int64
-	for _, i := range []int{1, 2, 3, 6, 7} {
-		if i >= len(f) {
-			return 0
-		}
-		n, err := strconv.ParseInt(f[i], 10, 64)
-		if err != nil {
-			return 0
-		}
-		sum += n
-	}
-	return time.Duration(sum) * 10 * time.Millisecond
-}
-
-// children are the processes that a process has started.
-func children(pid int) []int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
-	if err != nil {
-		return nil
-	}
-	var out []int
-	for _, f := range strings.Fields(string(b)) {
-		if n, err := strconv.Atoi(f); err == nil {
-			out = append(out, n)
-		}
-	}
-	return out
-}
-
-// field is a number of /proc/PID/<file>, 0 when there is none.
-func field(pid int, file, name string) int64 {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(b)) {
-		if k, v, ok := strings.Cut(line, ":"); ok && k == name {
-			n, err := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
-			if err != nil {
-				return 0
-			}
-			return n
-		}
-	}
-	return 0
-}
-
-// peak is the largest resident set of a process, octets.
-func peak(pid int) int64 { return field(pid, "status", "VmHWM") << 10 }
-
-// written is how many octets a process has handed to write().
-func written(pid int) int64 { return field(pid, "io", "wchar") }
 
 // child is a process that was started here.
 type child struct {

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/tallywire/tallywire/benchmarks/internal/proc"
 )
 
 // pgRecvlogical finds the program: Debian's own path first, since the one in
@@ -49,7 +51,7 @@ func receive(ctx context.Context, w *world, name, base string) (f figure, err er
 	defer func() { err = errors.Join(err, c.stop()) }()
 	var last int64
 	x := &watcher{w: w, slot: slot, self: c, progress: func(context.Context) (int64, error) {
-		last = max(last, written(c.pid)) // 0 when it has ended
+		last = max(last, proc.Written(c.pid)) // 0 when it has ended
 		return last, nil
 	}}
 	// It ends by itself, and its exit code says whether at the end.

@@ -10,6 +10,8 @@ import (
 	"os"
 	"runtime"
 	"time"
+
+	"github.com/tallywire/tallywire/benchmarks/internal/proc"
 )
 
 // The steady part of a run, as fractions of its records: without the start, in
@@ -69,15 +71,15 @@ func (x *watcher) sample(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the progress of %s: %w", x.self.name, err)
 	}
-	s := sample{at: time.Now(), n: n, self: cpu(x.self.pid)}
+	s := sample{at: time.Now(), n: n, self: proc.CPU(x.self.pid)}
 	if x.sender != 0 {
-		s.sender = cpu(x.sender)
+		s.sender = proc.CPU(x.sender)
 	}
 	if x.broker != nil {
-		s.broker = cpu(x.broker.PID())
+		s.broker = proc.CPU(x.broker.PID())
 	}
-	s.busy = busy() - s.self - s.sender - s.broker - cpu(os.Getpid())
-	x.peak = max(x.peak, peak(x.self.pid))
+	s.busy = proc.Busy() - s.self - s.sender - s.broker - proc.CPU(os.Getpid())
+	x.peak = max(x.peak, proc.Peak(x.self.pid))
 	x.samples = append(x.samples, s)
 	return nil
 }

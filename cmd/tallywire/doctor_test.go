@@ -12,7 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"github.com/tallywire/tallywire/internal/demo/firm"
+	"github.com/tallywire/tallywire/examples"
 	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/testkit"
 )
@@ -53,7 +53,7 @@ transforms:
       - {from: psa.public.customr, to: ps.customer, fields: {customer_id: id}}
       - {from: psa.public.cost_rate, to: ps.cost_rate, fields: {cost_rate_id: "{employee_id}/{id}", resource_id: employe_id}}
   costed:
-` + firm.Costed + `sinks:
+` + examples.Costed() + `sinks:
   warehouse: {type: warehouse, dsn: "` + dsn + `"}
 control: {dsn: "postgres://x@127.0.0.1:1/x"}
 `

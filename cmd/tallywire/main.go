@@ -115,7 +115,7 @@ delivers to the warehouse and the ERP: in order, exactly once where the far
 side allows it.
 
 Start with  tallywire demo;  then have  tallywire init  draft a configuration
-for your database, or write one from examples/tallywire.yml, and use  check,
+for your database, or write one from examples/demo/tallywire.yml, and use  check,
 doctor, run.
 
 Exit codes: 0 done; 1 failed, the problem is printed with its code and what to

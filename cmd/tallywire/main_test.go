@@ -24,7 +24,7 @@ func tw(args ...string) (code int, out, errs string) {
 
 // The example that users start from must be one that works.
 func TestExampleIsGood(t *testing.T) {
-	code, out, errs := tw("check", "--no-secrets", "-c", "../../examples/tallywire.yml", "-o", "json")
+	code, out, errs := tw("check", "--no-secrets", "-c", "../../examples/demo/tallywire.yml", "-o", "json")
 	if code != exitOK {
 		t.Fatalf("exit %d\n%s", code, errs)
 	}

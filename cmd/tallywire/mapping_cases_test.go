@@ -22,7 +22,7 @@ func put(t *testing.T, files map[string]string) string {
 	return dir
 }
 
-const exampleFile = "../../examples/tallywire.yml"
+const exampleFile = "../../examples/demo/tallywire.yml"
 
 // The cases that users start from must be as expected, and so must the one that
 // the error shows.

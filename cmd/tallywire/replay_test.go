@@ -6,8 +6,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/tallywire/tallywire/examples"
 	"github.com/tallywire/tallywire/internal/config"
-	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/supervise"
 )
@@ -31,7 +31,7 @@ transforms:
         lookups: {project: {topic: ps.project, on: resource_id}}
         fields: {invoice_line_id: cost_rate_id, invoice_id: resource_id, project_id: project.number, description: resource_id, quantity: 1, unit_price: 1, amount: 1}
   costed:
-` + firm.Costed
+` + examples.Costed()
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

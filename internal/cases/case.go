@@ -92,7 +92,7 @@ type caseRejection struct {
 	Contains string `yaml:"contains"`
 }
 
-// Minimal is a whole file, for who has none; it fits examples/tallywire.yml.
+// Minimal is a whole file, for who has none; it fits examples/demo/tallywire.yml.
 const Minimal = `transform: canonical
 topic: psa.public.invoice_line
 key: [id]

@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/tallywire/tallywire/avro"
+	"github.com/tallywire/tallywire/examples"
 	"github.com/tallywire/tallywire/internal/demo/erp"
 	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/embedded"
@@ -165,18 +166,8 @@ partitions: 4
 sources:
   psa: {type: postgres, dsn: %[7]q, slot: tallywire_psa, publication: tallywire_psa, tables: [public.*]}
 transforms:
-  canonical:
-    type: map
-    topics:
-      - {from: psa.public.customer, to: ps.customer, fields: {customer_id: id}}
-      - {from: psa.public.project, to: ps.project, fields: {project_id: id}}
-      - {from: psa.public.employee, to: ps.resource, fields: {resource_id: id}}
-      - {from: psa.public.cost_rate, to: ps.cost_rate, fields: {cost_rate_id: "{employee_id}/{id}", resource_id: employee_id}}
-      - {from: psa.public.time_entry, to: ps.time_entry, fields: {time_entry_id: id, resource_id: employee_id}}
-      - {from: psa.public.invoice, to: ps.invoice, fields: {invoice_id: id}}
-      - {from: psa.public.invoice_line, to: ps.invoice_line, fields: {invoice_line_id: id}}
-  costed:
-` + firm.Costed + `sinks:
+` + examples.Transforms() + `
+sinks:
   warehouse: {type: warehouse, dsn: %[8]q}
   erp: {type: rest, profile: business-central, url: "%[9]s", company: %[10]s, token_url: "%[11]s", client_id: tallywire, client_secret: env:ERP_SECRET, go_live: %[12]s, rate: 5000, burst: 1000, timeout: 2s, unique_reference: %[14]v, settle_after: 5s}
 `

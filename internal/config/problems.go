@@ -9,7 +9,7 @@ import (
 var (
 	ErrFile = problem.Define("TW-CONFIG-FILE", problem.Halt,
 		"The configuration file cannot be read.",
-		"Name an existing file with -c; examples/tallywire.yml is one to start from.")
+		"Name an existing file with -c; examples/demo/tallywire.yml is one to start from.")
 	ErrSyntax = problem.Define("TW-CONFIG-SYNTAX", problem.Halt,
 		"The configuration is not YAML.",
 		"Mend the line that is named: indentation by spaces, a space after each colon, quotes closed.")

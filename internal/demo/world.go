@@ -18,6 +18,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/tallywire/tallywire/examples"
 	"github.com/tallywire/tallywire/internal/demo/erp"
 	"github.com/tallywire/tallywire/internal/demo/firm"
 	"github.com/tallywire/tallywire/internal/embedded"
@@ -226,7 +227,7 @@ func (w *world) writeConfig(name string) error {
 	var b strings.Builder
 	err := t.Execute(&b, map[string]string{
 		"Kafka": w.kafkaAddr, "Registry": w.registryAddr, "Redis": w.redisAddr, "Control": w.controlDSN(), "Page": local(w.o.Ports.Page),
-		"LogLevel": w.o.LogLevel, "StateDir": quote(w.o.StateDir), "PSA": w.psaDSN(), "Costed": firm.Costed, "Warehouse": w.warehouseDSN(), "ERP": w.erp.URL(), "Company": w.erp.Company(),
+		"LogLevel": w.o.LogLevel, "StateDir": quote(w.o.StateDir), "PSA": w.psaDSN(), "Transforms": examples.Transforms(), "Warehouse": w.warehouseDSN(), "ERP": w.erp.URL(), "Company": w.erp.Company(),
 		"TokenURL": w.erp.TokenURL(), "SecretFile": w.secretFile(), "GoLive": w.o.GoLive.Format("2006-01-02"),
 	})
 	if err != nil {

@@ -37,6 +37,14 @@ type Redis struct {
 	done chan error // gives the end of the process once
 }
 
+// PID is the server's process id, 0 when it was never started.
+func (r *Redis) PID() int {
+	if r.cmd == nil || r.cmd.Process == nil {
+		return 0
+	}
+	return r.cmd.Process.Pid
+}
+
 // StartRedis starts redis-server and returns when it answers. A program that is
 // not installed is an error that says what to install.
 func StartRedis(ctx context.Context, opt RedisOptions) (*Redis, error) {

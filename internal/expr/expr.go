@@ -52,6 +52,7 @@ type Program struct {
 	NamesRow, NamesItem, NamesIndex bool // which of them it reads
 
 	run   cel.Program
+	texts *texts         // the condition that it is; nil: it is to be run
 	slots map[string]int // column of a variable
 	elem  *types.Type    // of a list: what its elements are
 }
@@ -154,6 +155,7 @@ func (c *compiler) compile(text string, check func(*types.Type) string) (*Progra
 			p.slots[name] = i
 			p.Columns = append(p.Columns, i)
 		}
+		p.texts = c.texts(root, p.slots)
 	}
 	if root.Kind() == ast.CallKind && root.AsCall().FunctionName() == "code" {
 		p.List = c.list(root.AsCall().Args())
@@ -533,6 +535,11 @@ func (p *Program) Value(r *Row, want *change.Column) (change.Value, error) {
 
 // Holds says whether a condition holds for a row. An error is a *Failure.
 func (p *Program) Holds(r *Row) (bool, error) {
+	if p.texts != nil {
+		if is, ok := p.texts.holds(r); ok {
+			return is, nil
+		}
+	}
 	v, err := p.eval(r)
 	if err != nil {
 		return false, err

@@ -51,6 +51,49 @@ func entry(b *change.Batch) []change.Value {
 	return row
 }
 
+// Comparing two texts goes its own way: what it says is what the interpreter says, and
+// where it can say nothing, that is asked. If this failed, rows would be left out, or
+// be costed by a rate that does not agree.
+func TestComparingTexts(t *testing.T) {
+	b := change.Get()
+	defer b.Release()
+	rows := [][]change.Value{entry(b), entry(b), entry(b)}
+	comments, payload := entries.Column("comments"), entries.Column("payload")
+	rows[1][comments] = b.SpanString(change.String, "x")
+	rows[1][payload] = b.SpanString(change.JSON, "x")
+	rows[2][comments] = change.NullValue()
+	for text, short := range map[string]bool{
+		`row.comments == "x"`:                    true,
+		`"x" != row.comments`:                    true,
+		`row.comments == row.payload`:            true,
+		`row.comments != row.payload`:            true,
+		`row.comments == null`:                   false,
+		`row.comments == "x" || row.id == 1`:     false,
+		`row.status_id == 5`:                     false,
+		`[row.comments].exists(r, r == "x")`:     false,
+		`row.comments == row.payload + "x"`:      false,
+		`normalise(row.comments) == row.payload`: false,
+	} {
+		p, mistakes := Condition(text, scope())
+		if len(mistakes) > 0 {
+			t.Errorf("%s: %v", text, mistakes)
+			continue
+		}
+		if (p.texts != nil) != short {
+			t.Errorf("%s goes its own way: %v, want %v", text, p.texts != nil, short)
+		}
+		run := *p
+		run.texts = nil
+		for i, row := range rows {
+			is, err := p.Holds(&Row{Batch: b, Of: row})
+			want, wrong := run.Holds(&Row{Batch: b, Of: row})
+			if is != want || (err == nil) != (wrong == nil) {
+				t.Errorf("%s of row %d is %v, %v; the interpreter says %v, %v", text, i, is, err, want, wrong)
+			}
+		}
+	}
+}
+
 // Money and hours are computed here: what is wrong shows in no total.
 func TestValues(t *testing.T) {
 	text := change.Column{Name: "x", Type: "string", Kind: change.String, Nullable: true}

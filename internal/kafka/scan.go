@@ -59,7 +59,7 @@ func Scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, t
 			if !errors.Is(fp.Err, kerr.OffsetOutOfRange) {
 				return Wrap(fp.Err, "%s", doing)
 			}
-			start, err := StartOf(ctx, kadm.NewClient(cl), t, p)
+			start, err := startOf(ctx, kadm.NewClient(cl), t, p)
 			if err != nil {
 				return err
 			}
@@ -95,7 +95,11 @@ func Scan(ctx context.Context, cl *kgo.Client, t *change.Topic, p int32, from, t
 }
 
 // StartOf is the first offset of a partition that is there.
-func StartOf(ctx context.Context, adm *kadm.Client, t *change.Topic, partition int32) (int64, error) {
+func (c *Cluster) StartOf(ctx context.Context, t *change.Topic, partition int32) (int64, error) {
+	return startOf(ctx, c.admin, t, partition)
+}
+
+func startOf(ctx context.Context, adm *kadm.Client, t *change.Topic, partition int32) (int64, error) {
 	starts, err := adm.ListStartOffsets(ctx, t.Name)
 	if err != nil {
 		return 0, Wrap(err, "listing where topic %q starts", t.Name)
@@ -108,8 +112,8 @@ func StartOf(ctx context.Context, adm *kadm.Client, t *change.Topic, partition i
 }
 
 // EndOf is the offset behind the last record of a partition, committed or not.
-func EndOf(ctx context.Context, adm *kadm.Client, t *change.Topic, partition int32) (int64, error) {
-	ends, err := adm.ListEndOffsets(ctx, t.Name)
+func (c *Cluster) EndOf(ctx context.Context, t *change.Topic, partition int32) (int64, error) {
+	ends, err := c.admin.ListEndOffsets(ctx, t.Name)
 	if err != nil {
 		return 0, Wrap(err, "listing where topic %q ends", t.Name)
 	}

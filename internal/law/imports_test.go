@@ -61,6 +61,7 @@ var table = map[string][]string{
 	// The tiers of checks share a test server with the packages they run.
 	"internal/ci": {"internal/embedded", "internal/testkit"},
 	"benchmarks":  {"..."},
+	"examples":    {},
 }
 
 // never is not allowed whatever the table says: internal packages that only a

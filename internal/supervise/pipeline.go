@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime/pprof"
 	"slices"
 	"sync"
 
@@ -288,6 +289,8 @@ func (p *Pipeline) Run(ctx context.Context, env *pipeline.Env) error {
 		// Known from the start, so that readiness waits for it.
 		env.Obs.Component(kind, name).Is(obs.Starting, "")
 		wg.Go(func() {
+			// A CPU profile tells components apart by it: go tool pprof -tags.
+			pprof.SetGoroutineLabels(pprof.WithLabels(ctx, pprof.Labels("component", kind+" "+name)))
 			if err := run(ctx); err != nil && !errors.Is(err, context.Canceled) {
 				mu.Lock()
 				errs = append(errs, placed(kind, name, err))

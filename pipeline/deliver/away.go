@@ -248,7 +248,7 @@ func (s *session) intact(ctx context.Context, p *consume.Owned) (start int64, er
 	case policy != "compact":
 		return 0, ErrAway.New("cleanup.policy of topic %q is %q: its records go for other reasons than compaction too", p.Topic.Name, policy)
 	}
-	return kafka.StartOf(ctx, s.env.Kafka.Admin(), p.Topic, p.Partition)
+	return s.env.Kafka.StartOf(ctx, p.Topic, p.Partition)
 }
 
 // stableEnd is the offset below which no transaction of the partition is open.

@@ -5,9 +5,9 @@ package state
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -38,10 +38,43 @@ type Table struct {
 
 // part is a partition that this process owns.
 type part struct {
-	sure    bool              // Redis has what the changelog says, up to its end
-	empty   bool              // nothing was ever written: there is nothing to read
-	base    map[string][]byte // committed values, as fetched in this transaction; nil: none
-	overlay map[string][]byte // written in this transaction; nil: deleted
+	sure  bool             // Redis has what the changelog says, up to its end
+	empty bool             // nothing was ever written: there is nothing to read
+	cells map[string]*cell // fetched in this transaction, by key
+	spare []cell
+	wrote []*cell // those that it wrote, in order of when first
+}
+
+// cell is a key in a transaction.
+type cell struct {
+	key      string
+	was, now []byte // committed; and as it was written; nil: there is none
+	written  bool
+}
+
+// cell is a new one.
+func (p *part) cell(key string) *cell {
+	if len(p.spare) == 0 {
+		p.spare = make([]cell, 256)
+	}
+	c := &p.spare[0]
+	p.spare = p.spare[1:]
+	c.key = key
+	p.cells[key] = c
+	return c
+}
+
+// mostCells bounds the map of cells that is used again.
+const mostCells = 1 << 14
+
+// begin forgets the cells.
+func (p *part) begin() {
+	if len(p.cells) > mostCells {
+		p.cells = nil
+	}
+	clear(p.cells)
+	clear(p.wrote)
+	p.wrote = p.wrote[:0]
 }
 
 // Entry is one record of a changelog.
@@ -92,7 +125,7 @@ func (t *Table) Owns() int { return t.owns }
 // gone.
 func (t *Table) Begin() {
 	for _, p := range t.parts {
-		p.base, p.overlay = nil, nil
+		p.begin()
 	}
 }
 
@@ -147,7 +180,7 @@ func (t *Table) Load(ctx context.Context, partition int32, es []Entry, to int64,
 	if p == nil {
 		return t.store.lost(t.topic, partition)
 	}
-	err := t.write(ctx, map[int32][]Entry{partition: es}, map[int32]int64{partition: to}, done)
+	err := t.write(ctx, map[int32][]Entry{partition: latest(es)}, map[int32]int64{partition: to}, done)
 	if err == nil {
 		p.sure = done
 	}
@@ -192,39 +225,40 @@ func (t *Table) CheckEvery(d time.Duration) { t.store.CheckEvery = d }
 // left, or does not own the partition: the engine owns it anew.
 func (t *Table) Fetch(ctx context.Context, want map[int32][]string) error {
 	type reading struct {
-		p    *part
-		keys []string
-		vals *redis.SliceCmd
+		cells []*cell
+		vals  *redis.SliceCmd
 	}
 	var reads []reading
 	var parts []int32
 	var marks []string
-	pipe := t.store.rdb
 	var q redis.Pipeliner
 	for number, keys := range want {
 		p := t.parts[number]
 		if p == nil || !p.sure {
 			return t.store.lost(t.topic, number)
 		}
-		if p.base == nil {
-			p.base = map[string][]byte{}
+		if p.cells == nil {
+			p.cells = make(map[string]*cell, len(keys))
 		}
-		var missing []string
+		missing := make([]*cell, 0, len(keys))
 		for _, k := range keys {
-			if _, is := p.base[k]; !is {
-				p.base[k] = nil
-				missing = append(missing, k)
+			if p.cells[k] == nil {
+				missing = append(missing, p.cell(k))
 			}
 		}
 		if p.empty || len(missing) == 0 {
 			continue
 		}
 		if q == nil {
-			q = pipe.Pipeline()
+			q = t.store.rdb.Pipeline()
 		}
 		parts, marks = append(parts, number), append(marks, t.markKey(number))
-		for ks := range slices.Chunk(missing, readAtOnce) {
-			reads = append(reads, reading{p, ks, q.HMGet(ctx, t.store.RowsKey(t.topic, number), ks...)})
+		for cells := range slices.Chunk(missing, readAtOnce) {
+			ks := make([]string, len(cells))
+			for i, c := range cells {
+				ks[i] = c.key
+			}
+			reads = append(reads, reading{cells, q.HMGet(ctx, t.store.RowsKey(t.topic, number), ks...)})
 		}
 	}
 	if q == nil {
@@ -249,7 +283,7 @@ func (t *Table) Fetch(ctx context.Context, want map[int32][]string) error {
 	for _, r := range reads {
 		for i, v := range r.vals.Val() {
 			if text, is := v.(string); is {
-				r.p.base[r.keys[i]] = []byte(text)
+				r.cells[i].was = []byte(text)
 			}
 		}
 	}
@@ -259,16 +293,25 @@ func (t *Table) Fetch(ctx context.Context, want map[int32][]string) error {
 // Get is the value of a key that was fetched: as this transaction wrote it, or as
 // it was committed; nil: there is none. Borrowed.
 func (t *Table) Get(partition int32, key string) []byte {
-	p := t.parts[partition]
-	if v, is := p.overlay[key]; is {
-		return v
-	}
-	v, is := p.base[key]
-	if !is {
+	return t.fetched(partition, key).value()
+}
+
+func (t *Table) fetched(partition int32, key string) *cell {
+	c := t.parts[partition].cells[key]
+	if c == nil {
 		panic("BUG: a key of a state is read that was not fetched")
 	}
-	return v
+	return c
 }
+
+func (c *cell) value() []byte {
+	if c.written {
+		return c.now
+	}
+	return c.was
+}
+
+func sameValue(a, b []byte) bool { return bytes.Equal(a, b) && (a == nil) == (b == nil) }
 
 // Put sets the value of a key that was fetched; nil deletes it. It takes value
 // over. ErrTooLarge, and nothing is set: the changelog does not take so much.
@@ -276,32 +319,33 @@ func (t *Table) Put(partition int32, key string, value []byte) error {
 	if n := len(key) + len(value) + recordOctets; t.limit > 0 && n > t.limit {
 		return ErrTooLarge.New("%d octets of state of one row, of which topic %s takes %d", n, t.topic.Name, t.limit)
 	}
-	p := t.parts[partition]
-	if was := t.Get(partition, key); bytes.Equal(was, value) && (was == nil) == (value == nil) {
+	c := t.fetched(partition, key)
+	if sameValue(c.value(), value) {
 		return nil
 	}
-	if p.overlay == nil {
-		p.overlay = map[string][]byte{}
+	if !c.written {
+		p := t.parts[partition]
+		p.wrote = append(p.wrote, c)
 	}
-	p.overlay[key] = value
+	c.now, c.written = value, true
 	return nil
 }
 
-// Changes are what this transaction has to write to the changelog, in order of
-// partition and key.
+// Changes are what this transaction has to write to the changelog: of each key once,
+// in order of partition, and as the keys were written first.
 func (t *Table) Changes() []Entry {
-	var out []Entry
-	for number, p := range t.parts {
-		for k, v := range p.overlay {
-			if was := p.base[k]; bytes.Equal(was, v) && (was == nil) == (v == nil) {
-				continue // there and back
+	n := 0
+	for _, p := range t.parts {
+		n += len(p.wrote)
+	}
+	out := make([]Entry, 0, n)
+	for _, number := range slices.Sorted(maps.Keys(t.parts)) {
+		for _, c := range t.parts[number].wrote {
+			if !sameValue(c.was, c.now) { // not there and back
+				out = append(out, Entry{number, []byte(c.key), c.now})
 			}
-			out = append(out, Entry{number, []byte(k), v})
 		}
 	}
-	slices.SortFunc(out, func(a, b Entry) int {
-		return cmp.Or(cmp.Compare(a.Partition, b.Partition), bytes.Compare(a.Key, b.Key))
-	})
 	return out
 }
 
@@ -350,7 +394,7 @@ func (t *Table) begun(ctx context.Context, by map[int32][]Entry) error {
 	return nil
 }
 
-// write applies entries and moves the marks, all or nothing.
+// write applies entries, one of each key, and moves the marks, all or nothing.
 func (t *Table) write(ctx context.Context, by map[int32][]Entry, ends map[int32]int64, done bool) error {
 	s := t.store
 	s.mu.Lock()
@@ -369,8 +413,7 @@ func (t *Table) write(ctx context.Context, by map[int32][]Entry, ends map[int32]
 			rows := s.RowsKey(t.topic, number)
 			var set []any
 			var gone []string
-			// The last of a key counts: a load may have several.
-			for _, e := range latest(es) {
+			for _, e := range es {
 				if e.Value == nil {
 					gone = append(gone, string(e.Key))
 				} else {
@@ -396,7 +439,7 @@ func (t *Table) write(ctx context.Context, by map[int32][]Entry, ends map[int32]
 	return nil
 }
 
-// latest are the last entries of each key.
+// latest are the last entries of each key, which are those that count.
 func latest(es []Entry) []Entry {
 	last := make(map[string]int, len(es))
 	for i := range es {

@@ -65,7 +65,7 @@ func (s *session) checkAll(ctx context.Context) error {
 func (s *session) restore(ctx context.Context, k kept, p *consume.Owned, from, to int64) error {
 	what := "state of " + p.Topic.Name
 	s.comp.Is(obs.Restoring, what)
-	start, err := kafka.StartOf(ctx, s.env.Kafka.Admin(), p.Topic, p.Partition)
+	start, err := s.env.Kafka.StartOf(ctx, p.Topic, p.Partition)
 	if err != nil {
 		return err
 	}

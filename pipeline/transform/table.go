@@ -100,7 +100,7 @@ func (s *session) load(ctx context.Context, p int32, from, end int64) error {
 	table := s.spec.State
 	what := "state, partition " + strconv.Itoa(int(p))
 	s.comp.Is(obs.Restoring, what)
-	start, err := kafka.StartOf(ctx, s.env.Kafka.Admin(), table.Topic(), p)
+	start, err := s.env.Kafka.StartOf(ctx, table.Topic(), p)
 	if err != nil {
 		return err
 	}

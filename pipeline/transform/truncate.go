@@ -215,7 +215,7 @@ func (tx *txn) search(ctx context.Context, c *clearing, topic *change.Topic, end
 		c.nameless = map[string]bool{}
 	}
 	live := map[string]*emptied{}
-	start, err := kafka.StartOf(ctx, tx.env.Kafka.Admin(), topic, c.partition)
+	start, err := tx.env.Kafka.StartOf(ctx, topic, c.partition)
 	if err != nil {
 		return nil, err
 	}

@@ -366,7 +366,7 @@ func (s *Sink) createTable(ctx context.Context, tx pgx.Tx, e *entity) error {
 	for _, k := range e.key {
 		keys = append(keys, quote(e.columns[k].name))
 	}
-	fmt.Fprintf(&b, "    _topic_id uuid NOT NULL,\n    _partition int NOT NULL,\n    _offset bigint NOT NULL,\n    PRIMARY KEY (%s)\n);\n", strings.Join(keys, ", "))
+	fmt.Fprintf(&b, "    _topic_id uuid NOT NULL,\n    _partition int NOT NULL,\n    _offset bigint NOT NULL,\n    PRIMARY KEY (%s)\n) WITH (fillfactor = 85);\n", strings.Join(keys, ", "))
 	_, err = tx.Exec(ctx, b.String()+e.dressing())
 	return err
 }

@@ -36,6 +36,31 @@ func TestRatesGoUnderAnotherRule(t *testing.T) {
 	}
 }
 
+// Another has deleted the beginning of a topic, as Kafka does with what is older than its
+// retention, before a rule was there that looks its rows up by a column. If this failed,
+// the rule would halt at its first row, and no replay would help.
+func TestRowsOfATopicWithoutItsBeginning(t *testing.T) {
+	w := calm(t)
+	references(w)
+	rates := w.logs["ps.cost_rate"]
+	for id := 20; id < 40; id++ { // each partition had some
+		w.rate("9", id, 0, -1, 1, "EUR")
+	}
+	for p := range rates.parts {
+		rates.start[p] = int64(len(rates.parts[p]))
+	}
+	*w.right.committed["ps.cost_rate"] = rates.start // where a group begins that never was there
+	w.rate("1", 8, 0, 5, 600000, "EUR")
+	w.rate("1", 9, 5, -1, 700000, "EUR")
+	w.entry(1, "1", "1", 7, 100)
+	settled(t, w)
+	w.delete("ps.cost_rate", "1/9")
+	settled(t, w)
+	if got := w.field(t, w.logs[wide].latest(), "1", join.WaitsColumn); got != "cost_rate of resource 1 on 1970-01-08" {
+		t.Errorf("the entry says it waits for %q", got)
+	}
+}
+
 // A lookup begins to find rows by another column, or what was known of them is gone. If
 // this failed, a row that is deleted then would be told to nobody, with all green.
 //

@@ -45,13 +45,8 @@ type join struct {
 type Options struct {
 	Redis *redis.Client
 	Log   *slog.Logger
-	// Find gives a topic as it is in Kafka.
-	Find func(ctx context.Context, topic string) (*change.Topic, error)
-	// End gives where a partition ends. nil: who depends on a reference is told
-	// of each of its changes.
-	End func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
-	// Start gives where a partition starts. nil: at the offset 0.
-	Start func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
+	// Topics are those of Kafka. nil: nothing is looked up, only checked.
+	Topics Topics
 	// Component shows how many left rows wait; may be nil.
 	Component *obs.Component
 	// Gate is asked before the first left row is looked at, until it gives
@@ -65,6 +60,16 @@ type Options struct {
 	Tables func(ctx context.Context, topic string) (*change.Table, error)
 }
 
+// Topics is what lookups ask of Kafka: *kafka.Cluster.
+type Topics interface {
+	// Topic is one as it is in Kafka.
+	Topic(ctx context.Context, name string) (*change.Topic, error)
+	// StartOf is the first offset of a partition that is there.
+	StartOf(ctx context.Context, t *change.Topic, partition int32) (int64, error)
+	// EndOf is the offset behind the last record of a partition, committed or not.
+	EndOf(ctx context.Context, t *change.Topic, partition int32) (int64, error)
+}
+
 // New makes the stages of both groups of a rule; what the left one sends are wide rows.
 func New(compiled *Plan, o Options) (*Left, *Right) {
 	p := compiled.p
@@ -72,14 +77,18 @@ func New(compiled *Plan, o Options) (*Left, *Right) {
 	if o.Kept != nil {
 		j.allKept = once(o.Kept)
 	}
+	var find func(context.Context, string) (*change.Topic, error)
+	if o.Topics != nil {
+		find = o.Topics.Topic
+	}
 	keep := func(name string, s *side) (*state.Store, *state.Reader) {
-		st, rd := state.NewStore(o.Redis, o.Log, name, s.topic), state.NewReader(name, s.topic, o.Find)
+		st, rd := state.NewStore(o.Redis, o.Log, name, s.topic), state.NewReader(name, s.topic, find)
 		st.Shape, rd.Shape = p.shape, p.shape
 		return st, rd
 	}
 	right := p.name + RightSuffix // one topic may be on both sides
 	l, r := &Left{join: j, gate: o.Gate}, &Right{join: j, cols: make([]columns, len(p.sides))}
-	r.most, r.end, r.start = tellAtOnce, o.End, o.Start
+	r.most, r.topics = tellAtOnce, o.Topics
 	r.table = state.NewTable(o.Redis, o.Log, right)
 	l.state, j.leftReader = keep(p.name, p.left)
 	l.notes.comp = o.Component

@@ -37,6 +37,7 @@ type joined struct {
 	mu     sync.Mutex
 	tables map[string]*change.Table // by shapes
 	id     []byte
+	of     []*shape
 }
 
 // table describes wide rows of these shapes; nil: it is not known, all is null.
@@ -76,7 +77,8 @@ func (j *joined) tableOf(p *plan, it *item) *change.Table {
 		return is
 	}
 	left := shapeOf(0, true, it.left.shape)
-	of := make([]*shape, len(p.refs))
+	j.of = zeroed(j.of, len(p.refs))
+	of := j.of
 	j.id = j.id[:0]
 	number := func(s *shape) {
 		switch {

@@ -130,11 +130,9 @@ func (r *Right) notes(ctx context.Context, g change.Range, at reached) (anew boo
 		return false, nil
 	case !is && at.next > 0: // each row was kept with what its groups are made of
 	default:
-		var start int64
-		if r.start != nil {
-			if start, err = r.start(ctx, g.Topic, g.Partition); err != nil {
-				return false, err
-			}
+		start, err := r.topics.StartOf(ctx, g.Topic, g.Partition)
+		if err != nil {
+			return false, err
 		}
 		if anew = g.From <= start; !anew && len(more) > 0 { // who names a key is known of each row
 			group := r.plan.name + RightSuffix
@@ -238,18 +236,15 @@ func rebuiltKey(topic string) string { return "e" + topic }
 
 // until gives the offset below which each record of a partition is told.
 func (r *Right) until(ctx context.Context, t *change.Topic, part int32) (int64, error) {
-	if r.end == nil {
-		return math.MaxInt64, nil
-	}
 	at := slices.IndexFunc(r.states, func(s *state.Store) bool { return s.Topic() == t.Name })
 	if at < 0 {
-		return math.MaxInt64, nil
+		return math.MaxInt64, nil // not kept here
 	}
 	epoch := r.states[at].Epoch(t, part)
 	if v := r.table.Get(part, rebuiltKey(t.Name)); len(v) > 9 && v[0] == knownForm && string(v[9:]) == epoch {
 		return int64(binary.BigEndian.Uint64(v[1:])), nil
 	}
-	end, err := r.end(ctx, t, part)
+	end, err := r.topics.EndOf(ctx, t, part)
 	if err != nil {
 		return 0, err
 	}

@@ -20,8 +20,10 @@ type Left struct {
 	cols  columns
 	gate  func(context.Context) error // nil: open
 
-	mu    sync.Mutex // one at a time: Apply, Restore and the idle work
-	notes notes
+	mu     sync.Mutex // one at a time: Apply, Restore and the idle work
+	notes  notes
+	writer *writer
+	work   leftWork // of the last batch: its memory is used again
 }
 
 // States is for the engine.
@@ -34,15 +36,56 @@ type leftWork struct {
 	keys  []string        // per change, canonical key of the left row
 	last  map[string]int  // per key, its last change of left in the batch
 	again map[string]bool // keys to be evaluated again that are not in last
+
+	kept []string // per change, its row as it is kept; of those that are written
+	text []byte
+	ends []int
+	// Of items.
+	items []item
+	found []*refRow
+	among []*group
+}
+
+// reset makes it that of another batch.
+func (w *leftWork) reset(in *change.Batch) {
+	n := in.Len()
+	w.in = in
+	w.rows, w.keys = zeroed(w.rows, n), zeroed(w.keys, n)
+	if w.last == nil {
+		w.last, w.again = make(map[string]int, n), map[string]bool{}
+	}
+	clear(w.last)
+	clear(w.again)
+	w.texts(w.keys, func(dst []byte, i int) []byte { return change.AppendKey(dst, in, &in.Changes[i]) })
+}
+
+// texts makes many texts that lie in one.
+func (w *leftWork) texts(out []string, one func(dst []byte, i int) []byte) {
+	w.text, w.ends = w.text[:0], w.ends[:0]
+	for i := range out {
+		w.text = one(w.text, i)
+		w.ends = append(w.ends, len(w.text))
+	}
+	text, from := string(w.text), 0
+	for i, to := range w.ends {
+		out[i], from = text[from:to], to
+	}
+}
+
+// zeroed is n zero values, in the memory of s if it is large enough.
+func zeroed[T any](s []T, n int) []T {
+	if cap(s) < n {
+		return make([]T, n)
+	}
+	clear(s[:cap(s)])
+	return s[:n]
 }
 
 func (l *Left) take(in *change.Batch) (*leftWork, error) {
-	w := &leftWork{in: in, rows: make([]keptRow, in.Len()), keys: make([]string, in.Len()), last: make(map[string]int, in.Len()), again: map[string]bool{}}
-	var buf []byte
+	w := &l.work
+	w.reset(in)
 	for i := range in.Changes {
 		c := &in.Changes[i]
-		buf = change.AppendKey(buf[:0], in, c)
-		w.keys[i] = string(buf)
 		if c.Table.Topic != l.plan.left.topic {
 			continue
 		}
@@ -71,16 +114,28 @@ func (w *leftWork) refresh(i int, left string) bool { return w.in.Changes[i].Tab
 // the same transaction.
 func (l *Left) write(ctx context.Context, w *leftWork, restoring bool) error {
 	return state.Apply(ctx, l.Stores(), w.in, restoring, func(p redis.Pipeliner, fresh func(*change.Change) bool) error {
-		q := newWriter(ctx, p)
+		written := func(i int) bool {
+			last, is := w.last[w.keys[i]]
+			return is && last == i && fresh(&w.in.Changes[i])
+		}
+		w.kept = zeroed(w.kept, len(w.keys))
+		w.texts(w.kept, func(dst []byte, i int) []byte {
+			if w.rows[i].vals == nil || !written(i) {
+				return dst
+			}
+			return l.plan.left.append(dst, w.in, w.rows[i])
+		})
+		q := l.writer.again(ctx, p)
+		l.writer = q
 		var buf []byte
 		var at place
 		idx := make([]indexes, len(l.plan.left.indexed))
 		for i := range idx {
 			idx[i] = indexes{}
 		}
-		for i, key := range w.keys {
+		for i := range w.keys {
 			c := &w.in.Changes[i]
-			if last, ok := w.last[key]; !ok || last != i || !fresh(c) {
+			if !written(i) {
 				continue
 			}
 			if t, part := c.Coord.Topic, c.Coord.Partition; at.t != t || at.part != part {
@@ -89,17 +144,15 @@ func (l *Left) write(ctx context.Context, w *leftWork, restoring bool) error {
 					at.todo = q.command("SADD", l.state.TodoKey(t, part))
 				}
 			}
-			var member any = key // boxed once
+			var member any = &w.keys[i] // a text in an interface would be copied
 			if c.Op == change.Delete {
 				q.add(at.del, member)
 				continue
 			}
-			row := w.rows[i]
-			buf = l.plan.left.append(buf[:0], w.in, row)
-			q.add(at.set, member, string(buf))
+			q.add(at.set, member, &w.kept[i])
 			for j, ix := range l.plan.left.indexed {
 				var named bool
-				if buf, named = ix.by.append(buf[:0], w.in, row.vals); !named {
+				if buf, named = ix.by.append(buf[:0], w.in, w.rows[i].vals); !named {
 					continue
 				}
 				q.index(idx[j].of(buf, func(v string) *command {
@@ -178,7 +231,7 @@ func (l *Left) apply(ctx context.Context, in *change.Batch, out pipeline.Outlet)
 		return err
 	}
 	l.emit(find, w, items, out)
-	if err := l.note(ctx, in, items); err != nil {
+	if err := l.note(ctx, w, items); err != nil {
 		return err
 	}
 	in.Keep(func(c *change.Change) bool { return c.Op != dropped })
@@ -192,8 +245,8 @@ const dropped change.Op = 0
 // that have to be read back, for refresh records.
 func (l *Left) items(w *leftWork) (items []*item, own []int32) {
 	n := len(l.plan.refs)
-	store := make([]item, w.in.Len())
-	rows, grps := make([]*refRow, n*w.in.Len()), make([]*group, n*w.in.Len())
+	w.items, w.found, w.among = zeroed(w.items, w.in.Len()), zeroed(w.found, n*w.in.Len()), zeroed(w.among, n*w.in.Len())
+	store, rows, grps := w.items, w.found, w.among
 	seen := map[int32]bool{}
 	for i := range w.in.Changes {
 		c := &w.in.Changes[i]

@@ -32,21 +32,19 @@ const recount = 4096
 const heldWithin = 10 * time.Second
 
 // note writes down who waits, of the rows that were evaluated.
-func (l *Left) note(ctx context.Context, in *change.Batch, items []*item) error {
+func (l *Left) note(ctx context.Context, w *leftWork, items []*item) error {
+	in := w.in
 	t := l.topicOf(in)
 	if t == nil {
 		return nil
 	}
 	p := l.rdb.Pipeline()
-	q := newWriter(ctx, p)
-	last := make(map[string]*item, len(items))
-	for _, it := range items {
-		last[it.key] = it
-	}
+	q := l.writer.again(ctx, p)
+	l.writer = q
 	var part int32 = -1
 	var yes, no *command
 	for _, it := range items {
-		if last[it.key] != it {
+		if last, own := w.last[it.key]; own && last != it.at {
 			continue
 		}
 		if it.part != part {
@@ -55,9 +53,9 @@ func (l *Left) note(ctx context.Context, in *change.Batch, items []*item) error 
 			yes, no = q.command("SADD", notes), q.command("SREM", notes)
 		}
 		if it.waits {
-			q.add(yes, it.key)
+			q.add(yes, &it.key)
 		} else {
-			q.add(no, it.key)
+			q.add(no, &it.key)
 		}
 	}
 	for i := range in.Changes {

@@ -1,11 +1,9 @@
 package join_test
 
 import (
-	"context"
 	"log/slog"
 	"testing"
 
-	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/join"
@@ -19,7 +17,7 @@ func TestWaitingIsCounted(t *testing.T) {
 	w.left.make = func() pipeline.Keeper {
 		l, _ := join.New(compiled(t, costing()), join.Options{
 			Redis: w.left.rdb, Log: slog.New(slog.DiscardHandler), Component: comp,
-			Find: func(_ context.Context, topic string) (*change.Topic, error) { return w.logs[topic].topic, nil },
+			Topics: worldTopics{w},
 		})
 		l.Stores()[0].CheckEvery = 0
 		return l

@@ -30,8 +30,7 @@ type Right struct {
 	states []*state.Store // parallel to plan.sides
 	cols   []columns
 	table  *state.Table // what was committed of each reference, and who is still to be told
-	end    func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
-	start  func(ctx context.Context, t *change.Topic, partition int32) (int64, error)
+	topics Topics
 	most   int // so many are told in one transaction, about
 	rests  rests
 }

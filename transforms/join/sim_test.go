@@ -43,6 +43,7 @@ type log struct {
 	topic *change.Topic
 	table *change.Table
 	parts [partitions][]record
+	start [partitions]int64 // what lies before it was deleted
 }
 
 func (l *log) append(key string, r row) {
@@ -207,7 +208,6 @@ func newWorld(tb testing.TB, addr string, seed uint64, rule join.Rule) *world {
 	w.addLog(wide, w.plan.Table(nil))
 	w.addLog(refreshTopic, avro.Refresh("costed").Table)
 	w.rdb = w.client(addr)
-	find := func(_ context.Context, topic string) (*change.Topic, error) { return w.logs[topic].topic, nil }
 	add := func(name string, topics []string, pick func(*join.Left, *join.Right) pipeline.Keeper) *group {
 		g := &group{w: w, name: name, topics: topics, committed: map[string]*[partitions]int64{}, rdb: w.client(addr), errs: map[string]int{}}
 		for _, t := range topics {
@@ -215,11 +215,7 @@ func newWorld(tb testing.TB, addr string, seed uint64, rule join.Rule) *world {
 		}
 		g.rdb.AddHook(w.sched)
 		g.make = func() pipeline.Keeper {
-			end := func(_ context.Context, t *change.Topic, p int32) (int64, error) {
-				return int64(len(w.logs[t.Name].parts[p])), nil
-			}
-			start := func(context.Context, *change.Topic, int32) (int64, error) { return 0, nil }
-			l, r := join.New(w.plan, join.Options{Redis: g.rdb, Log: slog.New(slog.DiscardHandler), Find: find, End: end, Start: start})
+			l, r := join.New(w.plan, join.Options{Redis: g.rdb, Log: slog.New(slog.DiscardHandler), Topics: worldTopics{w}})
 			k := pick(l, r)
 			if g.table = nil; k == pipeline.Keeper(r) {
 				g.table = r.State()
@@ -237,6 +233,21 @@ func newWorld(tb testing.TB, addr string, seed uint64, rule join.Rule) *world {
 	w.left = add("left", []string{"ps.time_entry", refreshTopic}, func(l *join.Left, _ *join.Right) pipeline.Keeper { return l })
 	w.right = add("right", []string{"ps.project", "ps.customer", "ps.cost_rate"}, func(_ *join.Left, r *join.Right) pipeline.Keeper { return r })
 	return w
+}
+
+// worldTopics are its topics.
+type worldTopics struct{ *world }
+
+func (w worldTopics) Topic(_ context.Context, name string) (*change.Topic, error) {
+	return w.logs[name].topic, nil
+}
+
+func (w worldTopics) StartOf(_ context.Context, t *change.Topic, p int32) (int64, error) {
+	return w.logs[t.Name].start[p], nil
+}
+
+func (w worldTopics) EndOf(_ context.Context, t *change.Topic, p int32) (int64, error) {
+	return int64(len(w.logs[t.Name].parts[p])), nil
 }
 
 func (w *world) client(addr string) *goredis.Client {

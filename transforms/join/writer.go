@@ -4,6 +4,7 @@ package join
 
 import (
 	"context"
+	"slices"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -14,6 +15,33 @@ type writer struct {
 	p     redis.Pipeliner
 	order []*command
 	m     map[[2]string]*command // by command and key
+
+	small, full arrays
+}
+
+// arrays are those of arguments: what was executed is used again.
+type arrays struct {
+	n    int // of each
+	all  [][]any
+	used int
+}
+
+func (x *arrays) next() []any {
+	if x.used == len(x.all) {
+		x.all = append(x.all, make([]any, 0, x.n))
+	}
+	x.used++
+	return x.all[x.used-1]
+}
+
+// mostArrays bounds what is kept for later.
+const mostArrays = 4096
+
+func (x *arrays) free() {
+	if len(x.all) > mostArrays {
+		x.all = slices.Clip(x.all[:mostArrays])
+	}
+	x.used = 0
 }
 
 // command is one command under construction.
@@ -22,7 +50,22 @@ type command struct {
 }
 
 func newWriter(ctx context.Context, p redis.Pipeliner) *writer {
-	return &writer{ctx: ctx, p: p, m: map[[2]string]*command{}}
+	return &writer{
+		ctx: ctx, p: p, m: map[[2]string]*command{},
+		small: arrays{n: 34}, full: arrays{n: 2*perCommand + 4},
+	}
+}
+
+// again makes it new; what it queued was executed.
+func (w *writer) again(ctx context.Context, p redis.Pipeliner) *writer {
+	if w == nil {
+		return newWriter(ctx, p)
+	}
+	w.ctx, w.p, w.order = ctx, p, w.order[:0]
+	clear(w.m)
+	w.small.free()
+	w.full.free()
+	return w
 }
 
 // command gives the command of that name and key; keep it where it is used
@@ -31,7 +74,7 @@ func (w *writer) command(name, key string) *command {
 	id := [2]string{name, key}
 	c := w.m[id]
 	if c == nil {
-		c = &command{args: append(make([]any, 0, 18), name, key)}
+		c = &command{args: append(w.small.next(), name, key)}
 		w.m[id] = c
 		w.order = append(w.order, c)
 	}
@@ -40,9 +83,12 @@ func (w *writer) command(name, key string) *command {
 
 // add appends arguments; what is large enough goes out.
 func (w *writer) add(c *command, args ...any) {
+	if len(c.args)+len(args) > cap(c.args) {
+		c.args = append(w.full.next(), c.args...)
+	}
 	if c.args = append(c.args, args...); len(c.args) > 2*perCommand {
 		w.p.Do(w.ctx, c.args...)
-		c.args = append(make([]any, 0, 2*perCommand+4), c.args[0], c.args[1])
+		c.args = append(w.full.next(), c.args[0], c.args[1])
 	}
 }
 

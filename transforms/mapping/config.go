@@ -4,7 +4,6 @@
 package mapping
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,11 +13,9 @@ import (
 	"time"
 
 	"github.com/tallywire/tallywire/avro"
-	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/codes"
 	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/expr"
-	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/transforms/dedupe"
@@ -123,10 +120,7 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 		if env.Kafka == nil {
 			return
 		}
-		o.Find, o.Gate = env.Kafka.Topic, join.Gate(env.Kafka, name, topics)
-		o.End = func(ctx context.Context, t *change.Topic, p int32) (int64, error) {
-			return kafka.EndOf(ctx, env.Kafka.Admin(), t, p)
-		}
+		o.Topics, o.Gate = env.Kafka, join.Gate(env.Kafka, name, topics)
 	}), nil
 }
 
@@ -161,9 +155,7 @@ func (m *Stage) groups(env *pipeline.Env, how Dedupe, around func(o *join.Option
 	}
 	spec.Stages = append(spec.Stages, m)
 	if env.Kafka != nil {
-		m.given.starts = func(ctx context.Context, t *change.Topic, p int32) (int64, error) {
-			return kafka.StartOf(ctx, env.Kafka.Admin(), t, p)
-		}
+		m.given.starts = env.Kafka.StartOf
 	}
 	var specs []pipeline.TransformSpec
 	for _, e := range m.looked {

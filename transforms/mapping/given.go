@@ -35,6 +35,7 @@ type given struct {
 	looks  string
 	ranges []change.Range // of the batch
 	keys   []string       // of its changes: those of what their rows gave
+	ends   []int          // of keys in text; 0: it has none
 	text   []byte
 
 	// Memory of lookedUp.
@@ -101,6 +102,8 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 		}
 	}
 	g.keys = append(g.keys[:0], make([]string, in.Len())...)
+	g.ends = append(g.ends[:0], make([]int, in.Len())...)
+	g.text = g.text[:0]
 	var want map[int32][]string
 	var begun map[place]bool
 	var last *change.Table
@@ -136,11 +139,19 @@ func (g *given) fetch(ctx context.Context, s *Stage, in *change.Batch) error {
 			want[p] = append(want[p], sinceKey(c.Table.Topic), seenKey(c.Table.Topic))
 			begun[at] = true
 		}
-		g.keys[i] = g.key(in, c)
-		want[p] = append(want[p], g.keys[i])
+		g.text = g.appendKey(g.text, in, c)
+		g.ends[i] = len(g.text)
 	}
 	if want == nil {
 		return nil
+	}
+	keys, from := string(g.text), 0 // one text holds them all
+	for i, to := range g.ends {
+		if to > 0 {
+			p := in.Changes[i].Coord.Partition
+			g.keys[i], from = keys[from:to], to
+			want[p] = append(want[p], g.keys[i])
+		}
 	}
 	if err := g.table.Fetch(ctx, want); err != nil {
 		return err
@@ -165,11 +176,10 @@ const (
 	summedForm = 2
 )
 
-// key is that of what a row gave: its topic and its own key.
-func (g *given) key(b *change.Batch, c *change.Change) string {
-	g.text = append(append(append(g.text[:0], 'g'), c.Table.Topic...), 0)
-	g.text = change.AppendKeyRow(g.text, b, c.Table, c.Row())
-	return string(g.text)
+// appendKey appends the key of what a row gave: its topic and its own key.
+func (g *given) appendKey(dst []byte, b *change.Batch, c *change.Change) []byte {
+	dst = append(append(append(dst, 'g'), c.Table.Topic...), 0)
+	return change.AppendKeyRow(dst, b, c.Table, c.Row())
 }
 
 // seen makes sure that the claims of all rows are known that Kafka has, since a key
@@ -383,8 +393,15 @@ func (g *given) canonical(b *change.Batch, t *change.Table, row []change.Value) 
 // length.
 func appendGiven(dst []byte, b *change.Batch, t *change.Table, row []change.Value) []byte {
 	dst = append(binary.AppendUvarint(dst, uint64(len(t.Topic))), t.Topic...)
-	key := state.AppendRow(nil, b, row, t.Key)
-	return append(binary.AppendUvarint(dst, uint64(len(key))), key...)
+	at := len(dst)
+	dst = state.AppendRow(append(dst, 0), b, row, t.Key)
+	n := len(dst) - at - 1
+	if n < 0x80 {
+		dst[at] = byte(n)
+		return dst
+	}
+	head := binary.AppendUvarint(nil, uint64(n))
+	return slices.Replace(dst, at, at+1, head...)
 }
 
 // nextGiven undoes appendGiven; nil: it is none.

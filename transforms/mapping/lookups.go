@@ -274,8 +274,8 @@ func (s *Stage) lookupSpecs(e *entry, env *pipeline.Env, log *slog.Logger, aroun
 		o.Component = env.Obs.Component("transform", name)
 	}
 	around(&o, name, plan.Topics())
-	if o.Find != nil {
-		k := &keptRows{transform: s.name, raws: plan.Raws(), rdb: env.Redis, of: state.NewReader(s.name, state.ChangelogOf(s.name), o.Find), read: s.progress, ends: s.ends}
+	if o.Topics != nil {
+		k := &keptRows{transform: s.name, raws: plan.Raws(), rdb: env.Redis, of: state.NewReader(s.name, state.ChangelogOf(s.name), o.Topics.Topic), read: s.progress, ends: s.ends}
 		o.Kept = k.all
 	}
 	left, right := join.New(plan, o)

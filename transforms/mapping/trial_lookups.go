@@ -52,10 +52,7 @@ func (l *lookupTrial) forget(ctx context.Context, s *Stage) error {
 	for i, e := range s.looked {
 		plan := e.look.plan
 		r := &ruleTrial{rule: s.behind(e), own: plan.Left(), sides: plan.Topics()}
-		r.left, r.right = join.New(plan, join.Options{
-			Redis: l.rdb, Log: log,
-			Find: func(_ context.Context, topic string) (*change.Topic, error) { return l.log(topic).topic, nil },
-		})
+		r.left, r.right = join.New(plan, join.Options{Redis: l.rdb, Log: log, Topics: l})
 		for j, table := range []*state.Table{r.rule.remember(l.rdb, log, e.look.name, plan.Left()), r.right.State()} {
 			table.Open(&change.Topic{Name: "_trial", ID: [16]byte{1, byte(i), byte(j)}, Partitions: 1}, 0)
 			if _, ok, err := table.Own(ctx, 0, 0, 0); err != nil || !ok {
@@ -73,6 +70,17 @@ func (l *lookupTrial) log(topic string) *logTrial {
 		l.logs[topic] = &logTrial{topic: &change.Topic{Name: topic, ID: id, Partitions: 1}}
 	}
 	return l.logs[topic]
+}
+
+// Topic, StartOf and EndOf are join.Topics.
+func (l *lookupTrial) Topic(_ context.Context, name string) (*change.Topic, error) {
+	return l.log(name).topic, nil
+}
+
+func (l *lookupTrial) StartOf(context.Context, *change.Topic, int32) (int64, error) { return 0, nil }
+
+func (l *lookupTrial) EndOf(_ context.Context, t *change.Topic, _ int32) (int64, error) {
+	return l.log(t.Name).next, nil
 }
 
 // reads says whether a rule reads a topic.

@@ -152,15 +152,7 @@ func newWorld(tb testing.TB, addr string, seed uint64, cfg mapping.Config, all a
 func (w *world) specs(rdb *goredis.Client) []pipeline.TransformSpec {
 	env := &pipeline.Env{Redis: rdb, Partitions: partitions, Contracts: w.all}
 	specs, err := mapping.Groups(env, "m", w.cfg, w.all, func(o *join.Options, _ string, _ []string) {
-		o.Find = func(_ context.Context, topic string) (*change.Topic, error) {
-			if topic == state.ChangelogOf("m") {
-				return changelog(0), nil
-			}
-			return w.logs[topic].topic, nil
-		}
-		o.End = func(_ context.Context, t *change.Topic, p int32) (int64, error) {
-			return int64(len(w.logs[t.Name].parts[p])), nil
-		}
+		o.Topics = worldTopics{w}
 	}, func(topic string) []int64 {
 		if len(w.groups) == 0 || w.groups[0].committed[topic] == nil {
 			return nil
@@ -177,6 +169,22 @@ func (w *world) specs(rdb *goredis.Client) []pipeline.TransformSpec {
 		w.tb.Fatal(problem.Format(err))
 	}
 	return specs
+}
+
+// worldTopics are its topics, none of which ever lost its beginning.
+type worldTopics struct{ *world }
+
+func (w worldTopics) Topic(_ context.Context, name string) (*change.Topic, error) {
+	if name == state.ChangelogOf("m") {
+		return changelog(0), nil
+	}
+	return w.logs[name].topic, nil
+}
+
+func (worldTopics) StartOf(context.Context, *change.Topic, int32) (int64, error) { return 0, nil }
+
+func (w worldTopics) EndOf(_ context.Context, t *change.Topic, p int32) (int64, error) {
+	return int64(len(w.logs[t.Name].parts[p])), nil
 }
 
 func (w *world) client(takesTurns bool) *goredis.Client {

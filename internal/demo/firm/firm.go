@@ -26,12 +26,6 @@ var GoLive = Today.AddDate(0, 0, -6)
 // comes first.
 var Tables = []string{"legal_entity", "customer", "project", "task", "employee", "cost_rate", "time_entry", "invoice", "invoice_line"}
 
-// Costed is the transform that gives the firm's time its cost, of the canonical topics:
-// what stands below its name in a configuration.
-//
-//go:embed costed.yml
-var Costed string
-
 //go:embed schema.sql
 var schemaSQL string
 
