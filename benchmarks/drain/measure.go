@@ -90,7 +90,9 @@ func (w *world) timed(ctx context.Context, n int64, backlog func(context.Context
 		}
 	}
 	stop()
-	return r, errors.Join(err, <-done, meter.stop())
+	err = errors.Join(err, <-done)
+	meter.stop()
+	return r, err
 }
 
 // drained waits until the marker is in the warehouse, which tells that the

@@ -61,9 +61,7 @@ func (m *meter) read() ([]part, error) {
 		out = append(out, part{s.name, proc.Family(s.pid) - m.before[i]})
 	}
 	own := processor() - m.cpu
-	if err := m.stop(); err != nil {
-		return nil, err
-	}
+	m.stop()
 	components, err := m.components()
 	if err != nil {
 		return nil, err
@@ -82,12 +80,11 @@ func (m *meter) read() ([]part, error) {
 	return out, nil
 }
 
-func (m *meter) stop() error {
+func (m *meter) stop() {
 	if m.running {
 		pprof.StopCPUProfile()
 		m.running = false
 	}
-	return nil
 }
 
 // shared is the time that no component has: collecting garbage, the scheduler, and

@@ -1,6 +1,6 @@
 // Command lookups measures a join whose sides all change beside its peer: time
 // entries with their project, its customer and the rate in force, by tallywire
-// (a mapping's lookups, and the transform join) and by Kafka Streams with
+// (a mapping's lookups) and by Kafka Streams with
 // foreign-key joins (on RocksDB, and in memory), in turns, over the same topics
 // of one Apache Kafka. main.go is the command line; world.go the servers and
 // topics; rows.go what is in them; tallywire.go and streams.go the contenders,
@@ -21,7 +21,7 @@ import (
 	"syscall"
 )
 
-const help = `lookups measures tallywire's lookups and its join beside Kafka Streams, in one run, in turns.
+const help = `lookups measures tallywire's lookups beside Kafka Streams, in one run, in turns.
 
   go run ./benchmarks/lookups                                    all of it, some minutes
   go run ./benchmarks/lookups -entries 10000 -runs 1 -only load  does it work here? Its figures say nothing.

@@ -56,7 +56,7 @@ into the files where it differs or is missing; read the difference, then commit.
 	return c
 }
 
-func (a *app) mappingTest(ctx context.Context, args []string, update bool) error {
+func (a *app) mappingTest(ctx context.Context, args []string, update bool) (err error) {
 	r, err := rules.Read(a.configFile())
 	if err != nil {
 		return err
@@ -73,7 +73,11 @@ func (a *app) mappingTest(ctx context.Context, args []string, update bool) error
 		Written     []cases.Written    `json:"written,omitempty"`
 	}{Files: len(files), Differences: []cases.Difference{}}
 	var looking lookingUp
-	defer looking.close()
+	defer func() {
+		if wrong := looking.close(); wrong != nil {
+			err = errors.Join(err, wrong)
+		}
+	}()
 	var errs []error
 	for _, file := range files {
 		c, err := cases.Load(file, r)
@@ -177,11 +181,13 @@ func (l *lookingUp) open(ctx context.Context) (_ *goredis.Client, err error) {
 	return l.rdb, err
 }
 
-func (l *lookingUp) close() {
+func (l *lookingUp) close() error {
+	var errs []error
 	if l.rdb != nil {
-		_ = l.rdb.Close()
+		errs = append(errs, l.rdb.Close())
 	}
 	if l.server != nil {
-		_ = l.server.Close()
+		errs = append(errs, l.server.Close())
 	}
+	return errors.Join(errs...)
 }

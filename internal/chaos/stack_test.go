@@ -268,12 +268,15 @@ func (s *stack) signal(p *process, sig syscall.Signal) {
 
 // tail is the end of the log, for a failure's message.
 func (s *stack) tail() string {
+	log := s.logged()
+	return log[max(0, len(log)-6000):]
+}
+
+// logged is all that every process has said until now.
+func (s *stack) logged() string {
 	b, err := os.ReadFile(filepath.Join(s.dir, "tallywire.log"))
 	if err != nil {
-		return err.Error()
-	}
-	if len(b) > 6000 {
-		b = b[len(b)-6000:]
+		s.t.Error(err)
 	}
 	return string(b)
 }

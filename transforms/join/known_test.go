@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"testing"
 
+	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/pipeline/state"
 	"github.com/tallywire/tallywire/transforms/join"
 )
@@ -150,6 +151,37 @@ func TestPagesOfAFanOut(t *testing.T) {
 	}
 	if pages < 30 {
 		t.Errorf("%d pages", pages)
+	}
+}
+
+// A version that is rolled back had left the rest of a fan-out, with days: all of it is
+// told from the first, since members that begin with their day say nothing of how far
+// it had come.
+func TestRestOfAVersionWithDays(t *testing.T) {
+	w := calm(t)
+	w.customer("4", "c")
+	w.project("17", "4", "EUR")
+	w.rate("12", 9, 0, -1, 600000, "EUR")
+	for day := range int64(10) {
+		w.entry(int(day), "12", "17", day, 100)
+	}
+	settled(t, w)
+	told := 0
+	w.refreshed(&told)
+	part := kafka.Partition([]byte("12/9"), partitions)
+	left := []byte{2}
+	for _, s := range []string{"cost_rate", "12", "\x80\x00\x00\x077"} {
+		left = append(append(left, byte(len(s))), s...)
+	}
+	left = append(left, make([]byte, 24)...)
+	w.right.changelog[part] = append(w.right.changelog[part], &state.Entry{Partition: part, Key: []byte("t"), Value: left}, nil)
+	w.right.stage = w.right.make()
+	w.take(t, w.right)
+	if _, err := w.right.rest(t.Context(), false); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.refreshed(&told); n != 10 {
+		t.Errorf("%d entries are told, want 10", n)
 	}
 }
 

@@ -24,6 +24,10 @@ const tellAtOnce = 8192
 // climbing follows the name of a reference in what is left, of those who climb.
 const climbing = "\x00up"
 
+// datedForm begins what is left in a partition with the days of each, of a version
+// whose members begin with their day. It is read, and not written.
+const datedForm = 2
+
 // restKey is that of what is left in a partition.
 const restKey = "t"
 
@@ -73,7 +77,12 @@ func (r *Right) left(part int32) ([]*cursor, error) {
 	form := func() error {
 		return state.ErrForm.New("what is left to be told is written in another form in partition %d of topic %s", part, r.table.Topic().Name)
 	}
-	if v[0] != knownForm {
+	days := 0 // octets that say them
+	switch v[0] {
+	case knownForm:
+	case datedForm:
+		days = 16
+	default:
 		return nil, form()
 	}
 	var cs []*cursor
@@ -81,15 +90,19 @@ func (r *Right) left(part int32) ([]*cursor, error) {
 		name, rest, ok := text(v)
 		value, rest, ok2 := text(rest)
 		after, rest, ok3 := text(rest)
-		if !ok || !ok2 || !ok3 || len(rest) < 8 {
+		if !ok || !ok2 || !ok3 || len(rest) < 8+days {
 			return nil, form()
 		}
 		name, up := strings.CutSuffix(name, climbing)
 		c := &cursor{value: value, up: up, after: after, time: int64(binary.BigEndian.Uint64(rest)), origin: change.Coord{Partition: part}}
-		v = rest[8:]
-		if c.of = r.plan.ref(name); c.of != nil { // a reference that there is no more has no dependents
-			cs = append(cs, c)
+		v = rest[8+days:]
+		if c.of = r.plan.ref(name); c.of == nil {
+			continue // a reference that there is no more has no dependents
 		}
+		if days > 0 && c.of.root < 0 && c.of.inForce != nil {
+			c.after = "" // another member than it is here: from the first
+		}
+		cs = append(cs, c)
 	}
 	return cs, nil
 }
