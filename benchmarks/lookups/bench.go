@@ -16,7 +16,7 @@ import (
 	"github.com/tallywire/tallywire/internal/embedded"
 )
 
-var sections = []string{"load", "fan"}
+var sections = []string{"load", "fan", "live"}
 
 // startFunc starts a contender on topics whose right sides are there.
 type startFunc = func(ctx context.Context, w *world, name string) (*running, error)
@@ -165,6 +165,9 @@ func (w *world) measure(ctx context.Context, c contender, section, name string) 
 	load, err := x.timed(ctx, d.costs, func() error { return w.produce(ctx, d.entries[1:]...) })
 	if err != nil || section == "load" {
 		return load, err
+	}
+	if section == "live" {
+		return w.live(ctx, x, d)
 	}
 	fan, err := x.timed(ctx, d.after, func() error { return w.produce(ctx, d.changed) })
 	fan.rows = int64(d.touched)

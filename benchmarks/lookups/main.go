@@ -3,7 +3,7 @@
 // (a mapping's lookups) and by Kafka Streams with
 // foreign-key joins (on RocksDB, and in memory), in turns, over the same topics
 // of one Apache Kafka. main.go is the command line; world.go the servers and
-// topics; rows.go what is in them; tallywire.go and streams.go the contenders,
+// topics; rows.go what is in them; live.go entries one by one; tallywire.go and streams.go the contenders,
 // streams/ the peer's program; bench.go who runs when; watch.go the clock and
 // the proof; report.go the report.
 package main
@@ -31,6 +31,7 @@ Sections (-only):
   load   -entries time entries arrive; right sides were read before
   fan    after a load in which one employee has 100,000 of the entries, one rate of
          his changes, and with it the cost of all of them
+  live   the same, while entries of others are written one by one: how long each takes
 Contenders (-contenders):
   %s
 

@@ -30,6 +30,7 @@ func median(fs []figure, by func(figure) float64) float64 {
 
 var titles = map[string]string{
 	"load": "%d time entries, right sides read before",
+	"live": fmt.Sprintf("Entries of others are written meanwhile, %d a second; how long each takes until its result may be read, in quiet and while %%d are told of a rate", livePerSecond),
 	"fan":  "One rate of one employee changes, and with it the cost of %d entries",
 }
 
@@ -44,6 +45,10 @@ func (w *world) report(ctx context.Context, res results) error {
 		rows := 0
 		for _, fs := range by {
 			rows = int(fs[0].rows)
+		}
+		if section == "live" {
+			w.liveReport(&b, by, rows)
+			continue
 		}
 		fmt.Fprintf(&b, "\n"+titles[section]+":\n\n| | rows/s | seconds | CPU s per million | of it redis-server | broker | peak RSS, MiB | redis-server | records out | others, %% of the machine |\n|---|---|---|---|---|---|---|---|---|---|\n", rows)
 		for _, name := range w.o.contenders {
@@ -61,6 +66,19 @@ func (w *world) report(ctx context.Context, res results) error {
 		return nil
 	}
 	return report.Replace(w.o.out, "lookups", b.String())
+}
+
+// liveReport has milliseconds.
+func (w *world) liveReport(b *strings.Builder, by map[string][]figure, rows int) {
+	fmt.Fprintf(b, "\n"+titles["live"]+", ms:\n\n| | p50 in quiet | p99 | p50 within | p99 | p99 within ÷ in quiet | seconds that it takes |\n|---|---|---|---|---|---|---|\n", rows)
+	for _, name := range w.o.contenders {
+		m := func(f func(figure) time.Duration) float64 {
+			return median(by[name], func(x figure) float64 { return float64(f(x).Microseconds()) / 1000 })
+		}
+		quiet, within := m(func(f figure) time.Duration { return f.quiet.at(0.99) }), m(func(f figure) time.Duration { return f.within.at(0.99) })
+		fmt.Fprintf(b, "| %s | %.0f | %.0f | %.0f | %.0f | %.1f | %.2f |\n", name, m(func(f figure) time.Duration { return f.quiet.at(0.5) }), quiet,
+			m(func(f figure) time.Duration { return f.within.at(0.5) }), within, within/quiet, m(func(f figure) time.Duration { return f.took })/1000)
+	}
 }
 
 // ratios are those of ours to the peer's two.

@@ -37,6 +37,7 @@ type data struct {
 	costs   []int64     // by entry; ten digits after the point
 	after   []int64     // once the rate has changed
 	touched int         // entries whose cost that changes
+	live    []liveEntry // none of those
 	head    int32       // the schema of the keys
 }
 
@@ -124,15 +125,24 @@ func newData(ctx context.Context, reg *avro.Registry, entries int, skewed bool) 
 		}
 		interval := int(min(day/quarter, intervals-1))
 		hours := int64(250_000 * (1 + i%32)) // quarters of an hour
-		r, err := entry.record(fields{
+		row := fields{
 			"time_entry_id": entryKey(i), "resource_id": fmt.Sprintf("r-%03d", employee), "project_id": fmt.Sprintf("p-%03d", i*13%projects),
 			"task_number": fmt.Sprint(i % 90), "work_date": change.DateValue(yearBegins + day), "hours": change.DecimalValue(hours, 6), "billable": i%5 != 0,
 			"status": "approved", "note": "workshop and minutes",
-		})
+		}
+		r, err := entry.record(row)
 		if err != nil {
 			return nil, err
 		}
 		d.entries = append(d.entries, r)
+		if skewed && i > 0 && employee != 0 && len(d.live) < liveMost {
+			longer := hours + 250_000
+			row["hours"] = change.DecimalValue(longer, 6)
+			if r, err = entry.record(row); err != nil {
+				return nil, err
+			}
+			d.live = append(d.live, liveEntry{r, i, longer * rate(employee, interval)})
+		}
 		cost := hours * rate(employee, interval)
 		d.costs = append(d.costs, cost)
 		if employee == 0 {

@@ -38,6 +38,8 @@ type figure struct {
 	self, redis, broker time.Duration // CPU
 	rss, redisRSS       int64         // at their largest, octets
 	others              time.Duration // CPU of who takes no part, this program neither
+
+	quiet, within latency // of the section live
 }
 
 func (f figure) rate() float64               { return float64(f.rows) / f.took.Seconds() }
@@ -50,9 +52,14 @@ func (f figure) foreign() float64 {
 }
 
 func (f figure) String() string {
+	if f.quiet != nil {
+		return fmt.Sprintf("in quiet p50 %v, p99 %v; within a fan-out of %.2f s (%d entries) p50 %v, p99 %v", ms(f.quiet.at(0.5)), ms(f.quiet.at(0.99)), f.took.Seconds(), len(f.within), ms(f.within.at(0.5)), ms(f.within.at(0.99)))
+	}
 	return fmt.Sprintf("%7.0f rows/s, %.2f s; CPU s per million: %.1f, redis-server %.1f, broker %.1f; peak RSS %d MiB, redis-server %d; %d records out; others %.0f %% of the machine",
 		f.rate(), f.took.Seconds(), f.per(f.self), f.per(f.redis), f.per(f.broker), f.rss>>20, f.redisRSS>>20, f.written, f.foreign())
 }
+
+func ms(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
 
 // watcher follows the output of a contender.
 type watcher struct {

@@ -114,7 +114,7 @@ func (w *world) start(ctx context.Context) (err error) {
 		return err
 	}
 	for _, s := range w.o.only {
-		if w.data[s], err = newData(ctx, w.reg, w.o.entries, s == "fan"); err != nil {
+		if w.data[s], err = newData(ctx, w.reg, w.o.entries, s != "load"); err != nil {
 			return err
 		}
 	}

@@ -64,6 +64,17 @@ func (s *Store) Epoch(t *change.Topic, partition int32) string {
 	return ""
 }
 
+// Applied is the offset up to which a partition is kept, whether that was committed or
+// not; 0: not checked yet.
+func (s *Store) Applied(t *change.Topic, partition int32) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sl := s.slots[slotKey{t.ID, partition}]; sl != nil {
+		return sl.m.offset
+	}
+	return 0
+}
+
 // Check compares the partition's mark with the offset that the group has
 // committed (−1 or 0: none). ok: what is kept covers [0, committed), go on.
 // Else replay the topic from `from` up to committed through Keeper.Restore,

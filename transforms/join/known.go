@@ -252,6 +252,16 @@ func (r *Right) until(ctx context.Context, t *change.Topic, part int32) (int64, 
 	return end, r.table.Put(part, rebuiltKey(t.Name), append(v, epoch...))
 }
 
+// again says whether a partition is read again that was kept already, and not committed:
+// rows of then may have been seen, and compaction may have taken them from the topic
+// since, so that what is known does not say who saw them.
+func (r *Right) again(in *change.Batch, at change.Coord, kept *state.Store) bool {
+	applied := kept.Applied(at.Topic, at.Partition)
+	return slices.ContainsFunc(in.Ranges, func(g change.Range) bool {
+		return g.Topic == at.Topic && g.Partition == at.Partition && g.From < applied
+	})
+}
+
 // known compares each change with what was committed of its row, notes what is to
 // be committed now, and gives who must be told. A side of −1 is left out; a row
 // that cannot be remembered is rejected, and its side becomes −1. before gets the
@@ -286,6 +296,7 @@ func (r *Right) known(ctx context.Context, in *change.Batch, keys []string, side
 	var at reached
 	var last change.Coord
 	var until int64
+	var again bool
 	var head []byte
 	var names []string
 	for i := range in.Changes {
@@ -305,6 +316,7 @@ func (r *Right) known(ctx context.Context, in *change.Batch, keys []string, side
 					return nil, err
 				}
 			}
+			again = r.again(in, c.Coord, r.states[sides[i]])
 			names, _ = r.noted(c.Coord.Topic.Name, c.Coord.Partition)
 			head = r.plan.sides[sides[i]].head(c.Coord.Topic, at.gaps)
 		}
@@ -320,7 +332,7 @@ func (r *Right) known(ctx context.Context, in *change.Batch, keys []string, side
 			whole = row != nil
 		}
 		replayed := c.Coord.Offset < at.next && !outside(in.Ranges, c)
-		whole = whole && !replayed && c.Coord.Offset >= until
+		whole = whole && !replayed && !again && c.Coord.Offset >= until
 		var now []byte
 		same := was == nil
 		if c.Op != change.Delete {
@@ -343,17 +355,30 @@ func (r *Right) known(ctx context.Context, in *change.Batch, keys []string, side
 				continue
 			}
 		}
+		var had keptRow
+		if whole && row != nil {
+			var ok bool
+			if had, ok = r.plan.sides[s].read(in, string(row)); !ok {
+				whole = false
+			}
+		}
 		for _, f := range r.plan.refs {
 			if f.side != s {
 				continue
 			}
+			days := always
+			if whole && f.isDated() {
+				if days = f.affected(in, had, rows[i]); days.none() {
+					continue
+				}
+			}
 			for _, v := range r.named(f, in, keys[i], before[i], rows[i]) {
 				if j, is := seen[[2]string{f.name, v}]; is {
-					deps[j].origin = i
+					deps[j].origin, deps[j].days = i, deps[j].days.hull(days)
 					continue
 				}
 				seen[[2]string{f.name, v}] = len(deps)
-				deps = append(deps, dep{f, v, i})
+				deps = append(deps, dep{f, v, days, i})
 			}
 		}
 	}

@@ -58,15 +58,109 @@ func TestWhoIsTold(t *testing.T) {
 	w.rate("12", 9, 0, 5, 600000, "EUR")
 	step("the same rate again", 0)
 	w.rate("12", 9, 0, 5, 660000, "EUR")
-	step("a rate", 10)
+	step("a rate", 5) // of the days on which it is in force
 	w.rate("12", 10, 5, -1, 660000, "EUR")
-	step("a new one", 10)
+	step("a new one", 5)
 	w.delete("ps.cost_rate", "12/10")
-	step("deleted", 10)
+	step("deleted", 5)
 	w.delete("ps.cost_rate", "12/10")
 	step("deleted again", 0)
+	w.rate("12", 9, 0, 3, 660000, "EUR")
+	step("ends earlier", 2)
+	w.rate("12", 9, 0, -1, 660000, "EUR")
+	step("has no end", 7)
+	w.rate("12", 9, 2, -1, 660000, "EUR")
+	step("begins later", 10)
+	w.rate("12", 9, 2, 8, 670000, "EUR")
+	step("ends, and is another", 8)
+	w.rate("13", 9, 2, 8, 670000, "EUR") // another person's, under its own key
+	step("of somebody else", 0)
+	w.rate("12", 9, 8, 8, 670000, "EUR")
+	step("is in force on no day", 6)
+	w.rate("12", 9, 9, 8, 670000, "EUR")
+	step("and on fewer still", 0)
+	w.rate("12", 9, 0, 5, 660000, "EUR")
+	step("and back", 5)
 	w.customer("4", "renamed")
 	step("through projects", 10)
+}
+
+// A rule that reads the end of a rate is told of it on all days.
+func TestWhoIsToldOfAnEndThatIsRead(t *testing.T) {
+	rule := costing()
+	rule.Uses = append(rule.Uses, "cost_rate.valid_to")
+	w := newWorld(t, miniRedis(t), 1, rule)
+	w.sched.Flush = func() {}
+	w.customer("4", "c")
+	w.project("17", "4", "EUR")
+	w.rate("12", 9, 0, -1, 600000, "EUR")
+	for day := range int64(10) {
+		w.entry(int(day), "12", "17", day, 100)
+	}
+	settled(t, w)
+	told := 0
+	w.refreshed(&told)
+	w.rate("12", 9, 0, 8, 600000, "EUR")
+	settled(t, w)
+	if n := w.refreshed(&told); n != 10 {
+		t.Errorf("%d entries are told, want 10", n)
+	}
+}
+
+// A row that is found by way of a rate in force changes: those who found that rate are
+// told, whatever their days.
+func TestWhoIsToldThroughARate(t *testing.T) {
+	rule := costing()
+	rate := rule.Lookups["cost_rate"]
+	rate.Agree, rate.Where = "", ""
+	rule.Lookups = map[string]join.Lookup{"cost_rate": rate, "zone": {Topic: "ps.project", On: "cost_rate.currency"}}
+	rule.Uses = []string{"hours", "cost_rate.rate", "zone.currency"}
+	w := newWorld(t, miniRedis(t), 1, rule)
+	w.sched.Flush = func() {}
+	w.project("EUR", "1", "here")
+	w.rate("12", 9, 0, -1, 600000, "EUR")
+	for day := range int64(10) {
+		w.entry(int(day), "12", "17", day, 100)
+	}
+	w.drain(t.Context())
+	w.project("EUR", "1", "there")
+	w.drain(t.Context())
+	for day := range 10 {
+		if got := w.field(t, w.logs[wide].latest(), strconv.Itoa(day), "zone.currency"); got != "there" {
+			t.Errorf("the entry of day %d is %q", day, got)
+		}
+	}
+}
+
+// A rate is kept by a transaction that is aborted, an entry finds it, and compaction takes
+// its record before that is read again. If this failed, the entry would have a cost by a
+// rate that is not in force on its day, and nobody would tell it.
+func TestSeenAndGoneFromTheTopic(t *testing.T) {
+	for name, end := range map[string]int64{"another end": 3, "as it was": 5} {
+		t.Run(name, func(t *testing.T) {
+			w := calm(t)
+			w.customer("4", "c")
+			w.project("17", "4", "EUR")
+			w.rate("12", 9, 0, 5, 600000, "EUR")
+			w.entry(7, "12", "17", 7, 100)
+			settled(t, w)
+			w.rate("12", 9, 0, -1, 600000, "EUR")
+			w.take(t, w.right)
+			if err := w.right.work(t.Context(), 1000, true); err != nil {
+				t.Fatal(err)
+			}
+			w.entry(7, "12", "17", 7, 200)
+			w.take(t, w.left)
+			w.apply(t, w.left)
+			if got := w.field(t, w.logs[wide].latest(), "7", "cost_rate.rate"); got != "60.0000" {
+				t.Fatalf("rate %q: the test tests nothing", got)
+			}
+			w.rate("12", 9, 0, end, 600000, "EUR")
+			part := w.logs["ps.cost_rate"].parts[kafka.Partition([]byte("12/9"), partitions)]
+			part[len(part)-2].gone = true
+			settled(t, w)
+		})
+	}
 }
 
 // Redis is lost, and the references are rebuilt from a topic in which compaction has
@@ -154,10 +248,9 @@ func TestPagesOfAFanOut(t *testing.T) {
 	}
 }
 
-// A version that is rolled back had left the rest of a fan-out, with days: all of it is
-// told from the first, since members that begin with their day say nothing of how far
-// it had come.
-func TestRestOfAVersionWithDays(t *testing.T) {
+// A version that knew no days had left the rest of a fan-out: it is told from the first,
+// since how far it had come says nothing of members that begin with their day.
+func TestRestOfAVersionWithoutDays(t *testing.T) {
 	w := calm(t)
 	w.customer("4", "c")
 	w.project("17", "4", "EUR")
@@ -169,11 +262,11 @@ func TestRestOfAVersionWithDays(t *testing.T) {
 	told := 0
 	w.refreshed(&told)
 	part := kafka.Partition([]byte("12/9"), partitions)
-	left := []byte{2}
-	for _, s := range []string{"cost_rate", "12", "\x80\x00\x00\x077"} {
+	left := []byte{1}
+	for _, s := range []string{"cost_rate", "12", "7"} {
 		left = append(append(left, byte(len(s))), s...)
 	}
-	left = append(left, make([]byte, 24)...)
+	left = append(left, make([]byte, 8)...)
 	w.right.changelog[part] = append(w.right.changelog[part], &state.Entry{Partition: part, Key: []byte("t"), Value: left}, nil)
 	w.right.stage = w.right.make()
 	w.take(t, w.right)

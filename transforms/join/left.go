@@ -38,8 +38,10 @@ type leftWork struct {
 	again map[string]bool // keys to be evaluated again that are not in last
 
 	kept []string // per change, its row as it is kept; of those that are written
-	text []byte
-	ends []int
+	// dated: per dated index and change, the row's day and key; "": it has no day.
+	dated [][]string
+	text  []byte
+	ends  []int
 	// Of items.
 	items []item
 	found []*refRow
@@ -125,6 +127,24 @@ func (l *Left) write(ctx context.Context, w *leftWork, restoring bool) error {
 			}
 			return l.plan.left.append(dst, w.in, w.rows[i])
 		})
+		if w.dated == nil {
+			w.dated = make([][]string, len(l.plan.left.indexed))
+		}
+		for j, ix := range l.plan.left.indexed {
+			if ix.day < 0 {
+				continue
+			}
+			w.dated[j] = zeroed(w.dated[j], len(w.keys))
+			w.texts(w.dated[j], func(dst []byte, i int) []byte {
+				if w.rows[i].vals == nil || !written(i) {
+					return dst
+				}
+				if day, is := dayIn(w.rows[i].vals[ix.day]); is {
+					dst = append(appendDay(dst, day), w.keys[i]...)
+				}
+				return dst
+			})
+		}
 		q := l.writer.again(ctx, p)
 		l.writer = q
 		var buf []byte
@@ -151,6 +171,12 @@ func (l *Left) write(ctx context.Context, w *leftWork, restoring bool) error {
 			}
 			q.add(at.set, member, &w.kept[i])
 			for j, ix := range l.plan.left.indexed {
+				member := member
+				if ix.day >= 0 {
+					if member = &w.dated[j][i]; w.dated[j][i] == "" {
+						continue // on no day, so that nothing is found
+					}
+				}
 				var named bool
 				if buf, named = ix.by.append(buf[:0], w.in, w.rows[i].vals); !named {
 					continue

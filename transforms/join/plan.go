@@ -92,7 +92,20 @@ func (s *side) index(by naming, of *naming) *index {
 			return x
 		}
 	}
-	x := &index{name: name, by: by, of: of}
+	x := &index{name: name, by: by, of: of, day: -1}
+	s.indexed = append(s.indexed, x)
+	return x
+}
+
+// dated has the rows be found by what they name, on days: at is the column of theirs.
+func (s *side) dated(by naming, at int) *index {
+	name := s.nameOf(by) + "@" + s.cols[at]
+	for _, x := range s.indexed {
+		if x.name == name {
+			return x
+		}
+	}
+	x := &index{name: name, by: by, day: at}
 	s.indexed = append(s.indexed, x)
 	return x
 }
@@ -139,6 +152,7 @@ type inForce struct {
 	group        naming
 	members      *index // of the rows, by group
 	inclusive    bool   // to is the last day, not the one after it
+	others       []int  // what may not differ of a row where its end alone does, for those who find it
 }
 
 func near(e *problem.Error, wrong string, names []string) {

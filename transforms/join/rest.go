@@ -24,8 +24,8 @@ const tellAtOnce = 8192
 // climbing follows the name of a reference in what is left, of those who climb.
 const climbing = "\x00up"
 
-// datedForm begins what is left in a partition with the days of each, of a version
-// whose members begin with their day. It is read, and not written.
+// datedForm begins what is left in a partition, with the days of each. Without them it
+// has knownForm, as it had at first.
 const datedForm = 2
 
 // restKey is that of what is left in a partition.
@@ -54,7 +54,7 @@ func (r *Right) leave(left []*cursor) error {
 			joined := false
 			for _, b := range before {
 				if b.of == c.of && b.value == c.value && b.up == c.up {
-					b.after, joined = min(b.after, c.after), true
+					b.after, b.days, joined = min(b.after, c.after), b.days.hull(c.days), true
 				}
 			}
 			if !joined {
@@ -94,13 +94,16 @@ func (r *Right) left(part int32) ([]*cursor, error) {
 			return nil, form()
 		}
 		name, up := strings.CutSuffix(name, climbing)
-		c := &cursor{value: value, up: up, after: after, time: int64(binary.BigEndian.Uint64(rest)), origin: change.Coord{Partition: part}}
+		c := &cursor{value: value, up: up, after: after, days: always, time: int64(binary.BigEndian.Uint64(rest)), origin: change.Coord{Partition: part}}
+		if days > 0 {
+			c.days = span{int64(binary.BigEndian.Uint64(rest[8:])), int64(binary.BigEndian.Uint64(rest[16:]))}
+		}
 		v = rest[8+days:]
 		if c.of = r.plan.ref(name); c.of == nil {
 			continue // a reference that there is no more has no dependents
 		}
-		if days > 0 && c.of.root < 0 && c.of.inForce != nil {
-			c.after = "" // another member than it is here: from the first
+		if days == 0 && c.of.isDated() {
+			c.after = "" // members had no days: from the first
 		}
 		cs = append(cs, c)
 	}
@@ -122,7 +125,7 @@ func (r *Right) put(part int32, cs []*cursor) error {
 		return r.table.Put(part, restKey, nil)
 	}
 	r.rests.is[part] = true
-	v := []byte{knownForm}
+	v := []byte{datedForm}
 	for _, c := range cs {
 		name := c.of.name
 		if c.up {
@@ -131,7 +134,9 @@ func (r *Right) put(part int32, cs []*cursor) error {
 		for _, s := range []string{name, c.value, c.after} {
 			v = appendSpan(v, s)
 		}
-		v = binary.BigEndian.AppendUint64(v, uint64(c.time))
+		for _, n := range []int64{c.time, c.days.first, c.days.last} {
+			v = binary.BigEndian.AppendUint64(v, uint64(n))
+		}
 	}
 	return r.table.Put(part, restKey, v)
 }

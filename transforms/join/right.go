@@ -70,7 +70,8 @@ func (r *Right) Apply(ctx context.Context, in *change.Batch, out pipeline.Outlet
 type dep struct {
 	ref    *ref
 	value  string
-	origin int // the change that it came from
+	days   span // of a dated reference: those that matter
+	origin int  // the change that it came from
 }
 
 // write keeps the rows, in order of their records, and gathers who must be told.
@@ -201,6 +202,7 @@ type cursor struct {
 	of     *ref // by which the value is named
 	value  string
 	up     bool   // of a climb: by the rows that climb over it
+	days   span   // of a dated reference: those that matter
 	after  string // the last member that was read, "": none
 	time   int64  // of the change that it came from
 	xid    uint32
@@ -239,12 +241,16 @@ func stacked(stack []*cursor, c cursor) []*cursor {
 
 // queue asks for the next page.
 func (c *cursor) queue(ctx context.Context, p redis.Pipeliner) {
-	from := "-"
-	if c.after != "" {
-		from = "(" + c.after
+	days := always
+	if c.dated() {
+		days = c.days
 	}
-	c.cmd = p.ZRangeByLex(ctx, c.key, &redis.ZRangeBy{Min: from, Max: "+", Count: pageSize})
+	from, to := days.bounds(c.after)
+	c.cmd = p.ZRangeByLex(ctx, c.key, &redis.ZRangeBy{Min: from, Max: to, Count: pageSize})
 }
+
+// dated says whether members have a day before their keys.
+func (c *cursor) dated() bool { return c.ref == nil && c.of.isDated() }
 
 // page gives the members that came, and whether there may be more.
 func (c *cursor) page() (members []string, more bool) {
@@ -264,7 +270,7 @@ func (r *Right) tell(ctx context.Context, in *change.Batch, deps []dep, out pipe
 	var stack []*cursor
 	for _, d := range deps {
 		c := &in.Changes[d.origin]
-		stack = stacked(stack, cursor{of: d.ref, value: d.value, time: c.Time, xid: c.XID, origin: c.Coord})
+		stack = stacked(stack, cursor{of: d.ref, value: d.value, days: d.days, time: c.Time, xid: c.XID, origin: c.Coord})
 	}
 	left, _, err := r.pages(ctx, stack, out)
 	if err != nil {
@@ -324,11 +330,14 @@ func (r *Right) pages(ctx context.Context, stack []*cursor, out pipeline.Outlet)
 			}
 			for _, key := range keys {
 				if c.ref == nil {
+					if c.dated() {
+						key = key[dayOctets:]
+					}
 					r.refresh(b, key, c)
 					n++
 					continue
 				}
-				for _, d := range stacked(nil, cursor{of: c.ref, value: c.ref.valueOf(key), time: c.time, xid: c.xid, origin: c.origin}) {
+				for _, d := range stacked(nil, cursor{of: c.ref, value: c.ref.valueOf(key), days: always, time: c.time, xid: c.xid, origin: c.origin}) {
 					if note(d) {
 						r.place(d, read)
 						stack = append(stack, d)

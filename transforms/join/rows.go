@@ -303,6 +303,9 @@ type index struct {
 	// of is the group that a row is found by, whose name stands before its key,
 	// and a zero octet; nil: its key is all.
 	of *naming
+	// day is the column with the day on which something is in force, which stands
+	// before the key (dated.go); −1: none.
+	day int
 }
 
 // member is what stands in the index for a row.

@@ -219,6 +219,7 @@ func Compile(r Rule) (*Plan, []error) {
 		p.joined.where, _ = expr.Condition(r.Where, expr.Scope{Row: p.joined.gone, Codes: r.Codes, Roots: c.names()})
 	}
 	p.follow()
+	c.endsOnly()
 	h := fnv.New64a()
 	for _, s := range append([]*side{p.left}, p.sides...) {
 		s.finish()
@@ -490,9 +491,7 @@ func (c *ruleCompiler) lookup(name string, l *Lookup) {
 		}
 	}
 	var of *naming
-	if root < 0 {
-		x.by = p.left.index(on, nil)
-	} else {
+	if root >= 0 {
 		r := p.refs[root]
 		x.round = r.round + 1
 		if r.inForce != nil {
@@ -520,6 +519,13 @@ func (c *ruleCompiler) lookup(name string, l *Lookup) {
 	case l.InForce != nil:
 		c.fail(path+".by", "in_force chooses among several rows, and by says which").
 			WithRemedy("Write by: with the column of %s that on names, such as employee_id.", l.Topic)
+	}
+	switch {
+	case root >= 0:
+	case x.inForce != nil && x.inForce.at >= 0:
+		x.by = p.left.dated(on, x.inForce.at)
+	default:
+		x.by = p.left.index(on, nil)
 	}
 	p.rounds = max(p.rounds, x.round)
 	p.refs = append(p.refs, x)

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -34,8 +35,9 @@ const partitions = 3
 type row map[string]change.Value
 
 type record struct {
-	key string
-	row row
+	key  string
+	row  row
+	gone bool // compaction has taken it
 }
 
 // log is one topic.
@@ -48,7 +50,7 @@ type log struct {
 
 func (l *log) append(key string, r row) {
 	p := kafka.Partition([]byte(key), partitions)
-	l.parts[p] = append(l.parts[p], record{key, r})
+	l.parts[p] = append(l.parts[p], record{key: key, row: r})
 }
 
 // put adds a record to a batch.
@@ -85,6 +87,8 @@ type world struct {
 	right *group
 	plan  *join.Plan
 	most  int // so many are told in one transaction
+	// endIsRead: the rule reads the ends of rates.
+	endIsRead bool
 	// compacted: compaction has left the last record of each key alone.
 	compacted bool
 }
@@ -200,7 +204,7 @@ func compiled(tb testing.TB, r join.Rule) *join.Plan {
 // newWorld connects to Redis at addr, a client per group, so that a scheduler
 // can decide who goes on at each round trip.
 func newWorld(tb testing.TB, addr string, seed uint64, rule join.Rule) *world {
-	w := &world{plan: compiled(tb, rule), most: 8192, tb: tb, rng: rand.New(rand.NewPCG(seed, 1)), texts: new(change.Batch), logs: map[string]*log{}}
+	w := &world{plan: compiled(tb, rule), most: 8192, endIsRead: slices.Contains(rule.Uses, "cost_rate.valid_to"), tb: tb, rng: rand.New(rand.NewPCG(seed, 1)), texts: new(change.Batch), logs: map[string]*log{}}
 	w.sched = turns.New(rand.New(rand.NewPCG(seed, 2)))
 	for _, name := range []string{"ps.time_entry", "ps.project", "ps.customer", "ps.cost_rate"} {
 		w.addLog(name, contracts[name].Table)
@@ -405,7 +409,9 @@ func (g *group) work(ctx context.Context, most int, abort bool) error {
 				continue
 			}
 			for o := at[p]; o < at[p]+n; o++ {
-				l.put(b, p, o, g.w.texts)
+				if !l.parts[p][o].gone {
+					l.put(b, p, o, g.w.texts)
+				}
 			}
 			b.Ranges = append(b.Ranges, change.Range{Topic: l.topic, Partition: p, From: at[p], To: at[p] + n})
 			at[p] += n
