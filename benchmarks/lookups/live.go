@@ -75,8 +75,8 @@ func (w *world) live(ctx context.Context, x *watcher, d *data) (f figure, err er
 	defer func() { c.Close(); <-reading }()
 
 	quietly := int(liveQuiet.Seconds() * livePerSecond)
-	if len(d.live) <= quietly {
-		return f, errors.New("too few entries for the section live: -entries has to be at least 50000")
+	if len(d.live) < liveMost {
+		return f, fmt.Errorf("the section live writes up to %d entries of others, and there are %d: -entries has to be larger", liveMost, len(d.live))
 	}
 	if f.quiet, _, err = e.send(ctx, d.live[:quietly], func() bool { return false }); err != nil {
 		return f, err

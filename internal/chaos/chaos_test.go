@@ -284,7 +284,7 @@ func TestChaosKafkaKilled(t *testing.T) {
 		if err := s.kafka.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		s.advance("it goes on after Kafka was killed", "")
+		s.advance("it goes on after Kafka was killed", 0, "")
 		t.Logf("after %s", s.reached())
 	}
 	end()

@@ -95,12 +95,13 @@ func TestChaosUpgrade(t *testing.T) {
 	s.shared()
 	s.pause(time.Duration(rnd.IntN(3000)) * time.Millisecond)
 	s.kill()
-	s.advance("the version before goes on alone", "")
+	s.advance("the version before goes on alone", 0, "")
+	begun := len(s.logged())
 	s.start()
 	s.shared()
-	s.advance("both go on, but for lookups whose state has another shape", "is kept in another form")
+	s.advance("both go on, but for lookups whose state has another shape", begun, "is kept in another form")
 	s.signal(second, syscall.SIGINT)
-	s.advance("this version goes on alone", "")
+	s.advance("this version goes on alone", 0, "")
 	end()
 	s.settled(patience)
 	s.exact(history.Options{})
@@ -129,10 +130,9 @@ func (s *stack) shared() {
 
 // advance waits until the warehouse has read further in what is mapped and in
 // what is looked up, and the ERP has got more, than when it was called; or, instead of
-// what is looked up, until the log says why not.
-func (s *stack) advance(what, whyNot string) {
+// what is looked up, until the log says why not, behind so many octets.
+func (s *stack) advance(what string, begun int, whyNot string) {
 	s.t.Helper()
-	begun := s.logged()
 	progress := func(ctx context.Context) (mapped, joined int64, posted int, err error) {
 		err = s.warehouse.QueryRow(ctx, `select coalesce(sum(next_offset) filter (where topic = 'ps.time_entry'), 0), coalesce(sum(next_offset) filter (where topic = 'ps.time_entry_costed'), 0) from _tallywire.offsets`).Scan(&mapped, &joined)
 		return mapped, joined, len(s.erp.Records()["timeRegistrationEntries"]), err
@@ -143,7 +143,7 @@ func (s *stack) advance(what, whyNot string) {
 	}
 	s.until(patience, what, func(ctx context.Context) (bool, string) {
 		m, j, p, err := progress(ctx)
-		further := j > joined || whyNot != "" && strings.Contains(s.logged()[len(begun):], whyNot)
+		further := j > joined || whyNot != "" && strings.Contains(s.logged()[begun:], whyNot)
 		return err == nil && m > mapped && further && p > posted, fmt.Sprintf("%d entries then, %d now; %d costed, %d; %d in the ERP, %d; %v", mapped, m, joined, j, posted, p, err)
 	})
 }

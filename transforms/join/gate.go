@@ -1,19 +1,23 @@
-// gate: at a start, left rows wait until the references have been read that
-// were there. Else each of them would be emitted as waiting first, and again
-// when its reference arrives: right, but three times the work.
+// How far each group is, as the other one asks: the left one before its first row
+// (gate), the right one before each page of a fan-out (flow).
 
 package join
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/pipeline"
 )
 
+// gate: at a start, left rows wait until the references have been read that
+// were there. Else each of them would be emitted as waiting first, and again
+// when its reference arrives: right, but three times the work.
 type gate struct {
 	cluster *kafka.Cluster
 	group   string
@@ -57,4 +61,36 @@ func (g *gate) open(ctx context.Context) error {
 		return ErrRightBehind.New("%d records of references are still to be read by %s", behind, g.group)
 	}
 	return nil
+}
+
+// Flow is what the right group wants to know of the left one.
+type Flow struct {
+	Queued int64 // refresh records that it has still to work off
+	Ends   int64 // of the partitions of left rows, added up: others than before, and some came
+}
+
+// FlowOf asks for that of the group of this name (Options.Flow).
+func FlowOf(cluster *kafka.Cluster, name, left, queue string) func(context.Context) (Flow, error) {
+	group := pipeline.GroupOf(name)
+	return func(ctx context.Context) (f Flow, err error) {
+		ends, err := cluster.Admin().ListCommittedOffsets(ctx, left, queue)
+		if err != nil {
+			return f, kafka.Wrap(err, "listing the ends of %s and %s", left, queue)
+		}
+		done, err := cluster.Admin().FetchOffsets(ctx, group)
+		if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+			return f, kafka.Wrap(err, "reading how far the group %s is", group)
+		}
+		ends.Each(func(o kadm.ListedOffset) {
+			if o.Err != nil {
+				return
+			}
+			if o.Topic == left {
+				f.Ends += o.Offset
+			} else if at, is := done.Lookup(o.Topic, o.Partition); is {
+				f.Queued += max(o.Offset-at.At, 0)
+			}
+		})
+		return f, nil
+	}
 }

@@ -56,6 +56,9 @@ type Options struct {
 	// Kept is asked by both groups before the first row is looked at, until it gives nil:
 	// whether the rows of sources are kept with all that is used of them. May be nil.
 	Kept func(ctx context.Context) error
+	// Flow is asked before each page of a large fan-out, so that it does not run ahead of
+	// those who work on it: new left rows would wait behind all of it. May be nil.
+	Flow func(ctx context.Context) (Flow, error)
 	// Tables is pipeline.Env's, for Doctor.
 	Tables func(ctx context.Context, topic string) (*change.Table, error)
 }
@@ -88,7 +91,7 @@ func New(compiled *Plan, o Options) (*Left, *Right) {
 	}
 	right := p.name + RightSuffix // one topic may be on both sides
 	l, r := &Left{join: j, gate: o.Gate}, &Right{join: j, cols: make([]columns, len(p.sides))}
-	r.most, r.topics = tellAtOnce, o.Topics
+	r.most, r.topics, r.flow = tellAtOnce, o.Topics, o.Flow
 	r.table = state.NewTable(o.Redis, o.Log, right)
 	l.state, j.leftReader = keep(p.name, p.left)
 	l.notes.comp = o.Component

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/pipeline/state"
@@ -246,6 +247,49 @@ func TestPagesOfAFanOut(t *testing.T) {
 	if pages < 30 {
 		t.Errorf("%d pages", pages)
 	}
+}
+
+// Those who tell do not run ahead of those who work on it: entries that come meanwhile
+// would wait behind all who are told.
+func TestAFanOutWaitsForThoseWhoWorkOnIt(t *testing.T) {
+	w := calm(t)
+	queued := func() int64 {
+		n := int64(0)
+		for p := range partitions {
+			n += int64(len(w.logs[refreshTopic].parts[p])) - w.left.committed[refreshTopic][p]
+		}
+		return n
+	}
+	w.most = 100
+	w.flow = func(context.Context) (join.Flow, error) { return join.Flow{Queued: queued()}, nil }
+	w.right.stage = w.right.make()
+	w.customer("4", "c")
+	w.project("17", "4", "EUR")
+	w.rate("12", 8, 0, -1, 600000, "EUR")
+	for i := range 10_000 {
+		w.entry(i+1, "12", "17", 5, 100)
+	}
+	settled(t, w)
+	w.rate("12", 8, 0, -1, 700000, "EUR")
+	w.apply(t, w.right)
+	most := int64(0)
+	for more := true; more; w.apply(t, w.left) {
+		for told := time.Now(); more && time.Since(told) < 100*time.Millisecond; {
+			before := queued()
+			var err error
+			if more, err = w.right.rest(t.Context(), false); err != nil {
+				t.Fatal(err)
+			}
+			if n := queued(); n > before {
+				most, told = max(most, n), time.Now()
+			}
+		}
+	}
+	// Four pages of 400 in quiet, one more, and what is read of one reference at once.
+	if most > 5*400+512 {
+		t.Errorf("%d were in the queue", most)
+	}
+	settled(t, w)
 }
 
 // A version that knew no days had left the rest of a fan-out: it is told from the first,

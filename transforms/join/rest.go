@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"time"
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/problem"
@@ -17,9 +18,22 @@ import (
 	"github.com/tallywire/tallywire/pipeline/state"
 )
 
-// tellAtOnce is how many left rows are told of changes in one transaction: a tenth
-// of a second, after which what came meanwhile has its turn.
-const tellAtOnce = 8192
+const (
+	// tellAtOnce is how many left rows are told of changes in one transaction, about,
+	// while others come; tellInQuiet while none do.
+	tellAtOnce  = 2048
+	tellInQuiet = 4 * tellAtOnce
+	// aheadPages bounds how far those who tell run ahead of those who work on it, since
+	// what is in the queue is read before left rows that come later.
+	aheadPages = 4
+	// aheadAfter is when more are told all the same: the other group may stand still, or
+	// what it has not read are records of aborted transactions.
+	aheadAfter = time.Second
+	// askEvery is how often the other group is looked at.
+	askEvery = 10 * time.Millisecond
+	// quietAfter is how long no left row came where none are expected.
+	quietAfter = 3 * time.Second
+)
 
 // climbing follows the name of a reference in what is left, of those who climb.
 const climbing = "\x00up"
@@ -36,6 +50,14 @@ type rests struct {
 	owns int            // of the table, when that was seen
 	is   map[int32]bool // by partition; absent: not looked at
 	told map[int32]int  // since it was begun, for people
+}
+
+// pace is what is known of those who work on what is told.
+type pace struct {
+	at     time.Time // when some were told last
+	looked time.Time
+	flow   Flow      // as it was then
+	came   time.Time // when left rows came last
 }
 
 // leave notes what is left, beside what was left before: of one value both, from
@@ -124,7 +146,7 @@ func (r *Right) put(part int32, cs []*cursor) error {
 		delete(r.rests.is, part) // looked at again when that is committed
 		return r.table.Put(part, restKey, nil)
 	}
-	r.rests.is[part] = true
+	r.rests.is[part], r.pace.at = true, time.Now()
 	v := []byte{datedForm}
 	for _, c := range cs {
 		name := c.of.name
@@ -176,13 +198,20 @@ func (r *Right) Rest(ctx context.Context, owned []int32, out pipeline.Outlet) (d
 			continue
 		}
 		if !done { // one partition's page is one transaction
+			most, err := r.room(ctx)
+			if err != nil {
+				return "", err
+			}
+			if most == 0 {
+				return r.doing(p, cs[len(cs)-1]), nil
+			}
 			if r.allKept != nil {
 				if err := r.allKept(ctx); err != nil {
 					return "", err
 				}
 			}
 			done = true
-			rest, n, err := r.pages(ctx, cs, out)
+			rest, n, err := r.pages(ctx, cs, most, out)
 			if err != nil {
 				return "", err
 			}
@@ -207,12 +236,35 @@ func (r *Right) Rest(ctx context.Context, owned []int32, out pipeline.Outlet) (d
 	return doing, nil
 }
 
+// room is how many may be told now; 0: the left group has enough to do.
+func (r *Right) room(ctx context.Context) (most int, err error) {
+	if r.flow == nil {
+		return r.most, nil
+	}
+	now, s := time.Now(), &r.pace
+	if now.Sub(s.looked) < askEvery {
+		return 0, nil
+	}
+	f, err := r.flow(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if f.Ends != s.flow.Ends && now.Sub(s.looked) < quietAfter {
+		s.came = now
+	}
+	s.flow, s.looked = f, now
+	if most = r.most; now.Sub(s.came) > quietAfter {
+		most *= tellInQuiet / tellAtOnce
+	}
+	if f.Queued >= int64(aheadPages*most) && now.Sub(s.at) < aheadAfter {
+		return 0, nil
+	}
+	return most, nil
+}
+
 // all tells the rest at once: more is left than a record may hold.
 func (r *Right) all(ctx context.Context, left []*cursor, out pipeline.Outlet) error {
-	most := r.most
-	r.most = math.MaxInt
-	_, _, err := r.pages(ctx, left, out)
-	r.most = most
+	_, _, err := r.pages(ctx, left, math.MaxInt, out)
 	return err
 }
 

@@ -33,6 +33,8 @@ type Right struct {
 	topics Topics
 	most   int // so many are told in one transaction, about
 	rests  rests
+	pace   pace
+	flow   func(context.Context) (Flow, error) // Options.Flow
 }
 
 // Stores is for the engine.
@@ -272,7 +274,7 @@ func (r *Right) tell(ctx context.Context, in *change.Batch, deps []dep, out pipe
 		c := &in.Changes[d.origin]
 		stack = stacked(stack, cursor{of: d.ref, value: d.value, days: d.days, time: c.Time, xid: c.XID, origin: c.Coord})
 	}
-	left, _, err := r.pages(ctx, stack, out)
+	left, _, err := r.pages(ctx, stack, r.most, out)
 	if err != nil {
 		return err
 	}
@@ -283,9 +285,9 @@ func (r *Right) tell(ctx context.Context, in *change.Batch, deps []dep, out pipe
 }
 
 // pages goes through dependents, depth first, so that what is held does not grow
-// with their number, until as many were told as one transaction is to hold. It
-// gives what is left, and how many were told. An error: nothing of it counts.
-func (r *Right) pages(ctx context.Context, stack []*cursor, out pipeline.Outlet) (left []*cursor, n int, err error) {
+// with their number, until about most were told. It gives what is left, and how many
+// were told. An error: nothing of it counts.
+func (r *Right) pages(ctx context.Context, stack []*cursor, most int, out pipeline.Outlet) (left []*cursor, n int, err error) {
 	read, err := state.NewConsistentRead(ctx, append([]*state.Reader{r.leftReader}, r.sideReaders...)...)
 	if err != nil {
 		return nil, 0, err
@@ -312,7 +314,7 @@ func (r *Right) pages(ctx context.Context, stack []*cursor, out pipeline.Outlet)
 	}
 	p := r.rdb.Pipeline()
 	read.Begin(ctx, p)
-	for len(stack) > 0 && n < r.most {
+	for len(stack) > 0 && n < most {
 		top := append([]*cursor(nil), stack[max(0, len(stack)-pages):]...)
 		stack = stack[:len(stack)-len(top)]
 		for _, c := range top {

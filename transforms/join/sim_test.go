@@ -87,6 +87,7 @@ type world struct {
 	right *group
 	plan  *join.Plan
 	most  int // so many are told in one transaction
+	flow  func(context.Context) (join.Flow, error)
 	// endIsRead: the rule reads the ends of rates.
 	endIsRead bool
 	// compacted: compaction has left the last record of each key alone.
@@ -219,7 +220,7 @@ func newWorld(tb testing.TB, addr string, seed uint64, rule join.Rule) *world {
 		}
 		g.rdb.AddHook(w.sched)
 		g.make = func() pipeline.Keeper {
-			l, r := join.New(w.plan, join.Options{Redis: g.rdb, Log: slog.New(slog.DiscardHandler), Topics: worldTopics{w}})
+			l, r := join.New(w.plan, join.Options{Redis: g.rdb, Log: slog.New(slog.DiscardHandler), Topics: worldTopics{w}, Flow: w.flow})
 			k := pick(l, r)
 			if g.table = nil; k == pipeline.Keeper(r) {
 				g.table = r.State()

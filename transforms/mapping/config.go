@@ -116,17 +116,18 @@ func Make(env *pipeline.Env, name string, decode pipeline.Decode) ([]pipeline.Tr
 	if env.Kafka != nil {
 		m.progress, m.ends = progressOf(env.Kafka, name), env.Kafka.SettledEnds
 	}
-	return m.groups(env, cfg.Dedupe, func(o *join.Options, name string, topics []string) {
+	return m.groups(env, cfg.Dedupe, func(o *join.Options, name string, plan *join.Plan) {
 		if env.Kafka == nil {
 			return
 		}
-		o.Topics, o.Gate = env.Kafka, join.Gate(env.Kafka, name, topics)
+		o.Topics, o.Gate = env.Kafka, join.Gate(env.Kafka, name, plan.Topics())
+		o.Flow = join.FlowOf(env.Kafka, name, plan.Left(), avro.RefreshTopic(name))
 	}), nil
 }
 
 // groups are the groups of the transform; around says what those that look up need of
 // Kafka.
-func (m *Stage) groups(env *pipeline.Env, how Dedupe, around func(o *join.Options, name string, topics []string)) []pipeline.TransformSpec {
+func (m *Stage) groups(env *pipeline.Env, how Dedupe, around func(o *join.Options, name string, plan *join.Plan)) []pipeline.TransformSpec {
 	m.env = env
 	name := m.name
 	log := slog.New(slog.DiscardHandler) // of a static check, which has no surroundings

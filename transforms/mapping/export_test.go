@@ -24,7 +24,7 @@ func StartsAt(s *Stage, offset int64) {
 }
 
 // Groups are the groups of a transform, outside of a pipeline.
-func Groups(env *pipeline.Env, name string, cfg Config, all avro.Catalogue, around func(o *join.Options, name string, topics []string), done func(topic string) []int64, ends func() []int64) ([]pipeline.TransformSpec, error) {
+func Groups(env *pipeline.Env, name string, cfg Config, all avro.Catalogue, around func(o *join.Options, name string, plan *join.Plan), done func(topic string) []int64, ends func() []int64) ([]pipeline.TransformSpec, error) {
 	m, err := New(name, cfg, all, nil)
 	if err != nil {
 		return nil, err

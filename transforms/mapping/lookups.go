@@ -267,13 +267,13 @@ func (p *plan) make(b *change.Batch, c *change.Change, sc *scratch) (row []chang
 
 // lookupSpecs are the groups of a rule: the one that keeps what is looked up, and the
 // one that looks up and applies the rule.
-func (s *Stage) lookupSpecs(e *entry, env *pipeline.Env, log *slog.Logger, around func(o *join.Options, name string, topics []string)) []pipeline.TransformSpec {
+func (s *Stage) lookupSpecs(e *entry, env *pipeline.Env, log *slog.Logger, around func(o *join.Options, name string, plan *join.Plan)) []pipeline.TransformSpec {
 	name, plan := e.look.name, e.look.plan
 	o := join.Options{Redis: env.Redis, Tables: env.Tables, Log: log}
 	if env.Obs != nil {
 		o.Component = env.Obs.Component("transform", name)
 	}
-	around(&o, name, plan.Topics())
+	around(&o, name, plan)
 	if o.Topics != nil {
 		k := &keptRows{transform: s.name, raws: plan.Raws(), rdb: env.Redis, of: state.NewReader(s.name, state.ChangelogOf(s.name), o.Topics.Topic), read: s.progress, ends: s.ends}
 		o.Kept = k.all

@@ -516,7 +516,7 @@ func TestRulesOfCanonicalRows(t *testing.T) {
 		Lookups: map[string]join.Lookup{"project": {Topic: "ps.project", On: "project_id"}},
 		Fields:  map[string]cfg.Scalar{"project_number": cfg.Text("project.number"), "currency": cfg.Text("project.currency")},
 	}}
-	specs, err := mapping.Groups(&pipeline.Env{Contracts: all}, "costed", rules, all, func(*join.Options, string, []string) {}, func(string) []int64 { return nil }, nil)
+	specs, err := mapping.Groups(&pipeline.Env{Contracts: all}, "costed", rules, all, func(*join.Options, string, *join.Plan) {}, func(string) []int64 { return nil }, nil)
 	if err != nil {
 		t.Fatal(problem.Format(err))
 	}

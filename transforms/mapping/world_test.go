@@ -151,7 +151,7 @@ func newWorld(tb testing.TB, addr string, seed uint64, cfg mapping.Config, all a
 
 func (w *world) specs(rdb *goredis.Client) []pipeline.TransformSpec {
 	env := &pipeline.Env{Redis: rdb, Partitions: partitions, Contracts: w.all}
-	specs, err := mapping.Groups(env, "m", w.cfg, w.all, func(o *join.Options, _ string, _ []string) {
+	specs, err := mapping.Groups(env, "m", w.cfg, w.all, func(o *join.Options, _ string, _ *join.Plan) {
 		o.Topics = worldTopics{w}
 	}, func(topic string) []int64 {
 		if len(w.groups) == 0 || w.groups[0].committed[topic] == nil {
