@@ -7,6 +7,7 @@ package transform
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/tallywire/tallywire/internal/kafka"
@@ -37,6 +38,7 @@ func (s *session) rest(ctx context.Context) error {
 		// Such as state of others that is being rebuilt: the poll goes on.
 		s.comp.Failed("retry", outage.CodeOf(err))
 		s.restAt = time.Now().Add(restAgain)
+		s.comp.Is(obs.Running, strings.TrimPrefix(s.resting+", trying again: "+outage.ReasonOf(err), ", "))
 		return nil
 	case !tx.ended && !tx.began.IsZero():
 		tx.abort(ctx)
@@ -79,8 +81,9 @@ func (tx *txn) rest(ctx context.Context) error {
 		tx.encoder.put(tx.records)
 		tx.account()
 	}
-	if was != doing {
+	if was != doing || !tx.restAt.IsZero() {
 		tx.comp.Is(obs.Running, doing)
+		tx.restAt = time.Time{}
 	}
 	return tx.keepState(ctx, kept)
 }

@@ -5,11 +5,14 @@ import (
 	"encoding/binary"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/testkit"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/enginetest"
@@ -25,6 +28,7 @@ type later struct {
 	mu   sync.Mutex
 	hold chan struct{} // pages wait for it when they are about to be written; nil: not
 	held chan struct{} // closed when one does
+	must error         // wait, since
 }
 
 const laterKey = "left"
@@ -85,8 +89,12 @@ func (l *later) rest(ctx context.Context, owned []int32, out pipeline.Outlet) (s
 		left += all - to
 	}
 	l.mu.Lock()
-	hold, held := l.hold, l.held
+	hold, held, must := l.hold, l.held, l.must
 	l.mu.Unlock()
+	if must != nil {
+		b.Release()
+		return "", must
+	}
 	if hold != nil && b.Len() > 0 {
 		close(held)
 		<-hold
@@ -175,6 +183,32 @@ func TestRest(t *testing.T) {
 			})
 		})
 	}
+}
+
+var errNotYet = problem.Define("TW-TEST-NOT-YET", problem.Retry, "The test lets no page be done.", "Wait.")
+
+// A page that must wait says why, for as long as it waits and though records come, and
+// no longer; nothing of it is lost. If this failed, a fan-out would wait in silence.
+func TestRestThatMustWait(t *testing.T) {
+	b := newCountingBed(t, enginetest.NewBed(t, ""))
+	l, spec := b.later(b.Env)
+	must := func(err error) {
+		l.mu.Lock()
+		l.must = err
+		l.mu.Unlock()
+	}
+	must(errNotYet.New("the test holds them"))
+	transforming(b.TopicBed, b.Env, spec)
+	for range 2 {
+		b.Many(100)
+		b.Drained()
+		b.Shows(b.Env, "transform", "why pages wait", func(v obs.View) bool {
+			return v.State == obs.Running && strings.Contains(v.Reason, "trying again") && strings.Contains(v.Reason, "the test holds them")
+		})
+	}
+	must(nil)
+	b.numbers()
+	b.Shows(b.Env, "transform", "no reason", func(v obs.View) bool { return v.State == obs.Running && v.Reason == "" })
 }
 
 // A11. An owner is paused when a page is about to be written; its partitions go to

@@ -312,7 +312,7 @@ func (s *session) hold(ctx context.Context, p *consume.Polled) error {
 		tx := &txn{session: s, polled: p}
 		err := outage.Guard(func() error { return tx.do(ctx) }) // after a panic, too, it is aborted
 		if err == nil {
-			s.comp.Is(obs.Running, "")
+			s.comp.Is(obs.Running, s.resting)
 			return nil
 		}
 		if tx.began.IsZero() && pipeline.Classify(err) == problem.Retry && time.Since(began) < holdAtMost && ctx.Err() == nil {
@@ -372,7 +372,7 @@ func (s *session) prepare(ctx context.Context) error {
 	clear(s.trimmed) // of partitions that are gone
 	s.clearing = nil // its partitions may be gone: it begins again
 	s.comp.Partitions()
-	s.comp.Is(obs.Running, "")
+	s.comp.Is(obs.Running, s.resting)
 	return s.lag(ctx)
 }
 

@@ -91,7 +91,7 @@ func New(compiled *Plan, o Options) (*Left, *Right) {
 	}
 	right := p.name + RightSuffix // one topic may be on both sides
 	l, r := &Left{join: j, gate: o.Gate}, &Right{join: j, cols: make([]columns, len(p.sides))}
-	r.most, r.topics, r.flow = tellAtOnce, o.Topics, o.Flow
+	r.most, r.patience, r.topics, r.flow = tellAtOnce, aheadAfter, o.Topics, o.Flow
 	r.table = state.NewTable(o.Redis, o.Log, right)
 	l.state, j.leftReader = keep(p.name, p.left)
 	l.notes.comp = o.Component

@@ -92,15 +92,7 @@ func TestWhoIsToldOfAnEndThatIsRead(t *testing.T) {
 	rule.Uses = append(rule.Uses, "cost_rate.valid_to")
 	w := newWorld(t, miniRedis(t), 1, rule)
 	w.sched.Flush = func() {}
-	w.customer("4", "c")
-	w.project("17", "4", "EUR")
-	w.rate("12", 9, 0, -1, 600000, "EUR")
-	for day := range int64(10) {
-		w.entry(int(day), "12", "17", day, 100)
-	}
-	settled(t, w)
-	told := 0
-	w.refreshed(&told)
+	told := w.tenDays(t)
 	w.rate("12", 9, 0, 8, 600000, "EUR")
 	settled(t, w)
 	if n := w.refreshed(&told); n != 10 {
@@ -296,15 +288,7 @@ func TestAFanOutWaitsForThoseWhoWorkOnIt(t *testing.T) {
 // since how far it had come says nothing of members that begin with their day.
 func TestRestOfAVersionWithoutDays(t *testing.T) {
 	w := calm(t)
-	w.customer("4", "c")
-	w.project("17", "4", "EUR")
-	w.rate("12", 9, 0, -1, 600000, "EUR")
-	for day := range int64(10) {
-		w.entry(int(day), "12", "17", day, 100)
-	}
-	settled(t, w)
-	told := 0
-	w.refreshed(&told)
+	told := w.tenDays(t)
 	part := kafka.Partition([]byte("12/9"), partitions)
 	left := []byte{1}
 	for _, s := range []string{"cost_rate", "12", "7"} {
@@ -403,4 +387,18 @@ func TestKnownWithAGap(t *testing.T) {
 	if n := w.refreshed(&told); n != 1 {
 		t.Errorf("%d are told of a row of which nothing is known", n)
 	}
+}
+
+// tenDays enters ten days that one rate is in force on, and gives how many were told.
+func (w *world) tenDays(t *testing.T) (told int) {
+	t.Helper()
+	w.customer("4", "c")
+	w.project("17", "4", "EUR")
+	w.rate("12", 9, 0, -1, 600000, "EUR")
+	for day := range int64(10) {
+		w.entry(int(day), "12", "17", day, 100)
+	}
+	settled(t, w)
+	w.refreshed(&told)
+	return told
 }

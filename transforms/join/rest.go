@@ -256,7 +256,7 @@ func (r *Right) room(ctx context.Context) (most int, err error) {
 	if most = r.most; now.Sub(s.came) > quietAfter {
 		most *= tellInQuiet / tellAtOnce
 	}
-	if f.Queued >= int64(aheadPages*most) && now.Sub(s.at) < aheadAfter {
+	if f.Queued >= int64(aheadPages*most) && now.Sub(s.at) < r.patience {
 		return 0, nil
 	}
 	return most, nil
@@ -268,7 +268,11 @@ func (r *Right) all(ctx context.Context, left []*cursor, out pipeline.Outlet) er
 	return err
 }
 
-// doing says what is being told.
+// doing says what is being told, and who is waited for.
 func (r *Right) doing(p int32, c *cursor) string {
-	return fmt.Sprintf("telling who depends on %s %s: %d rows so far", c.of.name, c.value, r.rests.told[p])
+	s := fmt.Sprintf("telling who depends on %s %s: %d rows so far", c.of.name, c.value, r.rests.told[p])
+	if n := r.pace.flow.Queued; n > 0 {
+		s += fmt.Sprintf(", %d of all who were told are still to be worked off", n)
+	}
+	return s
 }

@@ -15,7 +15,7 @@ func TestRoomOfAFanOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var f Flow
 		asked := 0
-		r := &Right{most: 100, flow: func(context.Context) (Flow, error) {
+		r := &Right{most: 100, patience: aheadAfter, flow: func(context.Context) (Flow, error) {
 			asked++
 			return f, nil
 		}}
@@ -63,5 +63,11 @@ func TestRoomOfAFanOut(t *testing.T) {
 		time.Sleep(time.Hour) // between two fan-outs many came
 		f = Flow{Ends: 1_000_000}
 		room("the next fan-out", 400)
+		f.Queued = 7
+		time.Sleep(askEvery)
+		room("some are in the queue", 400)
+		if got, want := r.doing(0, &cursor{of: &ref{name: "rate"}, value: "12"}), "telling who depends on rate 12: 0 rows so far, 7 of all who were told are still to be worked off"; got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
 	})
 }

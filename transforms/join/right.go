@@ -7,6 +7,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -35,6 +36,8 @@ type Right struct {
 	rests  rests
 	pace   pace
 	flow   func(context.Context) (Flow, error) // Options.Flow
+	// patience is when more are told although the left group has enough to do.
+	patience time.Duration
 }
 
 // Stores is for the engine.
