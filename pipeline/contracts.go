@@ -67,6 +67,17 @@ type SourceOutlet interface {
 	// there (TW-POSITION-TOPICS), those of others may be gone.
 	Prepare(ctx context.Context, tables []*change.Table) error
 
+	// Note keeps value under key beside the position, such as what a table was when
+	// it was loaded; without a value the key is forgotten. It is written in the
+	// transaction of the next batch or checkpoint, and is durable with the position
+	// of that. Of one key within a transaction the last counts. The value is copied.
+	Note(key string, value []byte)
+
+	// Notes gives what is kept for the position that Resume gave, nil when that has
+	// none: a new source's, and one that a version wrote which kept none. Call it
+	// after Resume; it does not change, and is only read.
+	Notes() map[string][]byte
+
 	// Checkpoint makes a position durable without records: the start of a
 	// load, its end, an idle advance. It returns when it is committed.
 	Checkpoint(ctx context.Context, r Resume) error

@@ -31,7 +31,9 @@ func (a *app) statusCmd() *cobra.Command {
 halted or retrying, or has been starting for over a minute: it waits for what
 may never come. Latencies are from the commit at the source, over the last
 minute. For a database it says how much of its log is sent, received, in Kafka
-and acknowledged: the first rung that stands far behind names what is slow.`,
+and acknowledged: the first rung that stands far behind names what is slow.
+Of tables that came, went or were altered it says what their topics do not hold,
+since when, and what to do; what runs on has no exit code.`,
 		Example: "  tallywire status\n  tallywire status --output json | jq '.components[] | {name, state, lag_total}'",
 		Args:    none,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -94,6 +96,10 @@ func printStatus(w io.Writer, st console.Status) {
 		}
 		if c.Remedy != "" {
 			fmt.Fprintf(w, "\n  remedy: %s", strings.ReplaceAll(c.Remedy, "\n", "\n  "))
+		}
+		for _, n := range c.Notices {
+			fmt.Fprintf(w, "\n%s %s, since %s: %s: %s", c.Kind, c.Name, n.Since.Format(time.DateTime+"Z"), n.Code, n.Text)
+			fmt.Fprintf(w, "\n  remedy: %s", strings.ReplaceAll(n.Remedy, "\n", "\n  "))
 		}
 		if len(c.Ladder) > 0 {
 			fmt.Fprintf(w, "\n%s %s: behind the head of the log %s", c.Kind, c.Name, ladder(c.Ladder))

@@ -415,8 +415,10 @@ func texts(t *testing.T, conn *pgx.Conn, query string, columns []string) map[str
 				row[i] = strconv.Quote(*c)
 			}
 		}
-		if all[row[0]] != nil {
-			t.Fatalf("two rows have the key %s", row[0])
+		// Two rows of one key differ from what is to be there: a month has a row of no
+		// currency for as long as entries of it wait for their rate.
+		for all[row[0]] != nil {
+			row[0] += " once more"
 		}
 		all[row[0]] = row
 	}

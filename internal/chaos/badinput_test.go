@@ -699,7 +699,7 @@ from project p join time_entry t on t.project_id = p.id order by t.id limit 1`,
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		topics = append(topics, "_tallywire.positions.busy", "_tallywire.parked.busy")
+		topics = append(topics, "_tallywire.positions.busy", "_tallywire.tables.busy", "_tallywire.parked.busy")
 		if _, err := s.cluster.Admin().DeleteTopics(s.t.Context(), topics...); err != nil {
 			s.t.Fatal(err)
 		}

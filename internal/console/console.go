@@ -205,6 +205,7 @@ type Model struct {
 	Margin         *Margin
 	MarginErr      string
 	Troubles       []Trouble
+	Notices        []Trouble // of what runs
 	Busy           []Trouble // loads and rebuilds under way
 	Spark          string    `json:"-"` // points of the capture rate
 	Notes          [][2]string
@@ -249,6 +250,9 @@ func (s *Server) model(ctx context.Context, month string) *Model {
 	}
 	sort.Slice(m.EndToEnd, func(i, j int) bool { return m.EndToEnd[i].Name > m.EndToEnd[j].Name })
 	for _, v := range views {
+		for _, n := range v.Notices {
+			m.Notices = append(m.Notices, Trouble{v.Kind, v.Name, v.State, n.Code + ": " + n.Text, n.Remedy, n.Since})
+		}
 		switch {
 		case v.State == obs.Running && v.Progress == "":
 		case v.State.Down() || v.State == obs.Retrying:
@@ -365,6 +369,7 @@ type Component struct {
 	Parked   int64            `json:"parked"`
 	Waiting  int64            `json:"waiting"`
 	Ladder   []obs.Rung       `json:"ladder,omitempty"` // of a source: from the head of its log to what it acknowledged
+	Notices  []obs.Notice     `json:"notices,omitempty"`
 	P50      float64          `json:"latency_p50_ms"`
 	P95      float64          `json:"latency_p95_ms"`
 	P99      float64          `json:"latency_p99_ms"`
@@ -389,7 +394,7 @@ func (s *Server) status() Status {
 	for _, v := range views {
 		c := Component{
 			Kind: v.Kind, Name: v.Name, State: v.State, Reason: v.Reason, Remedy: remedy(v), Progress: v.Progress, Since: v.Since,
-			Lag: v.Lag, Parked: v.Parked, Waiting: v.Waiting, Ladder: v.Ladder, P50: ms(v.P50), P95: ms(v.P95), P99: ms(v.P99),
+			Lag: v.Lag, Parked: v.Parked, Waiting: v.Waiting, Ladder: v.Ladder, Notices: v.Notices, P50: ms(v.P50), P95: ms(v.P95), P99: ms(v.P99),
 		}
 		for _, n := range v.Lag {
 			c.LagTotal += n

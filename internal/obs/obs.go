@@ -35,7 +35,7 @@ type Obs struct {
 	records, bytes, failures                      *prometheus.CounterVec
 	latency, txn                                  *prometheus.HistogramVec
 	lag, stable, parked, waiting, state, progress *prometheus.GaugeVec
-	ladder                                        *prometheus.GaugeVec
+	ladder, notices                               *prometheus.GaugeVec
 }
 
 // New makes an Obs that logs to log.
@@ -55,7 +55,8 @@ func New(log *slog.Logger) *Obs {
 	o.state = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_component_state", Help: "1 for the state that the component is in."}, with("state"))
 	o.progress = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_progress_ratio", Help: "How far a load or a rebuild is, 0 to 1."}, comp)
 	o.ladder = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_source_position_bytes", Help: "How far a source's log is, as octets of log: its head, and what of it is sent, received, in Kafka, acknowledged."}, with("rung"))
-	o.Registry.MustRegister(o.records, o.bytes, o.failures, o.latency, o.txn, o.lag, o.stable, o.parked, o.waiting, o.state, o.progress, o.ladder)
+	o.notices = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "tallywire_notices", Help: "What a component has to say while it runs, by code: of how many tables, or the like."}, with("code"))
+	o.Registry.MustRegister(o.records, o.bytes, o.failures, o.latency, o.txn, o.lag, o.stable, o.parked, o.waiting, o.state, o.progress, o.ladder, o.notices)
 	return o
 }
 
@@ -95,6 +96,16 @@ type Component struct {
 	waiting  int64
 	progress string
 	ladder   []Rung
+	notices  []Notice
+}
+
+// Notice is what a component says of a part of its work while it does the rest.
+type Notice struct {
+	Code     string    `json:"code"`     // of a problem
+	Subjects []string  `json:"subjects"` // what it is about, such as tables
+	Text     string    `json:"text"`
+	Remedy   string    `json:"remedy"`
+	Since    time.Time `json:"since"`
 }
 
 // Rung is one step of the way that a change takes from the head of a source's
@@ -229,6 +240,17 @@ func (c *Component) Ladder(rungs ...Rung) {
 	c.mu.Unlock()
 }
 
+// Notices sets all that is to be said beside the state.
+func (c *Component) Notices(ns ...Notice) {
+	c.o.notices.DeletePartialMatch(prometheus.Labels{"kind": c.Kind, "name": c.Name})
+	for _, n := range ns {
+		c.o.notices.WithLabelValues(c.Kind, c.Name, n.Code).Add(float64(len(n.Subjects)))
+	}
+	c.mu.Lock()
+	c.notices = append([]Notice(nil), ns...)
+	c.mu.Unlock()
+}
+
 // Is sets the state; reason is for a person and may be empty.
 func (c *Component) Is(s State, reason string) { c.Ails(s, reason, "") }
 
@@ -265,6 +287,7 @@ type View struct {
 	Parked     int64
 	Waiting    int64
 	Ladder     []Rung
+	Notices    []Notice
 
 	P50, P95, P99 time.Duration // over all topics, of the last minute or so
 }
@@ -307,7 +330,7 @@ func (c *Component) View() View {
 	defer c.mu.Unlock()
 	v := View{
 		Kind: c.Kind, Name: c.Name, State: c.state, Reason: c.reason, Remedy: c.remedy, Since: c.since, Progress: c.progress,
-		Lag: map[string]int64{}, Parked: c.parked, Waiting: c.waiting, Ladder: append([]Rung(nil), c.ladder...),
+		Lag: map[string]int64{}, Parked: c.parked, Waiting: c.waiting, Ladder: append([]Rung(nil), c.ladder...), Notices: append([]Notice(nil), c.notices...),
 	}
 	v.P50, v.P95, v.P99 = c.latency.Quantiles()
 	for t, m := range c.lags {

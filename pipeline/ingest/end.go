@@ -7,6 +7,7 @@ package ingest
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -33,7 +34,8 @@ func (s *session) commit() error {
 	s.position.setResume(t.boundary)
 	s.position.WrittenAt = time.Now().UTC()
 	s.topics.note(&s.in.large)
-	t.naming = s.topics.into(&s.position, s.positions.Name)
+	t.naming, t.noted = s.topics.into(&s.position, s.positions.Name), s.notes.written(t.notes)
+	s.position.Notes = len(s.notes.keys)
 	t.position = s.position.encode()
 	s.mu.Unlock()
 	end := s.writePosition
@@ -58,7 +60,7 @@ func (s *session) commit() error {
 
 func (s *session) producePosition(t *txn) {
 	r := &kgo.Record{Topic: s.positions.Name, Key: []byte(s.in.spec.Name), Value: t.position}
-	for _, r := range append(t.naming, r) {
+	for _, r := range slices.Concat(t.noted, t.naming, []*kgo.Record{r}) {
 		t.producer.client.Produce(s.ctx, r, func(r *kgo.Record, err error) {
 			if err != nil {
 				s.refused(t, r, err)

@@ -474,7 +474,7 @@ func startedOver(b *enginetest.Bed) {
 	if err != nil {
 		b.T.Fatal(err)
 	}
-	topics = append(topics, positionsTopicOf(b.Source), parked.TopicOf(b.Source))
+	topics = append(topics, positionsTopicOf(b.Source), tablesTopicOf(b.Source), parked.TopicOf(b.Source))
 	for _, name := range topics {
 		if _, err := b.Direct.Admin().DeleteTopic(b.T.Context(), name); err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
 			b.T.Fatal(err)

@@ -57,8 +57,11 @@ type position struct {
 	Topics      map[string]positionTopic `json:"topics,omitempty"` // raw topics written so far; form 1
 	// TopicsIn records name them in form 2: from offset TopicsAt on, or, without
 	// it, right before the position.
-	TopicsIn  int       `json:"topics_in,omitempty"`
-	TopicsAt  *int64    `json:"topics_at,omitempty"`
+	TopicsIn int    `json:"topics_in,omitempty"`
+	TopicsAt *int64 `json:"topics_at,omitempty"`
+	// Notes is how many are kept beside it (notes.go); 0: none, or by a version that
+	// knew of none.
+	Notes     int       `json:"notes,omitempty"`
 	WrittenAt time.Time `json:"written_at"`
 }
 

@@ -115,7 +115,7 @@ func (s *session) takeProducers(ctx context.Context) error {
 // what a predecessor wrote to is among them.
 func (s *session) transactionals() (ts []kafka.Transactional) {
 	name, cluster := s.in.spec.Name, s.in.env.Kafka
-	ours := []string{s.positions.Name, parked.TopicOf(name)}
+	ours := []string{s.positions.Name, s.notes.topic.Name, parked.TopicOf(name)}
 	topics := func(ctx context.Context) ([]string, error) {
 		all, err := cluster.TopicsOf(ctx, name+".")
 		return append(all, ours...), err

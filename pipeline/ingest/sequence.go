@@ -56,8 +56,10 @@ type txn struct {
 	left       atomic.Int64
 	settledAll chan struct{}
 
+	notes    []note
 	position []byte        // its last record
 	naming   []*kgo.Record // ahead of it: the names of the raw topics
+	noted    []*kgo.Record // and notes
 	err      error         // of its end
 	endedAt  time.Time
 }
@@ -258,6 +260,7 @@ func (s *session) produce(p *encodeJob) error {
 	if p.done != nil {
 		t.waiting = append(t.waiting, p.done)
 	}
+	t.notes = append(t.notes, p.notes...)
 	for i := range p.rejects {
 		s.park(&p.rejects[i])
 	}

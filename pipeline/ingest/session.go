@@ -51,6 +51,7 @@ type session struct {
 	parked    *parked.Set
 	position  position  // the last committed one, and then what the next will say
 	topics    topicBook // under mu
+	notes     notes
 
 	budget  *semaphore.Weighted
 	order   chan *encodeJob
@@ -80,6 +81,7 @@ type session struct {
 type encodeJob struct {
 	batch   *change.Batch
 	rejects []records.Refused
+	notes   []note
 	resume  pipeline.Resume // after the job; nil: not a boundary
 	done    chan struct{}   // closed when committed; nil: nobody waits
 	cost    int64           // of the budget
@@ -137,6 +139,9 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.notes.topic, err = env.Kafka.EnsureTopic(ctx, kafka.TopicSpec{Name: tablesTopicOf(name), Partitions: 1, Compact: true}); err != nil {
+		return nil, err
+	}
 	if err := s.takeProducers(ctx); err != nil {
 		return nil, err
 	}
@@ -146,6 +151,9 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 		return nil, err
 	}
 	s.position, s.topics = position{Source: name, Cluster: cluster}, bookOf(nil, nil, s.in.limits.TopicsBytes)
+	if err := s.notes.read(ctx, client, env.Kafka, last); err != nil {
+		return nil, err
+	}
 	var resume pipeline.Resume
 	if last != nil {
 		gone, err := last.check(ctx, env.Kafka, name)
@@ -200,7 +208,7 @@ func (s *session) Send(ctx context.Context, b *change.Batch) error {
 		b.Release()
 		return err
 	}
-	p := &encodeJob{batch: b, rejects: s.takeRejects(), cost: size, encoded: make(chan struct{})}
+	p := &encodeJob{batch: b, rejects: s.takeRejects(), notes: s.takeNotes(), cost: size, encoded: make(chan struct{})}
 	if b.Resume != nil { // it may live in the batch
 		p.resume = append(pipeline.Resume{}, b.Resume...)
 	}
@@ -217,7 +225,7 @@ func (s *session) Checkpoint(ctx context.Context, r pipeline.Resume) error {
 	if r == nil {
 		panic("BUG: Checkpoint without a position")
 	}
-	p := &encodeJob{resume: append(pipeline.Resume{}, r...), rejects: s.takeRejects(), done: make(chan struct{}), encoded: make(chan struct{})}
+	p := &encodeJob{resume: append(pipeline.Resume{}, r...), rejects: s.takeRejects(), notes: s.takeNotes(), done: make(chan struct{}), encoded: make(chan struct{})}
 	close(p.encoded)
 	if err := s.enqueue(ctx, p); err != nil {
 		return err

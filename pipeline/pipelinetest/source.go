@@ -3,6 +3,7 @@ package pipelinetest
 import (
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -48,6 +49,9 @@ type SourceRecorder struct {
 	changed chan struct{} // closed and replaced whenever something came
 	sent    []Sent
 	resume  pipeline.Resume
+	notes   map[string][]byte // durable with it
+	given   map[string][]byte // as they were when it was asked for
+	next    []kept
 	asked   int
 	early   bool // something was sent before Resume was called
 	durable chan pipeline.Resume
@@ -56,6 +60,11 @@ type SourceRecorder struct {
 	Hold bool
 	// Fail is what Send returns.
 	Fail error
+}
+
+type kept struct {
+	key   string
+	value []byte
 }
 
 var _ pipeline.SourceOutlet = (*SourceRecorder)(nil)
@@ -70,6 +79,7 @@ func (r *SourceRecorder) Resume(context.Context) (pipeline.Resume, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.asked++
+	r.given = maps.Clone(r.notes)
 	return slices.Clone(r.resume), nil
 }
 
@@ -99,6 +109,20 @@ func (r *SourceRecorder) Reject(*change.Change, error) {}
 // Prepare implements pipeline.SourceOutlet.
 func (r *SourceRecorder) Prepare(context.Context, []*change.Table) error { return nil }
 
+// Note implements pipeline.SourceOutlet.
+func (r *SourceRecorder) Note(key string, value []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.next = append(r.next, kept{key, slices.Clone(value)})
+}
+
+// Notes implements pipeline.SourceOutlet.
+func (r *SourceRecorder) Notes() map[string][]byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.given
+}
+
 // Checkpoint implements pipeline.SourceOutlet.
 func (r *SourceRecorder) Checkpoint(_ context.Context, res pipeline.Resume) error {
 	r.mu.Lock()
@@ -117,6 +141,15 @@ func (r *SourceRecorder) position(res pipeline.Resume) {
 		return
 	}
 	r.resume = res
+	for _, n := range r.next {
+		if r.notes == nil {
+			r.notes = map[string][]byte{}
+		}
+		if r.notes[n.key] = n.value; n.value == nil {
+			delete(r.notes, n.key)
+		}
+	}
+	r.next = nil
 	select { // the latest replaces the one that nobody took
 	case <-r.durable:
 	default:

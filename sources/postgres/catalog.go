@@ -4,6 +4,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -28,6 +29,7 @@ type tableInfo struct {
 	partly       []string // of a partitioned table of identity f: partitions of another
 	broken       []string // tables, it or its partitions, whose updates and deletes fail once it is published
 	deferrable   bool     // it has a primary key, which is no replica identity
+	index        string   // quoted: the one that could be its replica identity, "": none
 }
 
 // captured reports whether it can be: its changes can be told by a key, and the
@@ -56,9 +58,18 @@ const identitySQL = `CASE k.relreplident WHEN 'f' THEN true WHEN 'n' THEN false 
 const brokenSQL = `(SELECT array_agg(k.oid::regclass::text ORDER BY 1) FROM pg_class k
          WHERE k.relkind = 'r' AND (k.oid = c.oid OR k.oid IN (SELECT l.relid FROM pg_partition_tree(c.oid) l WHERE l.isleaf)) AND NOT ` + identitySQL + `)`
 
+// indexSQL is the name of an index that could be the replica identity of table %s:
+// unique, of columns that are never null, of all rows, at once (PostgreSQL
+// documentation, ALTER TABLE, "REPLICA IDENTITY").
+const indexSQL = `COALESCE((SELECT quote_ident(x.relname) FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+         WHERE i.indrelid = %s.oid AND i.indisunique AND i.indisvalid AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
+           AND NOT EXISTS (SELECT FROM unnest(i.indkey) WITH ORDINALITY u(num, ord), pg_attribute a
+                WHERE u.ord <= i.indnkeyatts AND a.attrelid = i.indrelid AND a.attnum = u.num AND NOT a.attnotnull)
+         ORDER BY i.indnkeyatts, x.relname LIMIT 1), '')`
+
 // The key is that of the replica identity's index, or the primary key; of an
 // index with INCLUDE only the key columns.
-const tablesSQL = `
+var tablesSQL = `
 SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relreplident, c.reltuples::bigint,
        (SELECT array_agg(a.attname::text ORDER BY k.ord)
           FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord), pg_attribute a
@@ -70,7 +81,7 @@ SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', c.relreplident, c.reltuples
           FROM pg_partition_tree(c.oid) l JOIN pg_class k ON k.oid = l.relid
          WHERE l.isleaf AND k.relreplident <> 'f') END,
        ` + brokenSQL + `,
-       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate)
+       EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate), ` + fmt.Sprintf(indexSQL, "c") + `
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p'
    AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname !~ '^pg_'`
@@ -82,7 +93,7 @@ func scanTables(rows pgx.Rows, err error) ([]*tableInfo, error) {
 	return pgx.CollectRows(rows, func(r pgx.CollectableRow) (*tableInfo, error) {
 		var t tableInfo
 		var identity rune
-		err := r.Scan(&t.id, &t.schema, &t.name, &t.partitioned, &identity, &t.rows, &t.key, &t.partly, &t.broken, &t.deferrable)
+		err := r.Scan(&t.id, &t.schema, &t.name, &t.partitioned, &identity, &t.rows, &t.key, &t.partly, &t.broken, &t.deferrable, &t.index)
 		t.identity = byte(identity)
 		return &t, err
 	})
@@ -124,18 +135,21 @@ func tableByID(ctx context.Context, q *pgx.Conn, id uint32) (*tableInfo, error) 
 
 // noKey says why a table cannot be captured, and how that is mended.
 func (t *tableInfo) noKey() (why, how string) {
-	sql := t.sql()
+	sql, index := t.sql(), cmp.Or(t.index, "…")
 	switch {
 	case t.key != nil && len(t.broken) > 0:
 		return fmt.Sprintf("its partitions %s have no replica identity, and their updates and deletes would fail", strings.Join(t.broken, ", ")),
 			fmt.Sprintf("ALTER TABLE %s REPLICA IDENTITY DEFAULT (or FULL), and so for each", t.broken[0])
 	case t.identity != 'n' && t.deferrable:
 		return "its primary key is DEFERRABLE, which is no replica identity: two rows may have it until the commit",
-			fmt.Sprintf("Make the key NOT DEFERRABLE, or ALTER TABLE %s REPLICA IDENTITY USING INDEX … on another unique index", sql)
+			fmt.Sprintf("Make the key NOT DEFERRABLE, or ALTER TABLE %s REPLICA IDENTITY USING INDEX %s on another unique index", sql, index)
 	case t.identity == 'n':
 		why = "REPLICA IDENTITY NOTHING"
 	default:
 		why = "no primary key and no replica identity index"
+	}
+	if t.index != "" {
+		return why, fmt.Sprintf("ALTER TABLE %s REPLICA IDENTITY USING INDEX %s", sql, index)
 	}
 	return why, fmt.Sprintf("ALTER TABLE %s ADD PRIMARY KEY (…), or ALTER TABLE %s REPLICA IDENTITY USING INDEX …", sql, sql)
 }

@@ -65,7 +65,7 @@ func TestDDLDuringLoad(t *testing.T) {
 			r := start(t, s, o)
 			o.until(t, "the load to wait for what is locked", func() bool {
 				reason := s.comp.View().Reason
-				return strings.HasPrefix(reason, "initial load, round 2 ") && strings.HasSuffix(reason, settling)
+				return strings.HasPrefix(reason, "initial load, round 2 ") && strings.Contains(reason, "; waiting for the transaction of server process ")
 			})
 			if !seen["psa.public.zz"] {
 				t.Error("it waits before it has read what is not locked")

@@ -107,6 +107,7 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 				"%d of its partitions have not (%s): of a row of theirs before an update or a delete only the key is known. ALTER TABLE %s REPLICA IDENTITY FULL, and so for each", n, strings.Join(t.partly[:min(n, 5)], ", "), t.partly[0])})
 		}
 	}
+	note(writesFail(ctx, q), "the application may write to all that publications of this database list")
 	cuts, cutErr := s.cfg.cuts(ctx, q, tables)
 	if len(s.cfg.Without) > 0 {
 		note(cutErr, "what is to be left out can be")
@@ -185,4 +186,50 @@ func grantsFor(ctx context.Context, q *pgx.Conn, srv *server, t *tableInfo) (gra
 		grants = append(grants, fmt.Sprintf("GRANT SELECT ON %s TO %s", t.sql(), role))
 	}
 	return grants, nil
+}
+
+// failingSQL is the tables, or partitions, that publications list with their updates
+// or deletes and that have no replica identity: of each the publications, and an
+// index that could be it.
+var failingSQL = `
+SELECT k.oid::regclass::text, string_agg(DISTINCT p.pubname, ', ' ORDER BY p.pubname), bool_or(p.pubupdate), bool_or(p.pubdelete), ` + fmt.Sprintf(indexSQL, "k") + `
+  FROM pg_publication p JOIN pg_publication_tables t ON t.pubname = p.pubname
+  JOIN pg_namespace n ON n.nspname = t.schemaname JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = t.tablename
+ CROSS JOIN LATERAL (SELECT c.oid AS id WHERE c.relkind = 'r' UNION ALL SELECT l.relid FROM pg_partition_tree(c.oid) l WHERE c.relkind = 'p' AND l.isleaf) x
+  JOIN pg_class k ON k.oid = x.id AND k.relkind = 'r'
+ WHERE (p.pubupdate OR p.pubdelete) AND NOT ` + identitySQL + `
+ GROUP BY k.oid, k.relname ORDER BY 1`
+
+// writesFail says of which tables the application's writes fail because somebody
+// publishes them.
+func writesFail(ctx context.Context, q *pgx.Conn) error {
+	rows, err := q.Query(ctx, failingSQL)
+	if err != nil {
+		return classify("looking for tables that may not be written", err)
+	}
+	var table, publications, index string
+	var updates, deletes bool
+	var texts, remedy []string
+	if _, err := pgx.ForEachRow(rows, []any{&table, &publications, &updates, &deletes, &index}, func() error {
+		var what, says []string
+		if updates {
+			what, says = append(what, "updates"), append(says, "cannot update table … because it does not have a replica identity and publishes updates")
+		}
+		if deletes {
+			what, says = append(what, "deletes"), append(says, "cannot delete from table … because it does not have a replica identity and publishes deletes")
+		}
+		texts = append(texts, fmt.Sprintf("%s of %s, which %s lists, fail (%q)", strings.Join(what, " and "), table, publications, strings.Join(says, "; ")))
+		if index == "" {
+			remedy = append(remedy, fmt.Sprintf("ALTER TABLE %s REPLICA IDENTITY FULL; -- or ADD PRIMARY KEY (…), which costs less", table))
+		} else {
+			remedy = append(remedy, fmt.Sprintf("ALTER TABLE %s REPLICA IDENTITY USING INDEX %s;", table, index))
+		}
+		return nil
+	}); err != nil {
+		return classify("looking for tables that may not be written", err)
+	}
+	if len(texts) == 0 {
+		return nil
+	}
+	return ErrWritesFail.New("%s", strings.Join(texts, "; ")).WithRemedy("Who owns the tables runs:\n%s\nOr the publications are given tables by name, without these.", strings.Join(remedy, "\n"))
 }

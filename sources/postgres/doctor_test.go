@@ -5,8 +5,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tallywire/tallywire/internal/embedded"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/secret"
+	"github.com/tallywire/tallywire/internal/testkit"
 )
 
 // found is the one thing that doctor finds wrong; nil: nothing.
@@ -145,4 +147,55 @@ func TestDoctorNamesAllTablesThatAreNotPublished(t *testing.T) {
 		c.Slot, c.Publication, c.Tables = c.Slot+"_second", c.Publication+"_second", []string{"public.b", "public.c"}
 	}), second).stop()
 	sameState(t, state(second.records(), "psa.public.b"), map[string]string{"1": "id=1", "2": "id=2"})
+}
+
+// Lost if this fails: a publication of all tables, or of a schema, makes the
+// application's writes to tables without a key fail, and doctor says that all is well.
+func TestDoctorFindsWhoseWritesFail(t *testing.T) {
+	for _, version := range []string{embedded.Postgres15, embedded.Postgres18} {
+		t.Run(version, func(t *testing.T) {
+			d := newDB(t, testkit.NewPostgres(t, version))
+			d.sql(`CREATE TABLE a(id int PRIMARY KEY); CREATE TABLE log(n int, text text); CREATE TABLE "Order Line"(id int NOT NULL, n int, part int);
+				CREATE UNIQUE INDEX ON "Order Line" (n); CREATE UNIQUE INDEX "By Id" ON "Order Line" (id);
+				CREATE TABLE parts(id int) PARTITION BY RANGE (id); CREATE TABLE parts1 PARTITION OF parts FOR VALUES FROM (0) TO (50);
+				CREATE TABLE parts2 PARTITION OF parts FOR VALUES FROM (50) TO (100); ALTER TABLE parts2 REPLICA IDENTITY FULL;
+				CREATE SCHEMA s; CREATE TABLE s.alone(n int); CREATE TABLE s.only_inserted(n int); CREATE TABLE fine(n int)`)
+			s := d.source(func(c *Config) { c.Tables = []string{"public.a"} })
+			if e := found(t, s); e != nil {
+				t.Fatal(e)
+			}
+			d.sql(`CREATE PUBLICATION most FOR TABLE log, "Order Line", parts WITH (publish_via_partition_root = true);
+				CREATE PUBLICATION another FOR TABLE log WITH (publish = 'delete'); CREATE PUBLICATION schema FOR TABLES IN SCHEMA s;
+				CREATE PUBLICATION inserts FOR TABLE fine WITH (publish = 'insert')`)
+			e := found(t, s)
+			if e == nil {
+				t.Fatal("doctor finds nothing")
+			}
+			want(t, e, ErrWritesFail, `updates and deletes of public."Order Line", which most lists, fail`, "updates and deletes of public.log, which another, most lists, fail",
+				"of public.parts1, which most lists", "of s.alone, which schema lists", "of s.only_inserted")
+			for _, not := range []string{"fine", "public.a,", "parts2"} {
+				if strings.Contains(e.Text, not) {
+					t.Errorf("it names %s: %s", not, e.Text)
+				}
+			}
+			d.sql(`INSERT INTO log VALUES (1, 'x')`)
+			if _, err := d.Exec(t.Context(), "UPDATE log SET n = 2"); err == nil || !strings.Contains(err.Error(), "because it does not have a replica identity and publishes updates") {
+				t.Errorf("the application gets %v", err)
+			}
+			// Remedy: TW-PG-WRITES-FAIL
+			lines := strings.Split(e.WhatToDo(), "\n")
+			if !slices.Contains(lines, `ALTER TABLE public."Order Line" REPLICA IDENTITY USING INDEX "By Id";`) {
+				t.Errorf("the remedy names no index: %s", e.WhatToDo())
+			}
+			for _, l := range lines {
+				if strings.HasPrefix(l, "ALTER TABLE ") {
+					d.sql("%s", l)
+				}
+			}
+			d.sql(`UPDATE log SET n = 2; DELETE FROM "Order Line"; DELETE FROM parts; UPDATE s.alone SET n = 1`)
+			if e := found(t, s); e != nil {
+				t.Fatal(e)
+			}
+		})
+	}
 }

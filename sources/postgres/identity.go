@@ -24,7 +24,10 @@ func (se *session) keep(ctx context.Context, q *pgx.Conn) error {
 	if err := se.keepPublication(ctx, q); err != nil {
 		return err
 	}
-	return se.keepIdentities(ctx, q)
+	if err := se.keepIdentities(ctx, q); err != nil {
+		return err
+	}
+	return se.keepMembers(ctx, q)
 }
 
 const unidentifiedSQL = `

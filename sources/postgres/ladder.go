@@ -31,18 +31,19 @@ type ladder struct {
 	also      func(context.Context, *pgx.Conn) error // is done every alsoEvery
 	alsoEvery time.Duration
 	alsoAt    time.Time
+	tick      time.Duration
 
 	stop context.CancelFunc
 	done sync.WaitGroup
 }
 
-// startLadder asks every ladderInterval, on a connection of its own: the other
+// startLadder asks every tick, on a connection of its own: the other
 // one serves the stream, which must not wait. Not being able to ask is no
 // failure of the capture. What is to be looked after beside the stream is done
 // here too.
-func startLadder(cfg *Config, comp *obs.Component, pid uint32, ack *acker, also func(context.Context, *pgx.Conn) error, every time.Duration) *ladder {
+func startLadder(cfg *Config, comp *obs.Component, pid uint32, ack *acker, also func(context.Context, *pgx.Conn) error, every, tick time.Duration) *ladder {
 	ctx, stop := context.WithCancel(context.Background())
-	l := &ladder{comp: comp, pid: pid, ack: ack, stop: stop, also: also, alsoEvery: every, alsoAt: time.Now()}
+	l := &ladder{comp: comp, pid: pid, ack: ack, stop: stop, tick: tick, also: also, alsoEvery: every, alsoAt: time.Now()}
 	l.done.Go(func() {
 		if err := outage.Guard(func() error { return l.run(ctx, cfg) }); err != nil {
 			comp.Log.Error("the source database is not asked any more how far it is", "err", err)
@@ -59,7 +60,7 @@ func (l *ladder) run(ctx context.Context, cfg *Config) error {
 			closeConn(q)
 		}
 	}()
-	tick := time.NewTicker(ladderInterval)
+	tick := time.NewTicker(l.tick)
 	defer tick.Stop()
 	for {
 		err := errors.New("not connected")

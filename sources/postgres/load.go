@@ -235,7 +235,15 @@ func (se *session) awaitOlder(ctx context.Context, doing string) error {
 			}
 			return nil
 		}
-		se.comp.Is(obs.Restoring, doing+settling)
+		who, err := holders(ctx, se.q, oldHoldersSQL, running)
+		if err != nil {
+			return err
+		}
+		if who == "" {
+			se.comp.Is(obs.Restoring, doing+settling)
+		} else {
+			se.comp.Is(obs.Restoring, doing+"; waiting for "+who+" to end")
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

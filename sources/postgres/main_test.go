@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -144,6 +145,9 @@ type outlet struct {
 	durable  chan pipeline.Resume
 	changed  chan struct{}
 
+	noted  map[string][]byte // with position
+	noting map[string][]byte // with the next; nil: forgotten
+
 	resumed  int
 	prepared []string // topics, by the last Prepare
 	ended    error    // of the last Run
@@ -212,6 +216,15 @@ func (o *outlet) Send(ctx context.Context, b *change.Batch) error {
 // commit is called with mu held.
 func (o *outlet) commit(r pipeline.Resume) {
 	o.position = r
+	for key, value := range o.noting {
+		if o.noted == nil {
+			o.noted = map[string][]byte{}
+		}
+		if o.noted[key] = value; value == nil {
+			delete(o.noted, key)
+		}
+	}
+	o.noting = nil
 	o.resumes = append(o.resumes, r)
 	o.upTo = append(o.upTo, len(o.recs))
 	if !o.holdDurable {
@@ -225,6 +238,21 @@ func (o *outlet) commit(r pipeline.Resume) {
 	case o.changed <- struct{}{}:
 	default:
 	}
+}
+
+func (o *outlet) Note(key string, value []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.noting == nil {
+		o.noting = map[string][]byte{}
+	}
+	o.noting[key] = value
+}
+
+func (o *outlet) Notes() map[string][]byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.noted)
 }
 
 func (o *outlet) Reject(c *change.Change, err error) { panic(err) }

@@ -63,6 +63,9 @@ var (
 	ErrPublication = problem.Define("TW-PG-PUBLICATION", problem.Halt,
 		"The publication does not fit what is to be captured.",
 		"Create or alter the publication as the message says, or let tallywire's role own the tables and have CREATE on the database. Then start again.")
+	ErrWritesFail = problem.Define("TW-PG-WRITES-FAIL", problem.Halt,
+		"A publication lists tables that have no replica identity: the application's updates and deletes of them fail.",
+		"Give each table one, as the message says; or have the publication list others only.")
 	ErrSplit = problem.Define("TW-PG-SPLIT", problem.Halt,
 		"A transaction that was delivered in part does not come again as it was.",
 		"Start the source over (docs/recovery.md), and report it: Postgres should repeat a transaction exactly.")

@@ -222,9 +222,14 @@ func (se *session) keepPublication(ctx context.Context, q *pgx.Conn) error {
 	if id == 0 {
 		err = se.cfg.notThere("was dropped or renamed after %s", se.published)
 	}
+	se.lose(err)
+	return nil
+}
+
+// lose ends the session because of its publication.
+func (se *session) lose(err error) {
 	select {
 	case se.lost <- err:
 	default: // it was told
 	}
-	return nil
 }

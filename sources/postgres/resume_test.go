@@ -307,7 +307,7 @@ func TestRepeatedLoadWaitsForOpenTransactions(t *testing.T) {
 	o.onSend, o.ended = nil, nil
 	r := start(t, s, o)
 	o.until(t, "the load to wait", func() bool {
-		return s.comp.View().Reason == "initial load"+settling
+		return matches("initial load; waiting for the transaction of server process *, idle in transaction, open for *s) to end", s.comp.View().Reason)
 	})
 	if n := len(o.records()); n != 0 {
 		t.Fatalf("%d records while a transaction is open", n)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -34,8 +35,11 @@ type Source struct {
 	// before. The octets differ in text, and their number of changes does not.
 	proof *txPart
 
-	batchChanges int           // in one batch, at most
+	batchChanges int // in one batch, at most
+	slotPatience time.Duration
+	ladderEvery  time.Duration // how often it asks the server how far it is
 	keepEvery    time.Duration // how often keep looks after what is published
+	compareEvery time.Duration // how often at most it compares the tables with what is noted
 }
 
 var _ pipeline.Source = (*Source)(nil)
@@ -65,6 +69,10 @@ type session struct {
 	publication decimal    // its OID
 	published   lsn        // the server had not written more when it was there
 	lost        chan error // one, when it is not there any more
+
+	members atomic.Pointer[members]         // nil at first; keepMembers has it
+	known   atomic.Pointer[map[uint32]bool] // their OIDs
+	unknown atomic.Bool                     // the stream told of another
 
 	created  bool // this run made the slot
 	base     lsn  // its consistent point, when created
@@ -150,6 +158,9 @@ func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
 func (se *session) follow(ctx context.Context, rels []*pgoutput.Relation, history []byte) error {
 	p, confirmed, err := se.resume(ctx, history)
 	if err != nil {
+		return err
+	}
+	if err := se.beginMembers(ctx); err != nil {
 		return err
 	}
 	tables := make([]*change.Table, len(rels))
@@ -290,15 +301,10 @@ func (se *session) chooseTables(ctx context.Context, fresh bool) error {
 	}
 	lacks, sql := se.cfg.lacking(se.pub, tables, cuts)
 	se.tables = slices.DeleteFunc(tables, func(t *tableInfo) bool { return slices.Contains(lacks, t) })
-	if len(lacks) == 0 {
-		return nil
+	if len(lacks) > 0 && len(se.tables) == 0 {
+		return se.cfg.notIn(lacks, sql)
 	}
-	e := problem.Of(se.cfg.notIn(lacks, sql))
-	if len(se.tables) == 0 {
-		return e
-	}
-	se.comp.Log.Warn("tables that match are not in the publication and are not captured", "publication", se.cfg.Publication, "tables", namesOf(lacks), "remedy", e.WhatToDo())
-	return nil
+	return nil // the others are said (beginMembers)
 }
 
 // relations describes the captured tables as they are now (or at the snapshot).
@@ -321,13 +327,21 @@ func (se *session) relations(ctx context.Context) ([]*pgoutput.Relation, error) 
 // createSlot makes the slot, permanent and without two_phase (B5), and
 // puts q under its exported snapshot.
 func (se *session) createSlot(ctx context.Context, r *replication) error {
-	se.comp.Is(obs.Starting, "making the slot: waiting for the transactions that run now to end")
+	const doing = "making the slot"
+	se.comp.Is(obs.Starting, doing+settling)
 	snapshot := "EXPORT_SNAPSHOT"
 	if se.cfg.Load == LoadNever {
 		snapshot = "NOEXPORT_SNAPSHOT"
 	}
-	res, err := pglogrepl.CreateReplicationSlot(ctx, r.PgConn, `"`+se.cfg.Slot+`"`, "pgoutput",
+	stop := se.whileSlotIsMade(ctx, r.PID(), doing)
+	within, cancel := context.WithTimeout(ctx, se.slotPatience)
+	res, err := pglogrepl.CreateReplicationSlot(within, r.PgConn, `"`+se.cfg.Slot+`"`, "pgoutput",
 		pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: snapshot})
+	cancel()
+	who := stop()
+	if err != nil && within.Err() != nil && ctx.Err() == nil && who != "" {
+		return ErrSlotWait.New("slot %q could not be made within %s: it waited for %s to end", se.cfg.Slot, se.slotPatience, who)
+	}
 	if err != nil {
 		return classify(fmt.Sprintf("making slot %q", se.cfg.Slot), err)
 	}
@@ -400,7 +414,7 @@ func (se *session) start(ctx context.Context, r *replication, senderTimeout time
 		interval = min(interval, max(senderTimeout/4, 10*time.Millisecond))
 	}
 	se.ack = startAcker(se.sock, se.out.Durable(), interval, se.cfg.IdleInterval)
-	se.ladder = startLadder(&se.cfg, se.comp, pid, se.ack, se.keep, se.keepEvery)
+	se.ladder = startLadder(&se.cfg, se.comp, pid, se.ack, se.keep, se.keepEvery, se.ladderEvery)
 	return nil
 }
 

@@ -302,6 +302,7 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 		st.fr.Define(id, &pgoutput.Relation{Skip: true})
 		return nil
 	}
+	st.isKnown(id)
 	t, err := tableByID(ctx, st.q, id)
 	if err != nil {
 		return err

@@ -1,0 +1,536 @@
+// Membership: what each captured table was when it was last seen to be right, and
+// what became of it since. It is noted beside the position (decision 46), so that
+// what happens while nobody looks is found too: the catalogue is compared with it at
+// each start, every minute, and when the stream tells of a table that is not known.
+// What is missing of a table is said until somebody does something about it; the
+// others go on.
+
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"reflect"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/tallywire/tallywire/internal/obs"
+	"github.com/tallywire/tallywire/internal/problem"
+)
+
+// ErrTable is what is said of tables whose topics do not hold what they should.
+var (
+	ErrTable = problem.Define("TW-PG-TABLE", problem.Reject,
+		"The topic of a table does not hold all that the table does, or holds what it does not any more.",
+		"The message says since when, and what to do; the other tables go on.")
+	ErrTablesForm = problem.Define("TW-PG-TABLES-FORM", problem.Halt,
+		"What was noted of a source's tables cannot be read.",
+		"A newer version wrote it: run that version, or start the source over (docs/recovery.md).")
+)
+
+// memberEvery is how often the catalogue is compared.
+const memberEvery = time.Minute
+
+// memberForm is the newest form of a note that is read, and the one that is written.
+const memberForm = 1
+
+// member is what is noted of a table, under its OID.
+type member struct {
+	Form    int               `json:"v"`
+	Schema  string            `json:"schema"`
+	Name    string            `json:"name"`
+	Entry   uint32            `json:"entry,omitempty"` // OID of what lists it in the publication; 0: FOR ALL TABLES, or its schema, or nothing does
+	Out     bool              `json:"unpublished,omitempty"`
+	Columns []string          `json:"columns,omitempty"` // that are published
+	Filter  string            `json:"filter,omitempty"`
+	Parts   map[uint32]string `json:"partitions,omitempty"` // that hold rows: OID → name
+	Missing []missing         `json:"missing,omitempty"`
+}
+
+// missing is something that its topic does not hold, or holds though it is not there.
+type missing struct {
+	Why   string    `json:"why"`
+	What  string    `json:"what,omitempty"`  // the column, the partition, the former or the new name
+	After lsn       `json:"after,omitempty"` // it was right then
+	Until lsn       `json:"until,omitempty"` // right again from then on; 0: it is not
+	At    time.Time `json:"at"`              // when it was seen
+}
+
+// Why something is missing.
+const (
+	whyNew       = "new"          // rows of before it was captured
+	whyOut       = "unpublished"  // changes, while the publication did not have it
+	whyKey       = "key"          // changes, while it had no key
+	whyAgain     = "listed again" // changes, if it was listed by another statement than took it out
+	whyAltered   = "publication"  // changes, if the publication left some out
+	whyDropped   = "dropped"
+	whyLeft      = "left" // changes, while it was not selected
+	whyRenamed   = "renamed"
+	whyColumn    = "column"   // its value in rows of before
+	whyFilter    = "filter"   // rows that another filter left out
+	whyAttached  = "attached" // rows of a partition that came with some
+	whyPartition = "detached" // its rows stay in the topic
+)
+
+func (m *member) String() string { return m.Schema + "." + m.Name }
+
+// publicationNote is what is noted of the publication, under that key.
+const publicationNote = "publication"
+
+type publicationMember struct {
+	Form int     `json:"v"`
+	Row  decimal `json:"row"`  // the transaction that wrote its row: another one altered it
+	Last uint32  `json:"last"` // the highest OID of a table: one that is higher was made since
+	At   lsn     `json:"at"`   // all was compared then
+}
+
+// catalogued is what the catalogue says of a table.
+type catalogued struct {
+	schema, name string
+	entry        uint32
+	item         string // as the publication is to list it
+	keyless      bool
+	published    bool              // and captured
+	columns      []string          // that are published
+	filled       []string          // of them those with a default
+	filter       string            // "": none
+	parts        map[uint32]string // that hold rows: OID → name
+	born         map[uint32]bool   // of them those that were made as partitions
+}
+
+// catalogue is what the server says of the tables that are selected, at some time
+// from before to after.
+type catalogue struct {
+	before, after lsn
+	tables        map[uint32]*catalogued
+	others        map[uint32]string // names of those that were captured and are not selected any more
+	publication   publicationMember
+	cut           bool // the items are without what is to be left out
+}
+
+const memberSQL = `
+SELECT c.oid, COALESCE((SELECT r.oid FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid WHERE p.pubname = $1 AND r.prrelid = c.oid), 0),
+       ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND (a.atthasdef OR a.atthasmissing OR a.attidentity <> ''))
+  FROM pg_class c WHERE c.oid = ANY($2)`
+
+// A partition that was made as one was entered as such by the transaction that made
+// it: that of its system columns, whose rows nothing changes.
+const partitionsSQL = `
+SELECT t.id, l.relid::oid, l.relid::text,
+       (SELECT i.xmin::text FROM pg_inherits i WHERE i.inhrelid = l.relid) = (SELECT a.xmin::text FROM pg_attribute a WHERE a.attrelid = l.relid AND a.attnum = -1)
+  FROM unnest($1::oid[]) t(id), pg_partition_tree(t.id) l WHERE l.isleaf`
+
+// readCatalogue reads it; ms is what is known, or nil. It takes several statements, and
+// the server answers some of them as of now whatever the snapshot: what differs from
+// what was read last is believed when it is read twice.
+func (c *Config) readCatalogue(ctx context.Context, q *pgx.Conn, ms *members) (*catalogue, error) {
+	var last *catalogue
+	if ms != nil {
+		last = ms.last
+	}
+	from := lsn(0)
+	for {
+		now, err := c.readCatalogueOnce(ctx, q, ms)
+		if err != nil {
+			return nil, err
+		}
+		if from == 0 {
+			from = now.before
+		}
+		if last != nil && now.same(last) {
+			now.before, now.publication.At = from, from
+			return now, nil
+		}
+		last, from = now, now.before
+	}
+}
+
+// same reports whether both say the same, at different times.
+func (c *catalogue) same(o *catalogue) bool {
+	a, b := *c, *o
+	for _, x := range []*catalogue{&a, &b} {
+		x.before, x.after, x.publication.At = 0, 0, 0
+	}
+	return reflect.DeepEqual(a, b)
+}
+
+func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, ms *members) (*catalogue, error) {
+	now := &catalogue{tables: map[uint32]*catalogued{}, others: map[uint32]string{}}
+	var err error
+	if now.before, err = readHead(ctx, q); err != nil {
+		return nil, err
+	}
+	// Before the tables: one that is made meanwhile has a higher OID, and is seen, now
+	// or the next time.
+	var row int64
+	err = q.QueryRow(ctx, "SELECT (SELECT max(oid) FROM pg_class), COALESCE((SELECT xmin::text::bigint FROM pg_publication WHERE pubname = $1), 0)", c.Publication).Scan(&now.publication.Last, &row)
+	if err != nil {
+		return nil, classify("looking at the publication", err)
+	}
+	tables, noKey, err := c.selectTables(ctx, q)
+	if err != nil {
+		return nil, err
+	}
+	pub, err := readPublication(ctx, q, c.Publication)
+	if err != nil {
+		return nil, err
+	}
+	if pub == nil {
+		return nil, c.notThere("does not exist")
+	}
+	cuts, err := c.cuts(ctx, q, tables)
+	if err != nil { // said at a start; doctor says it too
+		cuts = nil
+	}
+	now.cut = err == nil
+	var ids, roots []uint32
+	for _, t := range slices.Concat(tables, noKey) {
+		x := &catalogued{schema: t.schema, name: t.name, keyless: !t.captured(), item: t.item(cuts[t.id])}
+		if p := pub[t.String()]; p != nil && !x.keyless {
+			x.published, x.columns = true, p.columns
+			if p.filter != nil {
+				x.filter = *p.filter
+			}
+		}
+		now.tables[t.id] = x
+		if ids = append(ids, t.id); t.partitioned {
+			roots = append(roots, t.id)
+		}
+	}
+	var id, entry, part uint32
+	var filled []string
+	rows, err := q.Query(ctx, memberSQL, c.Publication, ids)
+	if err == nil {
+		_, err = pgx.ForEachRow(rows, []any{&id, &entry, &filled}, func() error {
+			x := now.tables[id]
+			x.entry, x.filled = entry, slices.DeleteFunc(slices.Clone(filled), func(c string) bool { return !slices.Contains(x.columns, c) })
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, classify("comparing the tables", err)
+	}
+	var name string
+	var born *bool
+	if rows, err = q.Query(ctx, partitionsSQL, roots); err == nil {
+		_, err = pgx.ForEachRow(rows, []any{&id, &part, &name, &born}, func() error {
+			x := now.tables[id]
+			if x.parts == nil {
+				x.parts, x.born = map[uint32]string{}, map[uint32]bool{}
+			}
+			x.parts[part] = name
+			if born != nil && *born {
+				x.born[part] = true
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, classify("comparing the partitions", err)
+	}
+	if ms != nil {
+		known := slices.Collect(maps.Keys(ms.of))
+		if rows, err = q.Query(ctx, "SELECT c.oid, n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1)", known); err == nil {
+			_, err = pgx.ForEachRow(rows, []any{&id, &name}, func() error {
+				if now.tables[id] == nil {
+					now.others[id] = name
+				}
+				return nil
+			})
+		}
+		if err != nil {
+			return nil, classify("looking for tables that have left", err)
+		}
+	}
+	if now.after, err = readHead(ctx, q); err != nil {
+		return nil, err
+	}
+	now.publication.Form, now.publication.Row, now.publication.At = memberForm, decimal(row), now.before
+	return now, nil
+}
+
+// members is what a session knows of its tables.
+type members struct {
+	of  map[uint32]*member
+	pub publicationMember // as it was last
+	all []missing         // of all tables
+	at  time.Time         // when it was compared
+
+	last  *catalogue        // as it was then
+	items map[uint32]string // of those that are there, as the publication is to list them; nil: not known
+}
+
+// fresh takes the catalogue as it is: nothing is known of before.
+func (c *catalogue) fresh() *members {
+	ms := &members{of: map[uint32]*member{}, pub: c.publication, items: c.items(), last: c}
+	for id, t := range c.tables {
+		ms.of[id] = t.member()
+		if !t.published {
+			ms.of[id].Missing = []missing{{Why: t.out(), At: time.Now().UTC().Truncate(time.Second)}}
+		}
+	}
+	return ms
+}
+
+func (c *catalogue) items() map[uint32]string {
+	if !c.cut {
+		return nil
+	}
+	items := map[uint32]string{}
+	for id, t := range c.tables {
+		items[id] = t.item
+	}
+	return items
+}
+
+func (t *catalogued) member() *member {
+	return &member{Form: memberForm, Schema: t.schema, Name: t.name, Entry: t.entry, Out: !t.published, Columns: t.columns, Filter: t.filter, Parts: t.parts}
+}
+
+// compare takes what became of the tables, and gives the OIDs of those of which
+// something else is to be noted; those that are not in ms any more are forgotten.
+// selects is Config.selects.
+func (ms *members) compare(now *catalogue, selects func(schema, table string) (selected, named bool)) (changed []uint32) {
+	at := time.Now().UTC().Truncate(time.Second)
+	lacks := func(m *member, why, what string, until lsn) {
+		m.Missing = append(m.Missing, missing{Why: why, What: what, After: ms.pub.At, Until: until, At: at})
+	}
+	for id, m := range ms.of {
+		t, was := now.tables[id], *m
+		wanted, _ := selects(m.Schema, m.Name)
+		switch {
+		case !wanted: // `tables` has changed: nobody asks for it
+			delete(ms.of, id)
+			changed = append(changed, id)
+			continue
+		case t == nil && now.others[id] == "":
+			if !m.has(whyDropped) {
+				lacks(m, whyDropped, "", 0)
+			}
+		case t == nil:
+			if m.Out = true; !m.has(whyLeft) {
+				lacks(m, whyLeft, now.others[id], 0)
+			}
+		default:
+			next := t.member()
+			if next.Missing = slices.Clone(m.Missing); t.String() != m.String() {
+				lacks(next, whyRenamed, m.String(), 0)
+			}
+			ms.changed(next, m, t, now, lacks)
+			*m = *next
+		}
+		if !was.equal(m) {
+			changed = append(changed, id)
+		}
+	}
+	for id, t := range now.tables {
+		if ms.of[id] != nil {
+			continue
+		}
+		m := t.member()
+		switch {
+		case !t.published:
+			lacks(m, t.out(), "", 0)
+		case t.entry != 0 || id <= ms.pub.Last:
+			m.Missing = append(m.Missing, missing{Why: whyNew, Until: now.after, At: at})
+		}
+		ms.of[id], changed = m, append(changed, id)
+	}
+	if ms.pub.Row != now.publication.Row {
+		ms.all = append(ms.all, missing{Why: whyAltered, After: ms.pub.At, Until: now.after, At: at})
+	}
+	ms.pub, ms.items, ms.last = now.publication, now.items(), now
+	slices.Sort(changed)
+	return changed
+}
+
+// changed says in next what of a table that is still there is missing.
+func (ms *members) changed(next, m *member, t *catalogued, now *catalogue, lacks func(m *member, why, what string, until lsn)) {
+	switch {
+	case m.Out && t.published:
+		for i := range next.Missing {
+			if x := &next.Missing[i]; (x.Why == whyOut || x.Why == whyKey || x.Why == whyLeft) && x.Until == 0 {
+				x.Until = now.after
+			}
+		}
+	case !m.Out && !t.published:
+		lacks(next, t.out(), "", 0)
+	case t.published && m.Entry != t.entry:
+		lacks(next, whyAgain, "", now.after)
+	}
+	if !t.published {
+		next.Columns, next.Filter = m.Columns, m.Filter
+	} else if !m.Out {
+		if m.Filter != t.filter {
+			lacks(next, whyFilter, "", now.after)
+		}
+		for _, c := range t.filled {
+			if !slices.Contains(m.Columns, c) {
+				lacks(next, whyColumn, c, now.after)
+			}
+		}
+	}
+	for id, name := range t.parts {
+		if _, is := m.Parts[id]; !is && !t.born[id] {
+			lacks(next, whyAttached, name, now.after)
+		}
+	}
+	for id, name := range m.Parts {
+		if _, is := t.parts[id]; !is {
+			lacks(next, whyPartition, name, 0)
+		}
+	}
+}
+
+func (t *catalogued) String() string { return t.schema + "." + t.name }
+
+// out is why a table that is not published is not.
+func (t *catalogued) out() string {
+	if t.keyless {
+		return whyKey
+	}
+	return whyOut
+}
+
+// has reports whether that is so, as was seen before, and not over.
+func (m *member) has(why string) bool {
+	return slices.ContainsFunc(m.Missing, func(x missing) bool { return x.Why == why && x.Until == 0 })
+}
+
+func (m *member) equal(o *member) bool {
+	return m.String() == o.String() && m.Entry == o.Entry && m.Out == o.Out && m.Filter == o.Filter &&
+		slices.Equal(m.Columns, o.Columns) && maps.Equal(m.Parts, o.Parts) && slices.Equal(m.Missing, o.Missing)
+}
+
+// parseMembers reads notes; nil when there are none.
+func parseMembers(notes map[string][]byte) (*members, error) {
+	if notes == nil {
+		return nil, nil
+	}
+	ms := &members{of: map[uint32]*member{}}
+	for key, value := range notes {
+		if key == publicationNote {
+			var p struct {
+				publicationMember
+				All []missing `json:"missing"`
+			}
+			if err := json.Unmarshal(value, &p); err != nil || p.Form > memberForm {
+				return nil, ErrTablesForm.New("what is noted of the publication is of form %d (%v)", p.Form, err)
+			}
+			ms.pub, ms.all = p.publicationMember, p.All
+			continue
+		}
+		id, err := strconv.ParseUint(key, 10, 32)
+		if err != nil {
+			return nil, ErrTablesForm.New("a note has the key %q", key)
+		}
+		m := new(member)
+		if err := json.Unmarshal(value, m); err != nil || m.Form > memberForm {
+			return nil, ErrTablesForm.New("what is noted of the table with OID %d is of form %d (%v)", id, m.Form, err)
+		}
+		ms.of[uint32(id)] = m
+	}
+	return ms, nil
+}
+
+// note writes down what is known of the publication and of some tables.
+func (se *session) note(ms *members, ids []uint32) {
+	for _, id := range ids {
+		var value []byte
+		if m := ms.of[id]; m != nil {
+			value = encodeNote(m)
+		}
+		se.out.Note(strconv.FormatUint(uint64(id), 10), value)
+	}
+	se.out.Note(publicationNote, encodeNote(struct {
+		publicationMember
+		All []missing `json:"missing,omitempty"`
+	}{ms.pub, ms.all}))
+}
+
+func encodeNote(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("BUG: a note that is no JSON: " + err.Error())
+	}
+	return b
+}
+
+// beginMembers compares the catalogue with what was noted, before anything is sent.
+func (se *session) beginMembers(ctx context.Context) error {
+	ms, err := parseMembers(se.out.Notes())
+	if err != nil {
+		return err
+	}
+	// Not on the other connection, which may be in the load's transaction: looking at
+	// partitions locks them until its end.
+	q, err := se.cfg.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeConn(q)
+	now, err := se.cfg.readCatalogue(ctx, q, ms)
+	if err != nil {
+		return err
+	}
+	var ids []uint32
+	if ms == nil {
+		ms = now.fresh()
+		ids = slices.Collect(maps.Keys(ms.of))
+	} else {
+		ids = ms.compare(now, se.cfg.selects)
+	}
+	se.note(ms, ids)
+	se.compared(nil, ms)
+	se.members.Store(ms)
+	return nil
+}
+
+// keepMembers compares the catalogue with what was noted, now and then, and as soon
+// as the stream has told of a table that is not known.
+func (se *session) keepMembers(ctx context.Context, q *pgx.Conn) error {
+	ms := se.members.Load() // ours from now on
+	if ms == nil || time.Since(ms.at) < se.compareEvery && !se.unknown.Load() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	se.unknown.Store(false)
+	now, err := se.cfg.readCatalogue(ctx, q, ms)
+	if problem.Has(err, ErrPublication) {
+		se.lose(err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	was, before := ms.pub, ms.notices(se.cfg.Publication)
+	ids := ms.compare(now, se.cfg.selects)
+	if len(ids) > 0 || was != ms.pub {
+		se.note(ms, ids)
+	}
+	se.compared(before, ms)
+	return nil
+}
+
+// isKnown has the catalogue compared soon if a table is not known.
+func (se *session) isKnown(id uint32) {
+	if known := se.known.Load(); known != nil && !(*known)[id] {
+		se.unknown.Store(true)
+	}
+}
+
+// compared is done when the catalogue was compared.
+func (se *session) compared(before []obs.Notice, ms *members) {
+	known := map[uint32]bool{}
+	for id := range ms.of {
+		known[id] = true
+	}
+	se.known.Store(&known)
+	ms.at = time.Now()
+	se.say(before, ms)
+}

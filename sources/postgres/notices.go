@@ -1,0 +1,128 @@
+// Notices: what is said of tables whose topics do not hold what they should, in words,
+// with what to do.
+
+package postgres
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/tallywire/tallywire/internal/obs"
+)
+
+// say shows what is missing, and logs what was not before.
+func (se *session) say(before []obs.Notice, ms *members) {
+	now := ms.notices(se.cfg.Publication)
+	for _, n := range now {
+		if !slices.ContainsFunc(before, func(b obs.Notice) bool { return b.Text == n.Text }) {
+			se.comp.Log.Warn("tables are not captured whole", "code", n.Code, "what", n.Text, "remedy", n.Remedy)
+		}
+	}
+	se.comp.Notices(now...)
+}
+
+// notices says what is missing: tables of which the same is in one.
+func (ms *members) notices(publication string) []obs.Notice {
+	type group struct {
+		missing
+		tables, items []string
+	}
+	var groups []*group
+	add := func(x missing, table, item string) {
+		for _, g := range groups {
+			if y := g.missing; y.Why == x.Why && y.What == x.What && y.After == x.After && y.Until == x.Until {
+				g.tables, g.items = append(g.tables, table), append(g.items, item)
+				return
+			}
+		}
+		groups = append(groups, &group{x, []string{table}, []string{item}})
+	}
+	for _, x := range ms.all {
+		add(x, "publication "+publication, "")
+	}
+	ids := slices.SortedFunc(maps.Keys(ms.of), func(a, b uint32) int { return cmp.Compare(ms.of[a].String(), ms.of[b].String()) })
+	for _, id := range ids {
+		for _, x := range ms.of[id].Missing {
+			add(x, ms.of[id].String(), ms.items[id])
+		}
+	}
+	var out []obs.Notice
+	for _, g := range groups {
+		text, remedy := g.says(g.tables, g.items, publication)
+		out = append(out, obs.Notice{Code: ErrTable.ID, Subjects: g.tables, Text: text, Remedy: remedy, Since: g.At})
+	}
+	return out
+}
+
+// says what is missing of tables, and what is to be done.
+// items are the tables as the publication is to list them, "" where that is not known.
+func (x *missing) says(tables, items []string, publication string) (text, remedy string) {
+	of, first := strings.Join(tables, ", "), tables[0]
+	when := ""
+	if x.After != 0 {
+		when = fmt.Sprintf(" after %s", x.After)
+	}
+	switch {
+	case x.Until != 0 && x.After != 0:
+		when += fmt.Sprintf(" and before %s", x.Until)
+	case x.Until != 0:
+		when = fmt.Sprintf(" before %s", x.Until)
+	}
+	over := "To have them, start the source over (docs/recovery.md), or capture the table by a second source of another name, with a slot, a publication and topics of its own."
+	leave := fmt.Sprintf("If they are not wanted, leave it out: \"!%s\" in `tables`.", first)
+	switch x.Why {
+	case whyNew:
+		return fmt.Sprintf("%s: the rows that were there when it was published, before %s, are not in its topic", of, x.Until), over + " " + leave
+	case whyOut:
+		if x.Until != 0 {
+			return fmt.Sprintf("%s: the publication did not have it for a time; changes that were committed%s are missing", of, when), over
+		}
+		changes := "its changes"
+		if x.After != 0 {
+			changes = "changes that are committed" + when
+		}
+		list := "tallywire doctor prints the statement that lists it."
+		if !slices.Contains(items, "") {
+			list = fmt.Sprintf("Who owns the publication and the tables runs:\nALTER PUBLICATION %s ADD TABLE %s;", pgx.Identifier{publication}.Sanitize(), strings.Join(items, ", "))
+		}
+		return fmt.Sprintf("%s: is not in publication %q: %s do not come", of, publication, changes),
+			fmt.Sprintf("%s\nIts changes come from then on; its rows of before do not. %s %s", list, over, leave)
+	case whyAgain:
+		return fmt.Sprintf("%s: was taken out of the publication and listed again%s; changes that were committed between, if there was a time between, are missing", of, when), over
+	case whyKey:
+		if x.Until != 0 {
+			return fmt.Sprintf("%s: had no key for a time; changes that were committed%s are missing", of, when), over
+		}
+		return fmt.Sprintf("%s: has no key, or partitions have none: its changes do not come", of),
+			fmt.Sprintf("Give it one: ALTER TABLE … ADD PRIMARY KEY (…), or REPLICA IDENTITY USING INDEX …; then have the publication list it, where it does not. %s %s", over, leave)
+	case whyAltered:
+		return fmt.Sprintf("%s: was altered%s: if it left out an operation meanwhile, such changes of all tables are missing", of, when), "If it did, start the source over (docs/recovery.md)."
+	case whyDropped:
+		return fmt.Sprintf("%s: was dropped%s; its rows stay in its topic, and in what was made of them", of, when),
+			fmt.Sprintf("Where another table has its name now, start the source over (docs/recovery.md). To keep its rows as they are, leave it out: \"!%s\" in `tables`.", first)
+	case whyLeft:
+		switch {
+		case x.Until != 0:
+			return fmt.Sprintf("%s: had another name for a time; changes that were committed%s are missing", of, when), over
+		case slices.Contains(tables, x.What):
+			return fmt.Sprintf("%s: is a partition of another table now, or no table: changes that are committed%s do not come", of, when), over + " " + leave
+		}
+		return fmt.Sprintf("%s: is %s now, which `tables` does not match: changes that are committed%s do not come", of, x.What, when), over + " " + leave
+	case whyRenamed:
+		return fmt.Sprintf("%s: was renamed from %s%s; its rows of before are in the topic of that name", of, x.What, when), over
+	case whyColumn:
+		return fmt.Sprintf("%s: column %s was added with a default%s; rows that were not changed since do not have it in the topic", of, x.What, when), over
+	case whyFilter:
+		return fmt.Sprintf("%s: the publication has another row filter since some time%s; rows that the former one left out, and were not changed since, are not in its topic", of, when), over
+	case whyAttached:
+		return fmt.Sprintf("%s: partition %s was attached%s; the rows that it had by then are not in the topic", of, x.What, when), over
+	case whyPartition:
+		return fmt.Sprintf("%s: partition %s was detached or dropped%s; its rows stay in the topic, and in what was made of them", of, x.What, when), "Where they are to go, start the source over (docs/recovery.md)."
+	}
+	return fmt.Sprintf("%s: %s%s", of, x.Why, when), over
+}
