@@ -205,3 +205,25 @@ func TestRecords(t *testing.T) {
 		t.Errorf("%+v %v", again, err)
 	}
 }
+
+// Lost if this fails: what a fuzz target found counts as its time being over; or a
+// target that found nothing is red, on whichever machine is busy.
+func TestEndedAtItsTime(t *testing.T) {
+	const end = "FAIL\nexit status 1\nFAIL\tpackage\t5.137s\n"
+	for _, c := range []struct {
+		out  string
+		want bool
+	}{
+		{"fuzz: elapsed: 5s, execs: 11698 (3403/sec)\n--- FAIL: FuzzA (5.12s)\n    context deadline exceeded\n" + end, true},
+		{"--- FAIL: FuzzA (5.12s)\n    --- FAIL: FuzzA (0.00s)\n        a_test.go:7: context deadline exceeded\n    \n    Failing input written to testdata/fuzz/FuzzA/582528ddfad69eb5\n" + end, false},
+		{"--- FAIL: FuzzA (5.12s)\n    context deadline exceeded\n    Failing input written to testdata/fuzz/FuzzA/582528ddfad69eb5\n" + end, false},
+		{"--- FAIL: FuzzA (5.12s)\n    fuzzing process hung or terminated unexpectedly: exit status 2\n" + end, false},
+		{"--- FAIL: FuzzAB (5.12s)\n    context deadline exceeded\n" + end, false},
+		{"# package\n./a_test.go:7:2: undefined: x\n" + end, false},
+		{"", false},
+	} {
+		if got := endedAtItsTime(c.out, "FuzzA"); got != c.want {
+			t.Errorf("%v for %q", got, c.out)
+		}
+	}
+}

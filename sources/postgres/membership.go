@@ -109,7 +109,9 @@ type catalogue struct {
 	tables        map[uint32]*catalogued
 	others        map[uint32]string // names of those that were captured and are not selected any more
 	publication   publicationMember
-	cut           bool // the items are without what is to be left out
+	cut           bool            // the items are without what is to be left out
+	unsure        map[uint32]bool // tables that were altered while it was read: what is said of them is to be read again
+	altered       bool            // the publication was
 }
 
 const memberSQL = `
@@ -124,38 +126,49 @@ SELECT t.id, l.relid::oid, l.relid::text,
        (SELECT i.xmin::text FROM pg_inherits i WHERE i.inhrelid = l.relid) = (SELECT a.xmin::text FROM pg_attribute a WHERE a.attrelid = l.relid AND a.attnum = -1)
   FROM unnest($1::oid[]) t(id), pg_partition_tree(t.id) l WHERE l.isleaf`
 
+// catalogueReads is how often the catalogue is read at most for what keeps changing.
+const catalogueReads = 3
+
 // readCatalogue reads it; ms is what is known, or nil. It takes several statements, and
-// the server answers some of them as of now whatever the snapshot: what differs from
-// what was read last is believed when it is read twice.
+// the server answers some of them as of now whatever the snapshot: what is said of a
+// table is believed when two reads that follow each other agree, or this one and the
+// last of before. Of a table that is altered all the time it is unsure.
 func (c *Config) readCatalogue(ctx context.Context, q *pgx.Conn, ms *members) (*catalogue, error) {
 	var last *catalogue
 	if ms != nil {
 		last = ms.last
 	}
-	from := lsn(0)
-	for {
+	for n := 1; ; n++ {
 		now, err := c.readCatalogueOnce(ctx, q, ms)
 		if err != nil {
 			return nil, err
 		}
-		if from == 0 {
-			from = now.before
+		if last != nil {
+			now.since(last)
+			if !now.altered && len(now.unsure) == 0 || n > catalogueReads {
+				return now, nil
+			}
 		}
-		if last != nil && now.same(last) {
-			now.before, now.publication.At = from, from
-			return now, nil
-		}
-		last, from = now, now.before
+		last = now
 	}
 }
 
-// same reports whether both say the same, at different times.
-func (c *catalogue) same(o *catalogue) bool {
-	a, b := *c, *o
-	for _, x := range []*catalogue{&a, &b} {
-		x.before, x.after, x.publication.At = 0, 0, 0
+// since takes what was read before it. What is sure in it was so when that was read,
+// or it is what was compared with last, which is noted.
+func (c *catalogue) since(o *catalogue) {
+	c.unsure, c.altered = map[uint32]bool{}, c.publication.Row != o.publication.Row
+	for _, x := range []*catalogue{c, o} {
+		for id, t := range x.tables {
+			if !reflect.DeepEqual(c.tables[id], t) || !reflect.DeepEqual(o.tables[id], t) {
+				c.unsure[id] = true
+			}
+		}
+		for id, name := range x.others {
+			if c.others[id] != name || o.others[id] != name {
+				c.unsure[id] = true
+			}
+		}
 	}
-	return reflect.DeepEqual(a, b)
 }
 
 func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, ms *members) (*catalogue, error) {
@@ -261,6 +274,7 @@ type members struct {
 	at  time.Time         // when it was compared
 
 	last  *catalogue        // as it was then
+	said  []obs.Notice      // of what was missing then
 	items map[uint32]string // of those that are there, as the publication is to list them; nil: not known
 }
 
@@ -268,6 +282,9 @@ type members struct {
 func (c *catalogue) fresh() *members {
 	ms := &members{of: map[uint32]*member{}, pub: c.publication, items: c.items(), last: c}
 	for id, t := range c.tables {
+		if c.unsure[id] {
+			continue
+		}
 		ms.of[id] = t.member()
 		if !t.published {
 			ms.of[id].Missing = []missing{{Why: t.out(), At: time.Now().UTC().Truncate(time.Second)}}
@@ -293,7 +310,7 @@ func (t *catalogued) member() *member {
 
 // compare takes what became of the tables, and gives the OIDs of those of which
 // something else is to be noted; those that are not in ms any more are forgotten.
-// selects is Config.selects.
+// What is unsure is left to the next time. selects is Config.selects.
 func (ms *members) compare(now *catalogue, selects func(schema, table string) (selected, named bool)) (changed []uint32) {
 	at := time.Now().UTC().Truncate(time.Second)
 	lacks := func(m *member, why, what string, until lsn) {
@@ -303,6 +320,8 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 		t, was := now.tables[id], *m
 		wanted, _ := selects(m.Schema, m.Name)
 		switch {
+		case now.unsure[id]:
+			continue
 		case !wanted: // `tables` has changed: nobody asks for it
 			delete(ms.of, id)
 			changed = append(changed, id)
@@ -328,7 +347,7 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 		}
 	}
 	for id, t := range now.tables {
-		if ms.of[id] != nil {
+		if ms.of[id] != nil || now.unsure[id] {
 			continue
 		}
 		m := t.member()
@@ -340,10 +359,14 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 		}
 		ms.of[id], changed = m, append(changed, id)
 	}
-	if ms.pub.Row != now.publication.Row {
+	if ms.pub.Row != now.publication.Row && !now.altered {
 		ms.all = append(ms.all, missing{Why: whyAltered, After: ms.pub.At, Until: now.after, At: at})
+		ms.pub.Row = now.publication.Row
 	}
-	ms.pub, ms.items, ms.last = now.publication, now.items(), now
+	if len(now.unsure) == 0 && !now.altered {
+		ms.pub = now.publication
+	}
+	ms.items, ms.last = now.items(), now
 	slices.Sort(changed)
 	return changed
 }
@@ -485,7 +508,7 @@ func (se *session) beginMembers(ctx context.Context) error {
 		ids = ms.compare(now, se.cfg.selects)
 	}
 	se.note(ms, ids)
-	se.compared(nil, ms)
+	se.compared(ms)
 	se.members.Store(ms)
 	return nil
 }
@@ -508,12 +531,12 @@ func (se *session) keepMembers(ctx context.Context, q *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
-	was, before := ms.pub, ms.notices(se.cfg.Publication)
+	was := ms.pub
 	ids := ms.compare(now, se.cfg.selects)
 	if len(ids) > 0 || was != ms.pub {
 		se.note(ms, ids)
 	}
-	se.compared(before, ms)
+	se.compared(ms)
 	return nil
 }
 
@@ -525,12 +548,12 @@ func (se *session) isKnown(id uint32) {
 }
 
 // compared is done when the catalogue was compared.
-func (se *session) compared(before []obs.Notice, ms *members) {
+func (se *session) compared(ms *members) {
 	known := map[uint32]bool{}
 	for id := range ms.of {
 		known[id] = true
 	}
 	se.known.Store(&known)
 	ms.at = time.Now()
-	se.say(before, ms)
+	se.say(ms)
 }

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -52,6 +53,11 @@ func says(t *testing.T, s *Source, want ...string) {
 		case <-tick.C:
 		}
 	}
+}
+
+// looksOften has a source compare its tables as soon as it can.
+func looksOften(s *Source) {
+	s.ladderEvery, s.keepEvery, s.compareEvery = 20*time.Millisecond, time.Millisecond, time.Millisecond
 }
 
 // awaitLook waits until a comparison has begun after all that was done.
@@ -203,7 +209,7 @@ func (st course) happens(t *testing.T, pg *embedded.Postgres, looks bool) {
 	d.sql(`CREATE TABLE parts(id int PRIMARY KEY, v int) PARTITION BY RANGE (id); CREATE TABLE parts0 PARTITION OF parts FOR VALUES FROM (0) TO (50);
 		CREATE TABLE hidden_p1 PARTITION OF parts FOR VALUES FROM (50) TO (100); INSERT INTO parts VALUES (1, 1), (60, 1)`)
 	s := d.source(func(c *Config) { c.Tables = []string{"public.*", "!public.hidden*"} })
-	s.ladderEvery, s.keepEvery, s.compareEvery = 20*time.Millisecond, time.Millisecond, time.Millisecond
+	looksOften(s)
 	if st.publication != "" {
 		d.sql("CREATE PUBLICATION %s %s WITH (publish_via_partition_root = true)", s.cfg.Publication, st.publication)
 	}
@@ -248,7 +254,7 @@ func (st course) happens(t *testing.T, pg *embedded.Postgres, looks bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	only.ladderEvery, only.keepEvery, only.compareEvery = s.ladderEvery, s.keepEvery, s.compareEvery
+	looksOften(only)
 	r.stop()
 	d.free(c.Slot)
 	s = only
@@ -316,5 +322,87 @@ func TestListedAgain(t *testing.T) {
 	changed := ms.compare(now, func(string, string) (bool, bool) { return true, false })
 	if got := ms.of[7].Missing; len(changed) != 1 || len(got) != 1 || got[0].Why != whyAgain || got[0].After != 100 || got[0].Until != 200 {
 		t.Errorf("%v is to be noted, %+v is missing", changed, got)
+	}
+}
+
+// Lost if this fails: an application that makes and drops tables all the time, which
+// many do with temporary ones, holds up a start for ever; or of the others nothing is
+// said meanwhile.
+func TestTablesAreMadeAllTheTime(t *testing.T) {
+	for _, publication := range []string{"", "FOR ALL TABLES"} {
+		t.Run(cmp.Or(publication, "listed"), func(t *testing.T) {
+			d := newDB(t, shared(t))
+			d.sql("CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a VALUES (1); CREATE TABLE b(id int PRIMARY KEY, v int)")
+			s, o := d.source(), newOutlet()
+			looksOften(s)
+			if publication != "" {
+				d.sql("CREATE PUBLICATION %s %s WITH (publish_via_partition_root = true)", s.cfg.Publication, publication)
+			}
+			loaded(t, s, o).stop()
+			d.free(s.cfg.Slot)
+			other, ctx := newDBConn(t, d), t.Context()
+			ended := make(chan error, 1)
+			stop := make(chan struct{})
+			go func() {
+				for {
+					_, err := other.Exec(ctx, "CREATE TEMP TABLE x(id int); DROP TABLE x; CREATE TABLE busy(id int PRIMARY KEY)")
+					if err == nil {
+						_, err = other.Exec(ctx, "DROP TABLE busy")
+					}
+					select {
+					case <-stop:
+						ended <- err
+						return
+					default:
+					}
+					if err != nil {
+						ended <- err
+						return
+					}
+				}
+			}()
+			r := start(t, s, o)
+			d.sql("INSERT INTO a VALUES (2); DROP TABLE b")
+			o.until(t, "a row", func() bool { return len(state(o.records(), "psa.public.a")) == 2 })
+			o.until(t, "what became of another table", func() bool {
+				return slices.ContainsFunc(noticed(s), func(n string) bool { return strings.HasPrefix(n, "public.b: was dropped") })
+			})
+			close(stop)
+			if err := <-ended; err != nil {
+				t.Fatal(err)
+			}
+			awaitLook(t, d, o)
+			for _, n := range noticed(s) {
+				if strings.HasPrefix(n, "public.a:") {
+					t.Errorf("it is said of a table that is as it was: %s", n)
+				}
+			}
+			r.stop()
+		})
+	}
+}
+
+// If this failed, half of what a statement did would be taken for the whole: a table
+// that was altered while the catalogue was read would be said to have left.
+func TestWhatIsUnsureIsReadAgain(t *testing.T) {
+	a := &catalogued{schema: "public", name: "a", published: true}
+	b := &catalogued{schema: "public", name: "b", published: true}
+	read := func(at, row lsn, tables map[uint32]*catalogued) *catalogue {
+		return &catalogue{before: at, after: at + 1, tables: tables, publication: publicationMember{Form: memberForm, Row: decimal(row), Last: 10, At: at}}
+	}
+	ms := read(100, 7, map[uint32]*catalogued{1: a, 2: b}).fresh()
+	all := func(string, string) (bool, bool) { return true, false }
+	out := &catalogued{schema: "public", name: "a"}
+	// a leaves the publication between two reads, b before.
+	now := read(300, 8, map[uint32]*catalogued{1: out})
+	now.since(read(200, 7, map[uint32]*catalogued{1: a}))
+	if changed := ms.compare(now, all); !slices.Equal(changed, []uint32{2}) || len(ms.of[1].Missing) != 0 || len(ms.all) != 0 || ms.pub.At != 100 {
+		t.Fatalf("%v is to be noted, %+v, %+v", changed, ms.of[1], ms.pub)
+	}
+	last := now
+	now = read(400, 8, map[uint32]*catalogued{1: out})
+	now.since(last)
+	if changed := ms.compare(now, all); !slices.Equal(changed, []uint32{1}) || len(ms.of[1].Missing) != 1 || ms.of[1].Missing[0].After != 100 || len(ms.all) != 1 || ms.pub.At != 400 {
+		t.Fatalf("%v is to be noted, %+v, %+v", changed, ms.of[1], ms.pub)
 	}
 }

@@ -16,13 +16,14 @@ import (
 )
 
 // say shows what is missing, and logs what was not before.
-func (se *session) say(before []obs.Notice, ms *members) {
+func (se *session) say(ms *members) {
 	now := ms.notices(se.cfg.Publication)
 	for _, n := range now {
-		if !slices.ContainsFunc(before, func(b obs.Notice) bool { return b.Text == n.Text }) {
+		if !slices.ContainsFunc(ms.said, func(b obs.Notice) bool { return b.Text == n.Text }) {
 			se.comp.Log.Warn("tables are not captured whole", "code", n.Code, "what", n.Text, "remedy", n.Remedy)
 		}
 	}
+	ms.said = now
 	se.comp.Notices(now...)
 }
 

@@ -3,6 +3,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -339,7 +340,8 @@ func (se *session) createSlot(ctx context.Context, r *replication) error {
 		pglogrepl.CreateReplicationSlotOptions{Mode: pglogrepl.LogicalReplication, SnapshotAction: snapshot})
 	cancel()
 	who := stop()
-	if err != nil && within.Err() != nil && ctx.Err() == nil && who != "" {
+	if err != nil && within.Err() != nil && ctx.Err() == nil {
+		who = cmp.Or(who, "transactions of nobody that could be seen")
 		return ErrSlotWait.New("slot %q could not be made within %s: it waited for %s to end", se.cfg.Slot, se.slotPatience, who)
 	}
 	if err != nil {
