@@ -52,6 +52,11 @@ type Batch struct {
 	// Resume is the source's token: when this batch and all before it are
 	// durable, the source may go on from here. Nil: not a boundary.
 	Resume []byte
+	// Beside: its changes are no part of the source's stream, and lie behind all
+	// that Resume counts as delivered, such as rows that were read anew. The engine
+	// gives each a Pos of its own (pipeline.Besider); with the one that it has it
+	// would pass for an old one.
+	Beside bool
 
 	arena  []byte
 	slabs  [][]Value // rows are cut from these; they never move
@@ -116,7 +121,7 @@ func (b *Batch) Reset() {
 	clear(b.Changes)
 	b.Changes = b.Changes[:0]
 	b.Ranges = b.Ranges[:0]
-	b.Resume = nil
+	b.Resume, b.Beside = nil, false
 	b.arena = b.arena[:0]
 	kept := b.slabs[:0]
 	for _, s := range b.slabs {

@@ -78,6 +78,15 @@ type SourceOutlet interface {
 	// after Resume; it does not change, and is only read.
 	Notes() map[string][]byte
 
+	// Asked gives what was asked of the source, by the id of each request, such as
+	// to read tables anew, and was not answered yet. Call it after Resume, from one
+	// goroutine.
+	Asked(ctx context.Context) (map[string][]byte, error)
+
+	// Answer is for a request that need not be given again, since what is noted
+	// knows of it. It is written like a note.
+	Answer(id string)
+
 	// Checkpoint makes a position durable without records: the start of a
 	// load, its end, an idle advance. It returns when it is committed.
 	Checkpoint(ctx context.Context, r Resume) error
@@ -89,13 +98,15 @@ type SourceOutlet interface {
 }
 
 // Besider is a Source that can place records beside its stream: what was parked
-// is sent again with a Pos of its own (rule C6).
+// is sent again with a Pos of its own, and so is what it sends in batches that are
+// marked so (rule C6).
 type Besider interface {
 	Source
 	// Beside gives a Pos for the n-th record (from 1, over the source's whole
 	// life) that goes out behind all that r counts as delivered and before all
-	// that is to come. false: not at this r, such as inside a transaction or a
-	// load; it is asked again at a later one.
+	// that is to come; the n+1st has the next Ordinal at the same r. false: not at
+	// this r, such as inside a transaction or a load; it is asked again at a later
+	// one. A batch that is marked so has such a Resume.
 	Beside(r Resume, n uint64) (change.Pos, bool)
 }
 

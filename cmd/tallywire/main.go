@@ -137,7 +137,7 @@ changed (replay).`,
 	})
 	c.CompletionOptions.HiddenDefaultCmd = true
 	c.AddCommand(a.demoCmd(), a.initCmd(), a.runCmd(), a.checkCmd(), a.doctorCmd(), a.statusCmd(), a.contractsCmd(), a.consumeCmd(),
-		a.mappingCmd(), a.parkedCmd(), a.replayCmd(), a.verifyCmd(), a.versionCmd(), a.docsCmd())
+		a.mappingCmd(), a.parkedCmd(), a.reloadCmd(), a.replayCmd(), a.verifyCmd(), a.versionCmd(), a.docsCmd())
 	return c
 }
 

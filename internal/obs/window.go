@@ -54,6 +54,9 @@ func (w *Window) Quantiles() (p50, p95, p99 time.Duration) {
 func itoa(n int32) string { return strconv.Itoa(int(n)) }
 
 func progressText(what string, done, total int64) string {
+	if what == "" {
+		return ""
+	}
 	if total > 0 {
 		return fmt.Sprintf("%d of %d %s", done, total, what)
 	}

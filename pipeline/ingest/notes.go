@@ -9,8 +9,12 @@ package ingest
 import (
 	"bytes"
 	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -27,12 +31,16 @@ var ErrNotes = problem.Define("TW-SOURCE-NOTES", problem.Halt,
 // tablesTopicOf is the topic that keeps the notes of a source.
 func tablesTopicOf(source string) string { return "_tallywire.tables." + source }
 
-// noteKey begins the keys of what the source notes: others of the topic are ours.
-const noteKey = "source/"
+// The keys of the topic begin so: noteKey those of what the source notes, askKey
+// those of what it is asked to do, which others write.
+const (
+	noteKey = "source/"
+	askKey  = "ask/"
+)
 
-// note is a change of one.
+// note is a change of one, or the end of a request.
 type note struct {
-	key   string
+	key   string // of the record
 	value []byte // nil: forgotten
 }
 
@@ -42,6 +50,9 @@ type notes struct {
 	kept  map[string][]byte // of the last position; nil: it knows of none
 	keys  map[string]bool   // as the next position will have them
 	next  []note            // to go with the next job; under the session's mu
+
+	asked map[string][]byte // requests that are not answered; under the session's mu
+	heard int64             // what the topic has before it was read for them
 }
 
 // read takes what belongs to p, the last position. One that knows of none is of a
@@ -55,7 +66,9 @@ func (n *notes) read(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster
 		return err
 	}
 	kept := map[string][]byte{}
+	n.asked, n.heard = map[string][]byte{}, end
 	if err := kafka.Scan(ctx, cl, t, 0, 0, end, func(r *kgo.Record) error {
+		n.hear(r)
 		key, is := strings.CutPrefix(string(r.Key), noteKey)
 		switch {
 		case r.Attrs.IsControl() || !is:
@@ -71,7 +84,7 @@ func (n *notes) read(ctx context.Context, cl *kgo.Client, cluster *kafka.Cluster
 	n.keys = map[string]bool{}
 	if p == nil || p.Notes == 0 {
 		for key := range kept {
-			n.next = append(n.next, note{key: key})
+			n.next = append(n.next, note{key: noteKey + key})
 		}
 		return nil
 	}
@@ -94,8 +107,95 @@ func (s *session) Note(key string, value []byte) {
 		value = nil
 	}
 	s.mu.Lock()
-	s.notes.next = append(s.notes.next, note{key, slices.Clone(value)})
+	s.notes.next = append(s.notes.next, note{noteKey + key, slices.Clone(value)})
 	s.mu.Unlock()
+}
+
+// hear takes a request, or the end of one.
+func (n *notes) hear(r *kgo.Record) {
+	id, is := strings.CutPrefix(string(r.Key), askKey)
+	switch {
+	case r.Attrs.IsControl() || !is:
+	case r.Value == nil:
+		delete(n.asked, id)
+	default:
+		n.asked[id] = bytes.Clone(r.Value)
+	}
+}
+
+// Asked implements SourceOutlet.
+func (s *session) Asked(ctx context.Context) (map[string][]byte, error) {
+	n := &s.notes
+	ends, err := s.in.env.Kafka.Admin().ListCommittedOffsets(ctx, n.topic.Name)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return nil, kafka.Wrap(err, "listing where topic %q is stable", n.topic.Name)
+	}
+	if end, ok := ends.Lookup(n.topic.Name, 0); ok && end.Offset > n.heard {
+		if err := kafka.Scan(ctx, s.producers[0].client, n.topic, 0, n.heard, end.Offset, func(r *kgo.Record) error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			n.hear(r)
+			return nil
+		}); err != nil {
+			return nil, err
+		}
+		n.heard = end.Offset
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(n.asked), nil
+}
+
+// Answer implements SourceOutlet.
+func (s *session) Answer(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.notes.asked, id)
+	s.notes.next = append(s.notes.next, note{key: askKey + id})
+}
+
+// Ask has a source that runs now, or when it runs next, do what value says, and
+// gives what the request is known by. What it may say is the source's.
+func Ask(ctx context.Context, cluster *kafka.Cluster, source string, value []byte) (id string, err error) {
+	topic, err := cluster.EnsureTopic(ctx, kafka.TopicSpec{Name: tablesTopicOf(source), Partitions: 1, Compact: true})
+	if err != nil {
+		return "", err
+	}
+	cl, err := cluster.Client()
+	if err != nil {
+		return "", err
+	}
+	defer cl.Close()
+	id = fmt.Sprintf("%s-%08x", time.Now().UTC().Format("20060102T150405Z"), rand.Uint32())
+	err = cl.ProduceSync(ctx, &kgo.Record{Topic: topic.Name, Key: []byte(askKey + id), Value: value}).FirstErr()
+	return id, kafka.Wrap(err, "asking source %q", source)
+}
+
+// Answered reports whether a source has taken up what it was asked.
+func Answered(ctx context.Context, cluster *kafka.Cluster, source, id string) (bool, error) {
+	cl, err := cluster.Client()
+	if err != nil {
+		return false, err
+	}
+	defer cl.Close()
+	t, err := cluster.Topic(ctx, tablesTopicOf(source))
+	if err != nil {
+		return false, err
+	}
+	ends, err := cluster.Admin().ListCommittedOffsets(ctx, t.Name)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return false, kafka.Wrap(err, "listing where topic %q is stable", t.Name)
+	}
+	end, _ := ends.Lookup(t.Name, 0)
+	n := notes{asked: map[string][]byte{}}
+	err = kafka.Scan(ctx, cl, t, 0, 0, end.Offset, func(r *kgo.Record) error { n.hear(r); return nil })
+	return n.asked[id] == nil, err
 }
 
 // Notes implements SourceOutlet.
@@ -120,12 +220,12 @@ func (n *notes) written(changes []note) (out []*kgo.Record) {
 		if last[c.key] != i {
 			continue
 		}
-		if c.value == nil {
-			delete(n.keys, c.key)
-		} else {
-			n.keys[c.key] = true
+		if key, is := strings.CutPrefix(c.key, noteKey); is && c.value == nil {
+			delete(n.keys, key)
+		} else if is {
+			n.keys[key] = true
 		}
-		out = append(out, &kgo.Record{Topic: n.topic.Name, Key: []byte(noteKey + c.key), Value: c.value})
+		out = append(out, &kgo.Record{Topic: n.topic.Name, Key: []byte(c.key), Value: c.value})
 	}
 	return out
 }

@@ -389,16 +389,45 @@ func (s *session) unfit(ctx context.Context, whole map[string][]*kgo.Record) (ma
 // sendBeside sends a record that was kept, with a Pos of its own: with its
 // former one whoever has seen a later change would take it for an old one.
 func (s *session) sendBeside(r *kgo.Record, pos change.Pos) {
-	is := func(h kgo.RecordHeader) bool { return h.Key == kafka.HeaderPos }
-	mark := kgo.RecordHeader{Key: kafka.HeaderPos, Value: change.AppendPos(nil, pos)}
-	if i := slices.IndexFunc(r.Headers, is); i >= 0 {
-		r.Headers[i] = mark
-	} else {
-		r.Headers = append(r.Headers, mark)
-	}
+	placed(r, change.AppendPos(nil, pos))
 	tt := s.txn.topic(r.Topic)
 	tt.records++
 	tt.bytes += len(r.Key) + len(r.Value)
 	s.txn.bytes += int64(len(r.Key) + len(r.Value))
 	s.produceOne(s.txn, r)
+}
+
+// placed makes a record say where it stands.
+func placed(r *kgo.Record, pos []byte) {
+	mark := kgo.RecordHeader{Key: kafka.HeaderPos, Value: pos}
+	if i := slices.IndexFunc(r.Headers, func(h kgo.RecordHeader) bool { return h.Key == kafka.HeaderPos }); i >= 0 {
+		r.Headers[i] = mark
+	} else {
+		r.Headers = append(r.Headers, mark)
+	}
+}
+
+// place gives the records of a job that lies beside the stream places of their own,
+// behind those of all that went out so (C6).
+func (s *session) place(p *encodeJob) error {
+	rs, n := p.recs, s.position.Beside
+	beside, can := s.in.spec.Source.(pipeline.Besider)
+	if !can {
+		panic(fmt.Sprintf("BUG: source %q sends records beside its stream, and cannot place them", s.in.spec.Name))
+	}
+	pos, is := beside.Beside(p.resume, n+1)
+	if !is {
+		panic(fmt.Sprintf("BUG: source %q sends records beside its stream where they have no place: %s", s.in.spec.Name, p.resume))
+	}
+	marks := make([]byte, 0, change.PosSize*len(rs.Records))
+	for i := range rs.Records {
+		from := len(marks)
+		marks = change.AppendPos(marks, pos)
+		placed(&rs.Records[i], marks[from:len(marks):len(marks)])
+		pos.Ordinal++
+	}
+	s.mu.Lock()
+	s.position.Beside = n + uint64(len(rs.Records))
+	s.mu.Unlock()
+	return nil
 }

@@ -269,6 +269,11 @@ func (s *session) produce(p *encodeJob) error {
 		return s.failure()
 	}
 	rs := p.recs
+	if p.beside {
+		if err := s.place(p); err != nil {
+			return err
+		}
+	}
 	refused, cleared := rs.Refused, rs.Cleared
 	n := len(rs.Records)
 	p.left.Store(int64(n) + 1)

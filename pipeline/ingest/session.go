@@ -80,6 +80,7 @@ type session struct {
 // encodeJob is a batch, or a checkpoint.
 type encodeJob struct {
 	batch   *change.Batch
+	beside  bool // its records get their places when they are produced
 	rejects []records.Refused
 	notes   []note
 	resume  pipeline.Resume // after the job; nil: not a boundary
@@ -208,7 +209,7 @@ func (s *session) Send(ctx context.Context, b *change.Batch) error {
 		b.Release()
 		return err
 	}
-	p := &encodeJob{batch: b, rejects: s.takeRejects(), notes: s.takeNotes(), cost: size, encoded: make(chan struct{})}
+	p := &encodeJob{batch: b, beside: b.Beside, rejects: s.takeRejects(), notes: s.takeNotes(), cost: size, encoded: make(chan struct{})}
 	if b.Resume != nil { // it may live in the batch
 		p.resume = append(pipeline.Resume{}, b.Resume...)
 	}

@@ -123,6 +123,12 @@ func (r *SourceRecorder) Notes() map[string][]byte {
 	return r.given
 }
 
+// Asked implements pipeline.SourceOutlet: nobody asks.
+func (r *SourceRecorder) Asked(context.Context) (map[string][]byte, error) { return nil, nil }
+
+// Answer implements pipeline.SourceOutlet.
+func (r *SourceRecorder) Answer(string) {}
+
 // Checkpoint implements pipeline.SourceOutlet.
 func (r *SourceRecorder) Checkpoint(_ context.Context, res pipeline.Resume) error {
 	r.mu.Lock()

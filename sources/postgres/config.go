@@ -148,5 +148,5 @@ func New(cfg Config, name string, comp *obs.Component) (*Source, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	return &Source{cfg: cfg, name: name, comp: comp, batchChanges: maxBatchChanges, slotPatience: slotPatience, ladderEvery: ladderInterval, keepEvery: keepInterval, compareEvery: memberEvery}, nil
+	return &Source{cfg: cfg, name: name, comp: comp, batchChanges: maxBatchChanges, slotPatience: slotPatience, ladderEvery: ladderInterval, keepEvery: keepInterval, compareEvery: memberEvery, askEvery: askEvery, chunkRows: firstChunk}, nil
 }

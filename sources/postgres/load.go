@@ -215,34 +215,47 @@ func (l *loader) lock(t *tableInfo, cols []wireColumn) (why string, err error) {
 // invisible while it waits for a synchronous standby (C1, C4). Making a
 // slot waits for the same. doing is what the component shows, but for the wait.
 func (se *session) awaitOlder(ctx context.Context, doing string) error {
+	waited := false
+	err := awaitOlder(ctx, se.q, func(who string) error {
+		if waited = true; who == "" {
+			se.comp.Is(obs.Restoring, doing+settling)
+		} else {
+			se.comp.Is(obs.Restoring, doing+"; waiting for "+who+" to end")
+		}
+		return nil
+	})
+	if waited && err == nil {
+		se.comp.Is(obs.Restoring, doing)
+	}
+	return err
+}
+
+// awaitOlder calls waiting now and then meanwhile, with whose transaction it is, as
+// far as that can be seen.
+func awaitOlder(ctx context.Context, q *pgx.Conn, waiting func(who string) error) error {
 	// Whoever has a transaction id holds a lock on it, in every database, until
 	// the transaction is visible; prepared ones too.
 	var running []string
-	if err := se.q.QueryRow(ctx, "SELECT array_agg(transactionid::text) FROM "+runningSQL).Scan(&running); err != nil {
+	if err := q.QueryRow(ctx, "SELECT array_agg(transactionid::text) FROM "+runningSQL).Scan(&running); err != nil {
 		return classify("looking for running transactions", err)
 	}
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
-	for waited := false; ; waited = true {
+	for {
 		var left int64
-		err := se.q.QueryRow(ctx, "SELECT count(*) FROM "+runningSQL+" AND transactionid::text = ANY($1)", running).Scan(&left)
+		err := q.QueryRow(ctx, "SELECT count(*) FROM "+runningSQL+" AND transactionid::text = ANY($1)", running).Scan(&left)
 		if err != nil {
 			return classify("waiting for running transactions", err)
 		}
 		if left == 0 {
-			if waited {
-				se.comp.Is(obs.Restoring, doing)
-			}
 			return nil
 		}
-		who, err := holders(ctx, se.q, oldHoldersSQL, running)
+		who, err := holders(ctx, q, oldHoldersSQL, running)
 		if err != nil {
 			return err
 		}
-		if who == "" {
-			se.comp.Is(obs.Restoring, doing+settling)
-		} else {
-			se.comp.Is(obs.Restoring, doing+"; waiting for "+who+" to end")
+		if err := waiting(who); err != nil {
+			return err
 		}
 		select {
 		case <-ctx.Done():

@@ -3,6 +3,7 @@ package postgres
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -147,6 +148,10 @@ type outlet struct {
 
 	noted  map[string][]byte // with position
 	noting map[string][]byte // with the next; nil: forgotten
+	asks   map[string][]byte // what is asked
+	done   []string          // of it, with the next position
+	asking string            // the last request
+	beside uint64            // records that were given places
 
 	resumed  int
 	prepared []string // topics, by the last Prepare
@@ -199,8 +204,20 @@ func (o *outlet) Send(ctx context.Context, b *change.Batch) error {
 	if b.Resume == nil {
 		return errors.New("a batch without a Resume")
 	}
+	var place change.Pos
+	if b.Beside { // as the engine does
+		var is bool
+		if place, is = new(Source).Beside(b.Resume, o.beside+1); !is {
+			return fmt.Errorf("a batch beside the stream at %s", b.Resume)
+		}
+		o.beside += uint64(b.Len())
+	}
 	for i := range b.Changes {
 		c := &b.Changes[i]
+		if b.Beside {
+			c.Pos = place
+			place.Ordinal++
+		}
 		r := rec{topic: c.Table.Topic, op: c.Op, pos: c.Pos, time: c.Time, xid: c.XID, key: string(change.AppendKey(nil, b, c))}
 		r.old, _ = render(b, c.Table, c.Old)
 		if c.Old != nil {
@@ -224,7 +241,10 @@ func (o *outlet) commit(r pipeline.Resume) {
 			delete(o.noted, key)
 		}
 	}
-	o.noting = nil
+	for _, id := range o.done {
+		delete(o.asks, id)
+	}
+	o.noting, o.done = nil, nil
 	o.resumes = append(o.resumes, r)
 	o.upTo = append(o.upTo, len(o.recs))
 	if !o.holdDurable {
@@ -255,12 +275,40 @@ func (o *outlet) Notes() map[string][]byte {
 	return maps.Clone(o.noted)
 }
 
+func (o *outlet) Asked(context.Context) (map[string][]byte, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	asks := maps.Clone(o.asks)
+	for _, id := range o.done {
+		delete(asks, id)
+	}
+	return asks, nil
+}
+
+func (o *outlet) Answer(id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.done = append(o.done, id)
+}
+
+func (o *outlet) ask(value string) (id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.asks == nil {
+		o.asks = map[string][]byte{}
+	}
+	id = rand.Text()
+	o.asks[id] = []byte(value)
+	return id
+}
+
 func (o *outlet) Reject(c *change.Change, err error) { panic(err) }
 
 func (o *outlet) Resume(context.Context) (pipeline.Resume, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.resumed++
+	o.noting, o.done = nil, nil // what was not written is gone
 	return o.position, nil
 }
 

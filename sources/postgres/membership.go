@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -49,6 +50,7 @@ type member struct {
 	Filter  string            `json:"filter,omitempty"`
 	Parts   map[uint32]string `json:"partitions,omitempty"` // that hold rows: OID → name
 	Missing []missing         `json:"missing,omitempty"`
+	Load    *tableLoad        `json:"load,omitempty"` // it is read anew
 }
 
 // missing is something that its topic does not hold, or holds though it is not there.
@@ -58,6 +60,9 @@ type missing struct {
 	After lsn       `json:"after,omitempty"` // it was right then
 	Until lsn       `json:"until,omitempty"` // right again from then on; 0: it is not
 	At    time.Time `json:"at"`              // when it was seen
+
+	// Reloaded: the table was read anew since. What is not there any more stays.
+	Reloaded bool `json:"reloaded,omitempty"`
 }
 
 // Why something is missing.
@@ -127,25 +132,22 @@ SELECT t.id, l.relid::oid, l.relid::text,
   FROM unnest($1::oid[]) t(id), pg_partition_tree(t.id) l WHERE l.isleaf`
 
 // catalogueReads is how often the catalogue is read at most for what keeps changing.
-const catalogueReads = 3
+const catalogueReads = 4
 
 // readCatalogue reads it; ms is what is known, or nil. It takes several statements, and
 // the server answers some of them as of now whatever the snapshot: what is said of a
 // table is believed when two reads that follow each other agree, or this one and the
 // last of before. Of a table that is altered all the time it is unsure.
 func (c *Config) readCatalogue(ctx context.Context, q *pgx.Conn, ms *members) (*catalogue, error) {
-	var last *catalogue
-	if ms != nil {
-		last = ms.last
-	}
+	last, known := ms.before()
 	for n := 1; ; n++ {
-		now, err := c.readCatalogueOnce(ctx, q, ms)
+		now, err := c.readCatalogueOnce(ctx, q, known)
 		if err != nil {
 			return nil, err
 		}
 		if last != nil {
 			now.since(last)
-			if !now.altered && len(now.unsure) == 0 || n > catalogueReads {
+			if !now.altered && len(now.unsure) == 0 || n >= catalogueReads {
 				return now, nil
 			}
 		}
@@ -171,7 +173,9 @@ func (c *catalogue) since(o *catalogue) {
 	}
 }
 
-func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, ms *members) (*catalogue, error) {
+// readCatalogueOnce reads it, with the names of tables that are known and not
+// selected any more.
+func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, known []uint32) (*catalogue, error) {
 	now := &catalogue{tables: map[uint32]*catalogued{}, others: map[uint32]string{}}
 	var err error
 	if now.before, err = readHead(ctx, q); err != nil {
@@ -245,8 +249,7 @@ func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, ms *members
 	if err != nil {
 		return nil, classify("comparing the partitions", err)
 	}
-	if ms != nil {
-		known := slices.Collect(maps.Keys(ms.of))
+	if len(known) > 0 {
 		if rows, err = q.Query(ctx, "SELECT c.oid, n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1)", known); err == nil {
 			_, err = pgx.ForEachRow(rows, []any{&id, &name}, func() error {
 				if now.tables[id] == nil {
@@ -268,6 +271,7 @@ func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, ms *members
 
 // members is what a session knows of its tables.
 type members struct {
+	mu  sync.Mutex // held for as long as something of it is looked at or changed
 	of  map[uint32]*member
 	pub publicationMember // as it was last
 	all []missing         // of all tables
@@ -308,6 +312,16 @@ func (t *catalogued) member() *member {
 	return &member{Form: memberForm, Schema: t.schema, Name: t.name, Entry: t.entry, Out: !t.published, Columns: t.columns, Filter: t.filter, Parts: t.parts}
 }
 
+// before gives what was read last, and the OIDs of all that are known.
+func (ms *members) before() (last *catalogue, known []uint32) {
+	if ms == nil {
+		return nil, nil
+	}
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	return ms.last, slices.Collect(maps.Keys(ms.of))
+}
+
 // compare takes what became of the tables, and gives the OIDs of those of which
 // something else is to be noted; those that are not in ms any more are forgotten.
 // What is unsure is left to the next time. selects is Config.selects.
@@ -336,7 +350,7 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 			}
 		default:
 			next := t.member()
-			if next.Missing = slices.Clone(m.Missing); t.String() != m.String() {
+			if next.Missing, next.Load = slices.Clone(m.Missing), m.Load; t.String() != m.String() {
 				lacks(next, whyRenamed, m.String(), 0)
 			}
 			ms.changed(next, m, t, now, lacks)
@@ -516,10 +530,23 @@ func (se *session) beginMembers(ctx context.Context) error {
 // keepMembers compares the catalogue with what was noted, now and then, and as soon
 // as the stream has told of a table that is not known.
 func (se *session) keepMembers(ctx context.Context, q *pgx.Conn) error {
-	ms := se.members.Load() // ours from now on
-	if ms == nil || time.Since(ms.at) < se.compareEvery && !se.unknown.Load() {
+	ms := se.members.Load()
+	if ms == nil {
 		return nil
 	}
+	ms.mu.Lock()
+	at := ms.at
+	ms.mu.Unlock()
+	if time.Since(at) < se.compareEvery && !se.unknown.Load() {
+		return nil
+	}
+	return se.compareMembers(ctx, q, ms)
+}
+
+// compareMembers compares the catalogue with what is noted.
+func (se *session) compareMembers(ctx context.Context, q *pgx.Conn, ms *members) error {
+	se.comparing.Lock() // what is read first is compared first
+	defer se.comparing.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	se.unknown.Store(false)
@@ -531,6 +558,8 @@ func (se *session) keepMembers(ctx context.Context, q *pgx.Conn) error {
 	if err != nil {
 		return err
 	}
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
 	was := ms.pub
 	ids := ms.compare(now, se.cfg.selects)
 	if len(ids) > 0 || was != ms.pub {

@@ -298,7 +298,7 @@ func TestTablesOfOneMigrationAreOneNotice(t *testing.T) {
 	if changed := ms.compare(now, func(string, string) (bool, bool) { return true, false }); len(changed) != 35 {
 		t.Fatalf("%d tables are to be noted, want 35", len(changed))
 	}
-	ns := ms.notices("p")
+	ns := ms.notices("psa", "p")
 	if len(ns) != 1 || len(ns[0].Subjects) != 35 || !strings.HasPrefix(ns[0].Text, "public.module_00, public.module_01,") ||
 		!strings.HasSuffix(ns[0].Text, `public.module_34: is not in publication "p": changes that are committed after 0/64 do not come`) ||
 		!strings.Contains(ns[0].Remedy, "\nALTER PUBLICATION \"p\" ADD TABLE \"public\".\"module_00\" (\"id\"), ") {
@@ -309,7 +309,7 @@ func TestTablesOfOneMigrationAreOneNotice(t *testing.T) {
 	}
 	now.cut = false // what is to be left out cannot be told
 	ms.compare(now, func(string, string) (bool, bool) { return true, false })
-	if ns := ms.notices("p"); strings.Contains(ns[0].Remedy, "ALTER") {
+	if ns := ms.notices("psa", "p"); strings.Contains(ns[0].Remedy, "ALTER") {
 		t.Errorf("columns that are to be left out are listed: %s", ns[0].Remedy)
 	}
 }

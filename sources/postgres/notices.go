@@ -17,7 +17,7 @@ import (
 
 // say shows what is missing, and logs what was not before.
 func (se *session) say(ms *members) {
-	now := ms.notices(se.cfg.Publication)
+	now := ms.notices(se.name, se.cfg.Publication)
 	for _, n := range now {
 		if !slices.ContainsFunc(ms.said, func(b obs.Notice) bool { return b.Text == n.Text }) {
 			se.comp.Log.Warn("tables are not captured whole", "code", n.Code, "what", n.Text, "remedy", n.Remedy)
@@ -28,7 +28,7 @@ func (se *session) say(ms *members) {
 }
 
 // notices says what is missing: tables of which the same is in one.
-func (ms *members) notices(publication string) []obs.Notice {
+func (ms *members) notices(source, publication string) []obs.Notice {
 	type group struct {
 		missing
 		tables, items []string
@@ -36,7 +36,7 @@ func (ms *members) notices(publication string) []obs.Notice {
 	var groups []*group
 	add := func(x missing, table, item string) {
 		for _, g := range groups {
-			if y := g.missing; y.Why == x.Why && y.What == x.What && y.After == x.After && y.Until == x.Until {
+			if y := g.missing; y.Why == x.Why && y.What == x.What && y.After == x.After && y.Until == x.Until && y.Reloaded == x.Reloaded {
 				g.tables, g.items = append(g.tables, table), append(g.items, item)
 				return
 			}
@@ -54,7 +54,7 @@ func (ms *members) notices(publication string) []obs.Notice {
 	}
 	var out []obs.Notice
 	for _, g := range groups {
-		text, remedy := g.says(g.tables, g.items, publication)
+		text, remedy := g.says(g.tables, g.items, source, publication)
 		out = append(out, obs.Notice{Code: ErrTable.ID, Subjects: g.tables, Text: text, Remedy: remedy, Since: g.At})
 	}
 	return out
@@ -62,7 +62,7 @@ func (ms *members) notices(publication string) []obs.Notice {
 
 // says what is missing of tables, and what is to be done.
 // items are the tables as the publication is to list them, "" where that is not known.
-func (x *missing) says(tables, items []string, publication string) (text, remedy string) {
+func (x *missing) says(tables, items []string, source, publication string) (text, remedy string) {
 	of, first := strings.Join(tables, ", "), tables[0]
 	when := ""
 	if x.After != 0 {
@@ -74,14 +74,26 @@ func (x *missing) says(tables, items []string, publication string) (text, remedy
 	case x.Until != 0:
 		when = fmt.Sprintf(" before %s", x.Until)
 	}
-	over := "To have them, start the source over (docs/recovery.md), or capture the table by a second source of another name, with a slot, a publication and topics of its own."
+	reload := fmt.Sprintf("tallywire reload %s %s", source, strings.Join(tables, " "))
+	anew := reload + " reads its rows anew, beside the stream."
+	most := anew + " What was deleted meanwhile stays in its topic until the source is started over (docs/recovery.md)."
+	if x.Reloaded {
+		most = "Where that matters, start the source over (docs/recovery.md)."
+	}
+	// since says what is still missing of a table that was read anew.
+	since := func(text string) string {
+		if x.Reloaded {
+			return text + "; its rows were read anew since, and what was deleted meanwhile is still in its topic"
+		}
+		return text
+	}
 	leave := fmt.Sprintf("If they are not wanted, leave it out: \"!%s\" in `tables`.", first)
 	switch x.Why {
 	case whyNew:
-		return fmt.Sprintf("%s: the rows that were there when it was published, before %s, are not in its topic", of, x.Until), over + " " + leave
+		return fmt.Sprintf("%s: the rows that were there when it was published, before %s, are not in its topic", of, x.Until), anew + " " + leave
 	case whyOut:
 		if x.Until != 0 {
-			return fmt.Sprintf("%s: the publication did not have it for a time; changes that were committed%s are missing", of, when), over
+			return since(fmt.Sprintf("%s: the publication did not have it for a time; changes that were committed%s are missing", of, when)), most
 		}
 		changes := "its changes"
 		if x.After != 0 {
@@ -92,15 +104,15 @@ func (x *missing) says(tables, items []string, publication string) (text, remedy
 			list = fmt.Sprintf("Who owns the publication and the tables runs:\nALTER PUBLICATION %s ADD TABLE %s;", pgx.Identifier{publication}.Sanitize(), strings.Join(items, ", "))
 		}
 		return fmt.Sprintf("%s: is not in publication %q: %s do not come", of, publication, changes),
-			fmt.Sprintf("%s\nIts changes come from then on; its rows of before do not. %s %s", list, over, leave)
+			fmt.Sprintf("%s\nIts changes come from then on; its rows of before by %s. %s", list, reload, leave)
 	case whyAgain:
-		return fmt.Sprintf("%s: was taken out of the publication and listed again%s; changes that were committed between, if there was a time between, are missing", of, when), over
+		return since(fmt.Sprintf("%s: was taken out of the publication and listed again%s; changes that were committed between, if there was a time between, are missing", of, when)), most
 	case whyKey:
 		if x.Until != 0 {
-			return fmt.Sprintf("%s: had no key for a time; changes that were committed%s are missing", of, when), over
+			return since(fmt.Sprintf("%s: had no key for a time; changes that were committed%s are missing", of, when)), most
 		}
 		return fmt.Sprintf("%s: has no key, or partitions have none: its changes do not come", of),
-			fmt.Sprintf("Give it one: ALTER TABLE … ADD PRIMARY KEY (…), or REPLICA IDENTITY USING INDEX …; then have the publication list it, where it does not. %s %s", over, leave)
+			fmt.Sprintf("Give it one: ALTER TABLE … ADD PRIMARY KEY (…), or REPLICA IDENTITY USING INDEX …; then have the publication list it, where it does not, and run %s. %s", reload, leave)
 	case whyAltered:
 		return fmt.Sprintf("%s: was altered%s: if it left out an operation meanwhile, such changes of all tables are missing", of, when), "If it did, start the source over (docs/recovery.md)."
 	case whyDropped:
@@ -109,21 +121,27 @@ func (x *missing) says(tables, items []string, publication string) (text, remedy
 	case whyLeft:
 		switch {
 		case x.Until != 0:
-			return fmt.Sprintf("%s: had another name for a time; changes that were committed%s are missing", of, when), over
+			return since(fmt.Sprintf("%s: had another name for a time; changes that were committed%s are missing", of, when)), most
 		case slices.Contains(tables, x.What):
-			return fmt.Sprintf("%s: is a partition of another table now, or no table: changes that are committed%s do not come", of, when), over + " " + leave
+			return fmt.Sprintf("%s: is a partition of another table now, or no table: changes that are committed%s do not come", of, when), leave
 		}
-		return fmt.Sprintf("%s: is %s now, which `tables` does not match: changes that are committed%s do not come", of, x.What, when), over + " " + leave
+		return fmt.Sprintf("%s: is %s now, which `tables` does not match: changes that are committed%s do not come", of, x.What, when), "Give it its name back, or have `tables` match the new one, and reload it then. " + leave
 	case whyRenamed:
-		return fmt.Sprintf("%s: was renamed from %s%s; its rows of before are in the topic of that name", of, x.What, when), over
+		if x.Reloaded {
+			return fmt.Sprintf("%s: was renamed from %s%s; the topic of that name keeps its rows of before", of, x.What, when), most
+		}
+		return fmt.Sprintf("%s: was renamed from %s%s; its rows of before are in the topic of that name", of, x.What, when), anew + " They stay in the other topic, too."
 	case whyColumn:
-		return fmt.Sprintf("%s: column %s was added with a default%s; rows that were not changed since do not have it in the topic", of, x.What, when), over
+		return fmt.Sprintf("%s: column %s was added with a default%s; rows that were not changed since do not have it in the topic", of, x.What, when), anew
 	case whyFilter:
-		return fmt.Sprintf("%s: the publication has another row filter since some time%s; rows that the former one left out, and were not changed since, are not in its topic", of, when), over
+		if x.Reloaded {
+			return fmt.Sprintf("%s: the publication has another row filter since some time%s; rows that it leaves out are still in its topic", of, when), most
+		}
+		return fmt.Sprintf("%s: the publication has another row filter since some time%s; rows that the former one left out, and were not changed since, are not in its topic", of, when), anew + " Those that the new one leaves out stay."
 	case whyAttached:
-		return fmt.Sprintf("%s: partition %s was attached%s; the rows that it had by then are not in the topic", of, x.What, when), over
+		return fmt.Sprintf("%s: partition %s was attached%s; the rows that it had by then are not in the topic", of, x.What, when), anew
 	case whyPartition:
 		return fmt.Sprintf("%s: partition %s was detached or dropped%s; its rows stay in the topic, and in what was made of them", of, x.What, when), "Where they are to go, start the source over (docs/recovery.md)."
 	}
-	return fmt.Sprintf("%s: %s%s", of, x.Why, when), over
+	return fmt.Sprintf("%s: %s%s", of, x.Why, when), most
 }

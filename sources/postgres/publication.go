@@ -160,14 +160,7 @@ func othersRun(there bool, sql string) string {
 // notIn says that the publication does not have tables, and capture had begun
 // without them; sql adds them.
 func (c *Config) notIn(lacks []*tableInfo, sql string) error {
-	remedy := othersRun(true, sql) + "\nTheir changes come from then on"
-	if c.Load == LoadNever {
-		remedy += "."
-	} else {
-		remedy += "; the rows that they have by then do not come, since the load was before. " +
-			"To have those too, capture these tables by a second source of another name instead, with a slot, a publication, topics and a load of its own; " +
-			"or run the statement, then start this source over (docs/recovery.md)."
-	}
+	remedy := othersRun(true, sql) + "\nTheir changes come from then on; the rows that they have by then do not, until they are read by tallywire reload, with the name of this source and of the tables."
 	return ErrPublication.New("publication %q does not have %s", c.Publication, namesOf(lacks)).
 		WithRemedy("%s\nOr leave them out: \"!%s\" in `tables`, and so for each.", remedy, lacks[0])
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -41,6 +42,8 @@ type Source struct {
 	ladderEvery  time.Duration // how often it asks the server how far it is
 	keepEvery    time.Duration // how often keep looks after what is published
 	compareEvery time.Duration // how often at most it compares the tables with what is noted
+	askEvery     time.Duration // how often it looks for what is asked of it
+	chunkRows    int           // that are read at once of a table of which nothing is known
 }
 
 var _ pipeline.Source = (*Source)(nil)
@@ -71,7 +74,10 @@ type session struct {
 	published   lsn        // the server had not written more when it was there
 	lost        chan error // one, when it is not there any more
 
-	members atomic.Pointer[members]         // nil at first; keepMembers has it
+	members   atomic.Pointer[members] // nil at first
+	comparing sync.Mutex
+	meetings  chan *meeting // of who reads rows beside the stream with it
+
 	known   atomic.Pointer[map[uint32]bool] // their OIDs
 	unknown atomic.Bool                     // the stream told of another
 
@@ -103,7 +109,7 @@ func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
 		return err
 	}
 	defer r.close()
-	se := &session{Source: s, out: out, q: q, nextXID: srv.nextXID, lost: make(chan error, 1)}
+	se := &session{Source: s, out: out, q: q, nextXID: srv.nextXID, lost: make(chan error, 1), meetings: make(chan *meeting, 1)}
 	if se.sys, err = identify(ctx, r); err != nil {
 		return err
 	}
@@ -183,7 +189,9 @@ func (se *session) follow(ctx context.Context, rels []*pgoutput.Relation, histor
 	se.comp.Is(obs.Running, "")
 	st := newStream(se, *p)
 	st.proven = proven
+	stop := se.startReload(ctx)
 	err = st.run(ctx)
+	stop()
 	if problem.Has(err, pgoutput.ErrText) {
 		text := false
 		se.form, se.proof = &text, st.repeated

@@ -42,6 +42,8 @@ type stream struct {
 
 	sent     []byte // the last Resume sent and not known to be durable
 	lastIdle time.Time
+
+	beside
 }
 
 func newStream(se *session, p position) *stream {
@@ -78,8 +80,17 @@ func (st *stream) run(ctx context.Context) error {
 			if err := st.advance(ctx); err != nil {
 				return err
 			}
+			if err := st.meet(ctx); err != nil {
+				return err
+			}
+		}
+		var meetings <-chan *meeting
+		if !st.inTx && st.part == nil && st.waiting == nil {
+			meetings = st.meetings
 		}
 		select {
+		case m := <-meetings:
+			st.arrange(m)
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-st.ack.err:
@@ -196,6 +207,9 @@ func (st *stream) commit(ctx context.Context, m []byte) error {
 	st.nextXID = max(st.nextXID, st.at.XID+1)
 	st.at.LSN = max(st.at.LSN, lsn(binary.BigEndian.Uint64(m[10:])))
 	st.ladder.received.Store(uint64(st.at.LSN))
+	if st.waiting != nil || len(st.meetings) > 0 {
+		return st.meet(ctx)
+	}
 	return nil
 }
 
@@ -214,6 +228,11 @@ func (st *stream) row(ctx context.Context, m []byte) error {
 	}
 	if err := st.fr.Append(st.b, m); err != nil {
 		return err
+	}
+	if len(st.recorded) > 0 {
+		if err := st.touch(m); err != nil {
+			return err
+		}
 	}
 	st.size += len(m)
 	if st.fr.Len() >= st.batchChanges || st.size >= batchBytes {
@@ -350,5 +369,8 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 		return nil // the same shape keeps its Table
 	}
 	st.fr.Define(id, r)
+	if t := st.recorded[id]; t != nil {
+		t.shapes = append(t.shapes, shaped{fullXID(st.xid, st.nextXID), r})
+	}
 	return nil
 }

@@ -146,6 +146,7 @@ const rowHead = 8
 const (
 	kindBegin    = 'B' // position, xid and time of what follows, see begin
 	kindTruncate = 't' // of one relation; no octets
+	kindRead     = 'R' // a message of kind I that is no insert: the row was read
 	kindCopy     = 'C' // of COPY: number of cells, 2 octets; of each its length, 4, and its octets
 )
 
@@ -230,6 +231,20 @@ func (f *Framer) Append(b *change.Batch, msg []byte) error {
 	if msg[0] == 'U' {
 		f.values += len(d.Cells) // an old row is likely
 	}
+	return nil
+}
+
+// AppendRead frames a row that was read, as AppendInsert makes it.
+func (f *Framer) AppendRead(b *change.Batch, msg []byte) error {
+	d, err := f.relation(binary.BigEndian.Uint32(msg[1:]))
+	if err != nil {
+		return err
+	}
+	f.head(b, d, kindRead, len(msg))
+	b.AppendRaw(msg)
+	f.Pos.Ordinal++
+	f.changes++
+	f.values += len(d.Cells)
 	return nil
 }
 

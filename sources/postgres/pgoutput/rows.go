@@ -81,8 +81,10 @@ func (t *tuples) row(kind byte) (op change.Op, old, new []change.Value, err erro
 	t.at += 5 // kind and relation, which the framer read
 	first := t.next()
 	switch kind {
-	case 'I':
-		op = change.Create
+	case 'I', kindRead:
+		if op = change.Create; kind == kindRead {
+			op = change.Read
+		}
 		if first != 'N' {
 			return 0, nil, nil, fmt.Errorf("an insert with a tuple of kind %q", first)
 		}
