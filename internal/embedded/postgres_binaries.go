@@ -24,6 +24,9 @@ const (
 	Postgres16 = "16.15.0"
 	Postgres17 = "17.11.0"
 	Postgres18 = "18.6.0"
+
+	// Postgres17Stale caches in a session that a table is not published (rule C4).
+	Postgres17Stale = "17.4.0"
 )
 
 // postgresSums are the SHA-256 of the archives, by version, system and
@@ -32,6 +35,7 @@ const (
 var postgresSums = map[string]string{
 	"15.19.0-linux-amd64": "335beb3873692297bfa7712f09ef706114c28896e85ee83098f3aafaaa70b24a",
 	"16.15.0-linux-amd64": "bda67fe32e23b049c25db4b98132d154a4fa824c44e1bd8fd01b0236f4676c24",
+	"17.4.0-linux-amd64":  "4dee385e0e5ebae4467074a751bca4f88c214a6b533d4f0598f7837172be9587",
 	"17.11.0-linux-amd64": "f044ba1009e9c7ed62a5a9a6f923ca6327fe4e80d8f6bf4f8887dbc59ac14bed",
 	"18.6.0-linux-amd64":  "63999c2914366d62c68e51794e597588c336e75ed2958d53c558e8deca5e13fc",
 }

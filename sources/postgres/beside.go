@@ -183,6 +183,7 @@ type meeting struct {
 	leave  []uint32     // and of these not any more
 	seen   *snapshot    // what it sees need not be kept any more
 	chunk  *chunk       // to be sent when its time has come
+	reopen []*tableLoad // the stream is to be opened anew for these
 	ends   chan verdict // has room for one: when it is done
 }
 
@@ -198,7 +199,9 @@ func (st *stream) meet(ctx context.Context) error {
 	for st.part == nil && st.waiting == nil {
 		select {
 		case m := <-st.meetings:
-			st.arrange(m)
+			if err := st.arrange(ctx, m); err != nil {
+				return err
+			}
 			continue
 		default:
 		}
@@ -215,7 +218,10 @@ func (st *stream) meet(ctx context.Context) error {
 	return nil
 }
 
-func (st *stream) arrange(m *meeting) {
+func (st *stream) arrange(ctx context.Context, m *meeting) error {
+	if len(m.reopen) > 0 {
+		return st.reopen(ctx, m.reopen)
+	}
 	if len(m.record) > 0 && st.recorded == nil {
 		st.recorded = map[uint32]*touched{}
 	}
@@ -238,9 +244,23 @@ func (st *stream) arrange(m *meeting) {
 	}
 	if m.chunk != nil {
 		st.waiting = m
-		return
+		return nil
 	}
 	m.ends <- sent
+	return nil
+}
+
+// reopen ends the session, so that the server forgets what it cached of tables, and
+// notes that it did.
+func (st *stream) reopen(ctx context.Context, loads []*tableLoad) error {
+	if err := st.flush(ctx); err != nil {
+		return err
+	}
+	st.staleNoMore(loads)
+	if err := st.out.Checkpoint(ctx, st.at.resume()); err != nil {
+		return err
+	}
+	return ErrReopen.New("tables were listed in publication %q while transactions ran", st.cfg.Publication)
 }
 
 // touch keeps what a change of a recorded table did.

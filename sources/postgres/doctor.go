@@ -80,6 +80,10 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 		return fs
 	}
 	note(srv.check(), "wal_level is logical")
+	if srv.cachesPublished() {
+		fs = append(fs, pipeline.Finding{What: "the server loses no changes of a table that is listed in a publication while transactions run", Advice: fmt.Sprintf(
+			"%d.%d does; tallywire opens its stream anew then. Others that capture from it may miss changes in silence: 15.14, 16.10 and 17.6 mend it", srv.version/10000, srv.version%10000)})
+	}
 	r, err := s.cfg.connectReplication(ctx)
 	if note(err, "role %q may replicate", srv.role) {
 		r.close()

@@ -522,7 +522,7 @@ func TestErrorOfTheDatabaseIsMended(t *testing.T) {
 	o.ended = nil
 	r := loaded(t, s, o)
 	d.sql("INSERT INTO a VALUES (2)")
-	o.untilCount(t, 3)
+	o.until(t, "all rows", func() bool { return len(state(o.records(), "psa.public.a")) == 3 })
 	r.stop()
 }
 

@@ -1,7 +1,6 @@
-// The initial load: every captured table by COPY, in binary, under one
-// snapshot or, of tables that changed meanwhile, a later one. Killed, it starts
-// again on the same slot: the stream that follows replays everything since the
-// slot was made, so that the end is the same.
+// The initial load: every captured table by COPY, in binary, under the snapshot that
+// the slot was made with. Each is noted as it is read; what is left is read beside the
+// stream (reload.go).
 
 package postgres
 
@@ -34,19 +33,20 @@ const (
 	fullAt          = 4
 )
 
-// load sends all rows, as of snapshots that lie at or after at.LSN. A table that
-// is not what its snapshot says any more when its turn comes, or that cannot be
-// locked then, is read after the others under a later one (C5).
-func (se *session) load(ctx context.Context, at position) error {
-	doing := "initial load"
-	se.comp.Is(obs.Restoring, doing)
+// load sends the rows of all tables, as of the slot's snapshot. One that is not what
+// it says any more when its turn comes, or that cannot be locked then, is left to be
+// read beside the stream (C5), as is all when the process dies. loads are what is
+// noted of them. The last one that was read is not noted yet: as long as one is noted
+// to be read, the load is known for one that is to be resumed.
+func (se *session) load(ctx context.Context, at position, loads map[uint32]*tableLoad) (last uint32, err error) {
+	se.comp.Is(obs.Restoring, "initial load")
 	now, err := se.cfg.connect(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer closeConn(now)
 	l := &loader{
-		se: se, ctx: ctx, now: now, resume: at.resume(),
+		se: se, ctx: ctx, now: now, loads: loads, resume: at.resume(),
 		fr: pgoutput.NewFramer(func(_ change.Pos, err error) error { return ErrProtocol.New("loading: %w", err) }),
 	}
 	defer func() {
@@ -56,51 +56,27 @@ func (se *session) load(ctx context.Context, at position) error {
 	}()
 	pos := change.Pos{System: uint64(at.System), Timeline: uint32(at.Timeline), LSN: uint64(at.LSN), Kind: change.PosSnapshot, Ordinal: at.Attempt << 48}
 	l.fr.Begin(nil, pos, 0, time.Now().UnixMicro())
-	left := se.tables
-	for round := 2; ; round++ {
-		if left, err = l.round(left, doing); err != nil || len(left) == 0 {
-			return err
-		}
-		doing = fmt.Sprintf("initial load, round %d of tables that were locked or altered: %d left", round, len(left))
-		se.comp.Is(obs.Restoring, doing)
+	if l.pub, err = readPublication(ctx, se.q, se.cfg.Publication); err != nil {
+		return 0, err
 	}
-}
-
-// round reads tables under one snapshot, and gives those that are left to the
-// next. doing is what the component shows meanwhile.
-func (l *loader) round(tables []*tableInfo, doing string) (left []*tableInfo, err error) {
-	se := l.se
-	if !se.snapshot {
-		if err := se.awaitOlder(l.ctx, doing); err != nil {
-			return nil, err
-		}
-		if err := l.exec("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"); err != nil {
-			return nil, err
-		}
-	}
-	se.snapshot = false
-	if l.pub, err = readPublication(l.ctx, se.q, se.cfg.Publication); err != nil {
-		return nil, err
-	}
-	for _, t := range tables {
+	for _, t := range se.tables {
 		// What is locked within a savepoint is free again when it is rolled back
 		// to: no migration waits for tables that were read, or will be.
 		if err := l.exec("SAVEPOINT turn"); err != nil {
-			return nil, err
+			return 0, err
 		}
 		why, err := l.turn(t)
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
 		if err := l.exec("ROLLBACK TO SAVEPOINT turn"); err != nil {
-			return nil, err
+			return 0, err
 		}
 		if why != "" {
-			se.comp.Log.Info("a table is read after the others", "table", t.String(), "because", why)
-			left = append(left, t)
+			se.comp.Log.Info("a table is read beside the stream", "table", t.String(), "because", why)
 		}
 	}
-	return left, l.exec("COMMIT")
+	return l.last, l.exec("COMMIT")
 }
 
 func (l *loader) exec(sql string) error {
@@ -209,28 +185,10 @@ func (l *loader) lock(t *tableInfo, cols []wireColumn) (why string, err error) {
 	return "", nil
 }
 
-// awaitOlder waits until every transaction that runs now has ended. A snapshot that
-// is taken later than the slot was made must see all that the slot does not
-// send again; a transaction whose commit lies before the slot may still be
-// invisible while it waits for a synchronous standby (C1, C4). Making a
-// slot waits for the same. doing is what the component shows, but for the wait.
-func (se *session) awaitOlder(ctx context.Context, doing string) error {
-	waited := false
-	err := awaitOlder(ctx, se.q, func(who string) error {
-		if waited = true; who == "" {
-			se.comp.Is(obs.Restoring, doing+settling)
-		} else {
-			se.comp.Is(obs.Restoring, doing+"; waiting for "+who+" to end")
-		}
-		return nil
-	})
-	if waited && err == nil {
-		se.comp.Is(obs.Restoring, doing)
-	}
-	return err
-}
-
-// awaitOlder calls waiting now and then meanwhile, with whose transaction it is, as
+// awaitOlder waits until every transaction that runs now has ended: what is read then
+// sees all that was delivered before, also what lies in the log and is invisible while
+// it waits for a synchronous standby (C1, C4). Making a slot waits for the same. It
+// calls waiting now and then meanwhile, with whose transaction it is, as
 // far as that can be seen.
 func awaitOlder(ctx context.Context, q *pgx.Conn, waiting func(who string) error) error {
 	// Whoever has a transaction id holds a lock on it, in every database, until
@@ -265,10 +223,7 @@ func awaitOlder(ctx context.Context, q *pgx.Conn, waiting func(who string) error
 	}
 }
 
-const (
-	runningSQL = "pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted"
-	settling   = "; waiting for the transactions that run now to end"
-)
+const runningSQL = "pg_locks WHERE locktype = 'transactionid' AND mode = 'ExclusiveLock' AND granted"
 
 // loader reads COPY's binary format (PostgreSQL documentation, COPY, "Binary
 // Format"); it is the io.Writer that pgconn copies to.
@@ -288,10 +243,14 @@ type loader struct {
 	part   []byte // of a row
 	header bool
 	rows   int64
-	sent   error // what Send said, to be returned as it is
+	loads  map[uint32]*tableLoad
+	last   uint32 // the table that is read, or was last; 0: none
+	sent   error  // what Send said, to be returned as it is
 }
 
 func (l *loader) table(t *tableInfo, r *pgoutput.Relation) error {
+	l.se.tableLoaded(l.last, l.loads[l.last])
+	l.last = t.id
 	l.rel, l.info, l.part, l.header, l.rows = r, t, nil, false, 0
 	l.fr.Define(t.id, r)
 	var cols []string

@@ -50,7 +50,10 @@ type member struct {
 	Filter  string            `json:"filter,omitempty"`
 	Parts   map[uint32]string `json:"partitions,omitempty"` // that hold rows: OID → name
 	Missing []missing         `json:"missing,omitempty"`
-	Load    *tableLoad        `json:"load,omitempty"` // it is read anew
+	Load    *tableLoad        `json:"load,omitempty"` // its rows are read
+
+	// New: it has not been published yet, and is listed as soon as it may be.
+	New bool `json:"new,omitempty"`
 }
 
 // missing is something that its topic does not hold, or holds though it is not there.
@@ -277,6 +280,9 @@ type members struct {
 	all []missing         // of all tables
 	at  time.Time         // when it was compared
 
+	loads bool // rows that were there before their changes come are read
+	stale bool // see server.cachesPublished
+
 	last  *catalogue        // as it was then
 	said  []obs.Notice      // of what was missing then
 	items map[uint32]string // of those that are there, as the publication is to list them; nil: not known
@@ -291,6 +297,7 @@ func (c *catalogue) fresh() *members {
 		}
 		ms.of[id] = t.member()
 		if !t.published {
+			ms.of[id].New = true
 			ms.of[id].Missing = []missing{{Why: t.out(), At: time.Now().UTC().Truncate(time.Second)}}
 		}
 	}
@@ -350,10 +357,11 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 			}
 		default:
 			next := t.member()
+			next.New = m.New && !t.published
 			if next.Missing, next.Load = slices.Clone(m.Missing), m.Load; t.String() != m.String() {
 				lacks(next, whyRenamed, m.String(), 0)
 			}
-			ms.changed(next, m, t, now, lacks)
+			ms.changed(next, m, t, now, at, lacks)
 			*m = *next
 		}
 		if !was.equal(m) {
@@ -367,9 +375,10 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 		m := t.member()
 		switch {
 		case !t.published:
+			m.New = true
 			lacks(m, t.out(), "", 0)
 		case t.entry != 0 || id <= ms.pub.Last:
-			m.Missing = append(m.Missing, missing{Why: whyNew, Until: now.after, At: at})
+			ms.lacksRows(m, missing{Why: whyNew, Until: now.after, At: at})
 		}
 		ms.of[id], changed = m, append(changed, id)
 	}
@@ -386,8 +395,16 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 }
 
 // changed says in next what of a table that is still there is missing.
-func (ms *members) changed(next, m *member, t *catalogued, now *catalogue, lacks func(m *member, why, what string, until lsn)) {
+func (ms *members) changed(next, m *member, t *catalogued, now *catalogue, at time.Time, lacks func(m *member, why, what string, until lsn)) {
 	switch {
+	case m.New && t.published:
+		next.Missing = slices.DeleteFunc(next.Missing, func(x missing) bool { return x.Why == whyOut || x.Why == whyKey })
+		ms.lacksRows(next, missing{Why: whyNew, Until: now.after, At: at})
+	case m.New:
+		if !next.has(t.out()) { // it has got a key, or lost it
+			next.Missing = slices.DeleteFunc(next.Missing, func(x missing) bool { return x.Why == whyOut || x.Why == whyKey })
+			lacks(next, t.out(), "", 0)
+		}
 	case m.Out && t.published:
 		for i := range next.Missing {
 			if x := &next.Missing[i]; (x.Why == whyOut || x.Why == whyKey || x.Why == whyLeft) && x.Until == 0 {
@@ -413,13 +430,23 @@ func (ms *members) changed(next, m *member, t *catalogued, now *catalogue, lacks
 	}
 	for id, name := range t.parts {
 		if _, is := m.Parts[id]; !is && !t.born[id] {
-			lacks(next, whyAttached, name, now.after)
+			ms.lacksRows(next, missing{Why: whyAttached, What: name, After: ms.pub.At, Until: now.after, At: at})
 		}
 	}
 	for id, name := range m.Parts {
 		if _, is := t.parts[id]; !is {
 			lacks(next, whyPartition, name, 0)
 		}
+	}
+}
+
+// lacksRows says that rows of before x.Until are not in the topic of a table, and has
+// them read, all of it: what of it was read by then may not have been all.
+func (ms *members) lacksRows(m *member, x missing) {
+	m.Missing = append(m.Missing, x)
+	if ms.loads {
+		stale := ms.stale && x.Why == whyNew || m.Load != nil && m.Load.Stale
+		m.Load = &tableLoad{From: x.Until, Stale: stale, Since: x.At}
 	}
 }
 
@@ -439,7 +466,7 @@ func (m *member) has(why string) bool {
 }
 
 func (m *member) equal(o *member) bool {
-	return m.String() == o.String() && m.Entry == o.Entry && m.Out == o.Out && m.Filter == o.Filter &&
+	return m.String() == o.String() && m.Entry == o.Entry && m.Out == o.Out && m.New == o.New && m.Filter == o.Filter &&
 		slices.Equal(m.Columns, o.Columns) && maps.Equal(m.Parts, o.Parts) && slices.Equal(m.Missing, o.Missing)
 }
 
@@ -503,6 +530,8 @@ func (se *session) beginMembers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	se.comparing.Lock()
+	defer se.comparing.Unlock()
 	// Not on the other connection, which may be in the load's transaction: looking at
 	// partitions locks them until its end.
 	q, err := se.cfg.connect(ctx)
@@ -515,16 +544,19 @@ func (se *session) beginMembers(ctx context.Context) error {
 		return err
 	}
 	var ids []uint32
+	loads, stale := se.cfg.Load == LoadInitial, se.srv.cachesPublished()
 	if ms == nil {
 		ms = now.fresh()
 		ids = slices.Collect(maps.Keys(ms.of))
 	} else {
+		ms.loads, ms.stale = loads, stale
 		ids = ms.compare(now, se.cfg.selects)
 	}
+	ms.loads, ms.stale = loads, stale
 	se.note(ms, ids)
 	se.compared(ms)
 	se.members.Store(ms)
-	return nil
+	return se.list(ctx, q, ms)
 }
 
 // keepMembers compares the catalogue with what was noted, now and then, and as soon
@@ -559,14 +591,14 @@ func (se *session) compareMembers(ctx context.Context, q *pgx.Conn, ms *members)
 		return err
 	}
 	ms.mu.Lock()
-	defer ms.mu.Unlock()
 	was := ms.pub
 	ids := ms.compare(now, se.cfg.selects)
 	if len(ids) > 0 || was != ms.pub {
 		se.note(ms, ids)
 	}
 	se.compared(ms)
-	return nil
+	ms.mu.Unlock()
+	return se.list(ctx, q, ms)
 }
 
 // isKnown has the catalogue compared soon if a table is not known.

@@ -49,6 +49,9 @@ func (ms *members) notices(source, publication string) []obs.Notice {
 	ids := slices.SortedFunc(maps.Keys(ms.of), func(a, b uint32) int { return cmp.Compare(ms.of[a].String(), ms.of[b].String()) })
 	for _, id := range ids {
 		for _, x := range ms.of[id].Missing {
+			if l := ms.of[id].Load; l.mends(x) {
+				continue
+			}
 			add(x, ms.of[id].String(), ms.items[id])
 		}
 	}

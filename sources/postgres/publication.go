@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -160,9 +161,56 @@ func othersRun(there bool, sql string) string {
 // notIn says that the publication does not have tables, and capture had begun
 // without them; sql adds them.
 func (c *Config) notIn(lacks []*tableInfo, sql string) error {
-	remedy := othersRun(true, sql) + "\nTheir changes come from then on; the rows that they have by then do not, until they are read by tallywire reload, with the name of this source and of the tables."
+	remedy := othersRun(true, sql) + "\nTheir changes come from then on, and the rows that they have by then, of tables that are new; of one that was captured before, or with load: never, tallywire reload reads them. Where publication and tables are the role's own, a running source lists those that are new by itself."
 	return ErrPublication.New("publication %q does not have %s", c.Publication, namesOf(lacks)).
 		WithRemedy("%s\nOr leave them out: \"!%s\" in `tables`, and so for each.", remedy, lacks[0])
+}
+
+// ownSQL is those of tables that the role may list in the publication without asking
+// anybody: both are its own.
+const ownSQL = `
+SELECT c.oid FROM pg_class c JOIN pg_publication p ON p.pubname = $1
+ WHERE c.oid = ANY($2) AND pg_has_role(c.relowner, 'USAGE') AND NOT p.puballtables AND NOT pg_is_in_recovery()
+   AND p.pubowner = (SELECT r.oid FROM pg_roles r WHERE r.rolname = current_user)`
+
+// list has the publication list tables that are new, where it is ours; of the others
+// it is said who runs what. Each by itself, so that one that somebody has locked keeps
+// none waiting.
+func (se *session) list(ctx context.Context, q *pgx.Conn, ms *members) error {
+	ms.mu.Lock()
+	items := map[uint32]string{}
+	for id, m := range ms.of {
+		if m.New && m.has(whyOut) && ms.items[id] != "" {
+			items[id] = ms.items[id]
+		}
+	}
+	ms.mu.Unlock()
+	if len(items) == 0 {
+		return nil
+	}
+	rows, err := q.Query(ctx, ownSQL, se.cfg.Publication, slices.Sorted(maps.Keys(items)))
+	if err != nil {
+		return classify("asking which tables may be listed", err)
+	}
+	own, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return classify("asking which tables may be listed", err)
+	}
+	for _, id := range own {
+		sql := "ALTER PUBLICATION " + pgx.Identifier{se.cfg.Publication}.Sanitize() + " ADD TABLE " + items[id]
+		_, err := q.PgConn().Exec(ctx, "SET LOCAL lock_timeout = '"+lockWait+"'; "+sql).ReadAll()
+		var pg *pgconn.PgError
+		switch {
+		case errors.As(err, &pg): // it is locked, or gone, or another way is needed
+			se.comp.Log.Warn("a new table could not be listed in the publication; it is tried again", "sql", sql, "err", pg.Message)
+		case err != nil:
+			return classify("listing a table in the publication", err)
+		default:
+			se.comp.Log.Info("a new table is listed in the publication", "publication", se.cfg.Publication, "table", items[id])
+			se.unknown.Store(true) // its rows are to be read
+		}
+	}
+	return nil
 }
 
 func namesOf(tables []*tableInfo) string {

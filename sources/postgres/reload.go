@@ -37,6 +37,21 @@ type tableLoad struct {
 	// value that was not sent again: once more from the beginning.
 	Again bool      `json:"again,omitempty"`
 	Since time.Time `json:"since"`
+
+	// Stale: the server may have cached that the table is not published. The stream
+	// is opened anew before rows are read, once what ran then is acknowledged.
+	Stale bool `json:"stale,omitempty"`
+}
+
+// mends reports whether x is over when what l reads is read.
+func (l *tableLoad) mends(x missing) bool {
+	return l != nil && l.Where == "" && x.mendedBy(l.From)
+}
+
+// mendedBy reports whether nothing is missing any more when all is read that was
+// there at from.
+func (x *missing) mendedBy(from lsn) bool {
+	return x.Until != 0 && x.Until <= from && (x.Why == whyNew || x.Why == whyColumn || x.Why == whyAttached)
 }
 
 // Reload is what a source is asked for, as JSON.
@@ -58,6 +73,11 @@ func ParseReload(value []byte) (Reload, error) {
 	return r, nil
 }
 
+// ErrReopen ends a session whose stream is to be opened anew.
+var ErrReopen = problem.Define("TW-PG-REOPEN", problem.Retry,
+	"The stream is opened anew, so that the server forgets what it cached of tables that were listed in the publication.",
+	"Nothing to do. PostgreSQL 15.14, 16.10, 17.6 and later do not need it.")
+
 // ErrReload says that a table cannot be read anew.
 var ErrReload = problem.Define("TW-PG-RELOAD", problem.Reject,
 	"A table cannot be read anew.",
@@ -73,9 +93,9 @@ const (
 // reloader reads tables anew.
 type reloader struct {
 	se       *session
-	q        *pgx.Conn       // nil: not connected
-	recorded map[uint32]bool // the stream keeps their changes
-	rows     map[uint32]int  // how many are read at once
+	q        *pgx.Conn             // nil: not connected
+	recorded map[uint32]*tableLoad // for which the stream keeps changes of their table
+	rows     map[uint32]int        // how many are read at once
 	rels     map[uint32]*pgoutput.Relation
 	said     map[string]bool // of requests that cannot be read
 	pace     loadPace
@@ -112,7 +132,7 @@ func (se *session) startReload(ctx context.Context) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		r := &reloader{se: se, recorded: map[uint32]bool{}, rows: map[uint32]int{}, rels: map[uint32]*pgoutput.Relation{}, said: map[string]bool{}}
+		r := &reloader{se: se, recorded: map[uint32]*tableLoad{}, rows: map[uint32]int{}, rels: map[uint32]*pgoutput.Relation{}, said: map[string]bool{}}
 		defer r.disconnect()
 		if err := outage.Guard(func() error { return r.run(ctx) }); err != nil && ctx.Err() == nil {
 			se.lose(err)
@@ -141,7 +161,8 @@ func (r *reloader) run(ctx context.Context) error {
 		case problem.Has(err, pgoutput.ErrText):
 			return err
 		case err != nil:
-			r.se.comp.Log.Warn("reading a table anew; it is tried again", "err", err)
+			r.se.comp.Log.Warn("reading rows beside the stream; it is tried again", "err", err)
+			r.se.comp.Progress("rows beside the stream; it is tried again: "+err.Error(), 0, 0)
 			r.disconnect()
 			pause = 5 * r.se.askEvery
 		}
@@ -181,12 +202,15 @@ func (r *reloader) step(ctx context.Context) (pause time.Duration, err error) {
 	if len(pending) == 0 {
 		return se.askEvery, nil
 	}
-	if err := r.record(ctx, pending); err != nil {
+	if stale := ms.staleLoads(); len(stale) > 0 {
+		return 0, r.reopen(ctx, stale)
+	}
+	if err := r.record(ctx, ms, pending); err != nil {
 		return 0, err
 	}
 	began := time.Now()
 	for _, id := range pending {
-		read, err := r.chunk(ctx, ms, id)
+		read, err := r.chunk(ctx, ms, id, len(pending)-1)
 		if err != nil {
 			return 0, err
 		}
@@ -250,9 +274,15 @@ func (r *reloader) take(ctx context.Context, ms *members, asked map[string][]byt
 		var ids []uint32
 		for oid, m := range ms.of {
 			if slices.ContainsFunc(ask.Tables, func(p string) bool { return matches(p, m.String()) }) && !m.has(whyDropped) {
-				m.Load = &tableLoad{From: head, Where: ask.Where, Since: time.Now().UTC().Truncate(time.Second)}
+				load := &tableLoad{From: head, Where: ask.Where, Since: time.Now().UTC().Truncate(time.Second)}
+				if m.Load != nil { // what is under way is begun again
+					load.Stale = m.Load.Stale
+					if m.Load.Where != load.Where {
+						load.Where = ""
+					}
+				}
+				m.Load = load
 				ids = append(ids, oid)
-				delete(r.recorded, oid) // wait for what runs now
 			}
 		}
 		if len(ids) == 0 {
@@ -267,30 +297,103 @@ func (r *reloader) take(ctx context.Context, ms *members, asked map[string][]byt
 	return nil
 }
 
-// record has the stream keep the changes of tables from now on, and waits until all
-// that was delivered before is visible.
-func (r *reloader) record(ctx context.Context, ids []uint32) error {
-	var fresh []uint32
-	for _, id := range ids {
-		if !r.recorded[id] {
-			fresh = append(fresh, id)
+// staleLoads gives those that wait for the stream to be opened anew.
+func (ms *members) staleLoads() (loads []*tableLoad) {
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	for _, m := range ms.of {
+		if m.Load != nil && m.Load.Stale {
+			loads = append(loads, m.Load)
 		}
 	}
-	if len(fresh) == 0 {
+	return loads
+}
+
+// staleNoMore notes that the stream is opened anew.
+func (se *session) staleNoMore(loads []*tableLoad) {
+	ms := se.members.Load()
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	var ids []uint32
+	for id, m := range ms.of {
+		if m.Load != nil && slices.Contains(loads, m.Load) {
+			m.Load.Stale = false
+			ids = append(ids, id)
+		}
+	}
+	se.note(ms, ids)
+}
+
+// reopen has the stream opened anew once all that runs now has ended and is
+// acknowledged: the server does not decode it again (C4). That ends ctx.
+func (r *reloader) reopen(ctx context.Context, loads []*tableLoad) error {
+	if err := r.awaitOlder(ctx); err != nil {
+		return err
+	}
+	head, err := readInserted(ctx, r.q)
+	if err == nil {
+		err = r.flush(ctx, head)
+	}
+	if err != nil {
+		return err
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		slot, err := readSlot(ctx, r.q, r.se.cfg.Slot)
+		if err != nil {
+			return err
+		}
+		if slot == nil {
+			return ErrSlotMissing.New("slot %q went away while streaming", r.se.cfg.Slot)
+		}
+		at, err := slot.confirmedLSN()
+		if err != nil {
+			return err
+		}
+		if at >= head {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+	}
+	_, err = r.meet(ctx, &meeting{reopen: loads})
+	return err
+}
+
+// awaitOlder waits until the transactions that run now have ended.
+func (r *reloader) awaitOlder(ctx context.Context) error {
+	return awaitOlder(ctx, r.q, func(who string) error {
+		r.se.comp.Progress("rows beside the stream: waiting for "+cmp.Or(who, "the transactions that run now")+" to end", 0, 0)
+		return r.forget(ctx)
+	})
+}
+
+// record has the stream keep the changes of tables from now on, and waits until all
+// that was delivered before is visible.
+func (r *reloader) record(ctx context.Context, ms *members, ids []uint32) error {
+	loads := map[uint32]*tableLoad{}
+	ms.mu.Lock()
+	for _, id := range ids {
+		if m := ms.of[id]; m != nil && m.Load != nil && m.Load != r.recorded[id] {
+			loads[id] = m.Load
+		}
+	}
+	ms.mu.Unlock()
+	if len(loads) == 0 {
 		return nil
 	}
+	fresh := slices.Sorted(maps.Keys(loads))
 	if _, err := r.meet(ctx, &meeting{record: fresh}); err != nil {
 		return err
 	}
-	if err := awaitOlder(ctx, r.q, func(who string) error {
-		r.se.comp.Progress("rows read anew: waiting for "+cmp.Or(who, "the transactions that run now")+" to end", 0, 0)
-		return r.forget(ctx)
-	}); err != nil {
+	if err := r.awaitOlder(ctx); err != nil {
 		return err
 	}
-	for _, id := range fresh {
-		r.recorded[id] = true
-	}
+	maps.Copy(r.recorded, loads)
 	return nil
 }
 
@@ -311,8 +414,11 @@ func (r *reloader) meet(ctx context.Context, m *meeting) (verdict, error) {
 }
 
 // chunk reads the next rows of a table and has them sent, unless it has to wait.
-func (r *reloader) chunk(ctx context.Context, ms *members, id uint32) (read bool, err error) {
-	se := r.se
+func (r *reloader) chunk(ctx context.Context, ms *members, id uint32, others int) (read bool, err error) {
+	se, more := r.se, ""
+	if others > 0 {
+		more = fmt.Sprintf("; and %d more tables", others)
+	}
 	ms.mu.Lock()
 	m := ms.of[id]
 	if m == nil || m.Load == nil {
@@ -322,18 +428,18 @@ func (r *reloader) chunk(ctx context.Context, ms *members, id uint32) (read bool
 	load, name, after := m.Load, m.String(), m.Load.After
 	rows, of := load.Rows, load.Of
 	ms.mu.Unlock()
-	se.comp.Progress("rows of "+name+" read anew"+r.pace.text(load, rows, of), rows, of)
+	se.comp.Progress("rows of "+name+" beside the stream"+r.pace.text(load, rows, of)+more, rows, of)
 	c, why, err := r.read(ctx, id, name, load, after)
 	switch p := problem.Of(err); {
 	case p != nil && p.ID == ErrReload.ID: // it would say the same the next time
-		se.comp.Log.Error("a table is not read anew", "table", name, "err", err, "remedy", p.WhatToDo())
+		se.comp.Log.Error("a table is not read", "table", name, "err", err, "remedy", p.WhatToDo())
 		se.endLoad(id, load)
 		_, err = r.meet(ctx, &meeting{leave: []uint32{id}})
 		return true, err
 	case err != nil:
 		return false, err
 	case why != "":
-		se.comp.Progress("rows of "+name+" read anew; waiting: "+why, rows, of)
+		se.comp.Progress("rows of "+name+" beside the stream"+more+"; waiting: "+why, rows, of)
 		return false, nil
 	}
 	ms.mu.Lock()
@@ -453,16 +559,36 @@ func (r *reloader) read(ctx context.Context, id uint32, name string, load *table
 	if c.seen, err = parseSnapshot(text); err != nil {
 		return nil, "", err
 	}
+	if c.head, err = readInserted(ctx, r.q); err != nil {
+		return nil, "", err
+	}
 	if err := r.rowsOf(ctx, c, t, p.filter, after); err != nil {
 		return nil, "", err
 	}
-	if r.q.IsClosed() { // it was cut off
-		if r.q, err = r.se.cfg.connect(ctx); err != nil {
-			return nil, "", err
-		}
+	if !r.q.IsClosed() {
+		err = exec("COMMIT")
+	} else { // it was cut off
+		r.q, err = r.se.cfg.connect(ctx)
 	}
-	c.head, err = readInserted(ctx, r.q)
-	return c, "", err
+	if err != nil {
+		return nil, "", err
+	}
+	return c, "", r.flush(ctx, c.head)
+}
+
+const flushedSQL = "SELECT CASE WHEN pg_is_in_recovery() THEN true ELSE pg_current_wal_flush_lsn() >= $1::text::pg_lsn END"
+
+// flush has the server write its log up to head, which it sends not before. Where only
+// rows were read nothing else does: what reading writes (it prunes pages) is no commit.
+// The end of a transaction that has an id is (PostgreSQL documentation, "Asynchronous
+// Commit"); it changes nothing, and nothing of it is sent.
+func (r *reloader) flush(ctx context.Context, head lsn) error {
+	var flushed bool
+	err := r.q.QueryRow(ctx, flushedSQL, head.String()).Scan(&flushed)
+	if err == nil && !flushed {
+		_, err = r.q.Exec(ctx, "SELECT pg_current_xact_id()")
+	}
+	return classify("having the server write its log", err)
 }
 
 func only(t *tableInfo) string {
@@ -589,12 +715,46 @@ func (se *session) loaded(c *chunk) (end bool) {
 		if l.Where == "" {
 			m.reloaded(l.From)
 		}
-		se.comp.Log.Info("a table was read anew", "table", m.String(), "rows", l.Rows, "seconds", int(time.Since(l.Since).Seconds()))
+		se.comp.Log.Info("a table was read", "table", m.String(), "rows", l.Rows, "seconds", int(time.Since(l.Since).Seconds()))
 		se.comp.Progress("", 0, 0)
 		se.say(ms)
 	}
 	se.note(ms, []uint32{c.id})
 	return end
+}
+
+// beginLoad notes that the rows of all tables are to be read, as of at.
+func (se *session) beginLoad(at lsn) (loads map[uint32]*tableLoad) {
+	ms := se.members.Load()
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	now := time.Now().UTC().Truncate(time.Second)
+	loads = map[uint32]*tableLoad{}
+	for id, m := range ms.of {
+		if m.Out {
+			continue
+		}
+		m.Missing = append(slices.Clone(m.Missing), missing{Why: whyNew, Until: at, At: now})
+		m.Load = &tableLoad{From: at, Since: now}
+		loads[id] = m.Load
+	}
+	se.note(ms, slices.Collect(maps.Keys(loads)))
+	se.say(ms)
+	return loads
+}
+
+// tableLoaded notes, with the batch or checkpoint that follows, that the initial load
+// has read a table, unless more of it came since.
+func (se *session) tableLoaded(id uint32, load *tableLoad) {
+	ms := se.members.Load()
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	if m := ms.of[id]; m != nil && m.Load != nil && m.Load == load {
+		m.reloaded(load.From)
+		m.Load = nil
+		se.note(ms, []uint32{id})
+		se.say(ms)
+	}
 }
 
 // endLoad gives up a table that cannot be read.
@@ -605,6 +765,7 @@ func (se *session) endLoad(id uint32, load *tableLoad) {
 	if m := ms.of[id]; m != nil && m.Load == load {
 		m.Load = nil
 		se.note(ms, []uint32{id})
+		se.say(ms)
 	}
 	se.comp.Failed(problem.Reject.String(), ErrReload.ID)
 	se.comp.Progress("", 0, 0)
@@ -625,7 +786,7 @@ func (se *session) readOnceMore(id uint32) {
 // was deleted while its changes were missing stays in its topic.
 func (m *member) reloaded(from lsn) {
 	m.Missing = slices.DeleteFunc(slices.Clone(m.Missing), func(x missing) bool {
-		return x.Until != 0 && x.Until <= from && (x.Why == whyNew || x.Why == whyColumn || x.Why == whyAttached)
+		return x.mendedBy(from)
 	})
 	for i := range m.Missing {
 		if x := &m.Missing[i]; x.Until != 0 && x.Until <= from || x.Why == whyRenamed {

@@ -112,13 +112,12 @@ func TestReload(t *testing.T) {
 			d := newDB(t, testkit.NewPostgres(t, version))
 			d.sql(`CREATE TABLE other(id int PRIMARY KEY); CREATE TABLE filled(id int PRIMARY KEY); INSERT INTO filled SELECT generate_series(1, 50);
 				CREATE TABLE parts(id int PRIMARY KEY) PARTITION BY RANGE (id); CREATE TABLE parts1 PARTITION OF parts FOR VALUES FROM (0) TO (50); INSERT INTO parts VALUES (1)`)
-			s, o := d.source(), newOutlet()
+			s, o := d.source(func(c *Config) { c.Load = LoadNever }), newOutlet()
 			looksOften(s)
 			s.askEvery, s.chunkRows = 10*time.Millisecond, 7
 			r := loaded(t, s, o)
 			d.sql(`CREATE TABLE fresh(a text, b numeric, v text, PRIMARY KEY (b, a)); INSERT INTO fresh SELECT 'é' || i, i / 7.0, 'v' || i FROM generate_series(1, 100) i;
 				CREATE TABLE empty(id int PRIMARY KEY)`)
-			d.sql("ALTER PUBLICATION %s ADD TABLE fresh, empty", s.cfg.Publication)
 			d.sql("ALTER TABLE filled ADD COLUMN w timestamptz NOT NULL DEFAULT clock_timestamp()")
 			d.sql("CREATE TABLE more(id int PRIMARY KEY); INSERT INTO more SELECT generate_series(50, 99)")
 			d.sql("ALTER TABLE parts ATTACH PARTITION more FOR VALUES FROM (50) TO (100)")
@@ -146,12 +145,12 @@ func TestReload(t *testing.T) {
 // What cannot be read anew is refused at once, or given up, and the others go on.
 func TestReloadThatCannotBe(t *testing.T) {
 	d := newDB(t, shared(t))
-	d.sql(`CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a VALUES (1); CREATE TABLE b(id int PRIMARY KEY); INSERT INTO b VALUES (1)`)
+	d.sql(`CREATE TABLE a(id int PRIMARY KEY); INSERT INTO a VALUES (1); CREATE TABLE b(id int PRIMARY KEY); INSERT INTO b VALUES (1); CREATE TABLE fresh(id int PRIMARY KEY)`)
 	s, o := d.source(), newOutlet()
 	looksOften(s)
 	s.askEvery = 10 * time.Millisecond
 	r := loaded(t, s, o)
-	d.sql("CREATE TABLE fresh(id int PRIMARY KEY)")
+	d.sql("ALTER PUBLICATION %s DROP TABLE fresh", s.cfg.Publication)
 	for name, c := range map[string]struct{ table, where, says string }{
 		"no such table":   {"public.nothing", "", `no captured table is "public.nothing"`},
 		"not published":   {"public.fresh", "", `public.fresh is not in publication "*"`},
@@ -429,7 +428,9 @@ func TestReloadGoesOn(t *testing.T) {
 func TestReloadInText(t *testing.T) {
 	d, s, o, r := docs(t)
 	d.sql("CREATE TABLE boxes(id int PRIMARY KEY, b box); INSERT INTO boxes VALUES (1, '(1,1),(0,0)'), (2, NULL)")
-	d.sql("ALTER PUBLICATION %s ADD TABLE boxes", s.cfg.Publication)
+	o.until(t, "it to be listed", func() bool {
+		return d.one("SELECT count(*)::text FROM pg_publication_tables WHERE tablename = 'boxes'") == "1"
+	})
 	o.askReload(t, s, "", "public.boxes")
 	if err := r.fails(); !problem.Has(err, pgoutput.ErrText) {
 		t.Fatalf("%v, want TW-PG-TEXT", err)

@@ -108,6 +108,25 @@ type server struct {
 	mayReplicate  bool
 	senderTimeout time.Duration // 0: none
 	nextXID       decimal       // that it would give out, about
+	version       int           // 170004 is 17.4
+}
+
+// cachesPublished reports whether the server may go on for the rest of a session as
+// if a table were not published: it cached so when it decoded a transaction that had
+// changed the table before it was listed, and nothing tells it better (rule C4). Seen
+// with 15.10 and 17.4, not with 15.13, 16.9 and 17.5; those break otherwise, which
+// 15.14, 16.10 and 17.6 mend (release notes, "logical decoding", "invalidation").
+func (s *server) cachesPublished() bool {
+	minor := s.version % 10000
+	switch s.version / 10000 {
+	case 15:
+		return minor < 14
+	case 16:
+		return minor < 10
+	case 17:
+		return minor < 6
+	}
+	return false
 }
 
 func readServer(ctx context.Context, q *pgx.Conn) (*server, error) {
@@ -116,8 +135,9 @@ func readServer(ctx context.Context, q *pgx.Conn) (*server, error) {
 	var xid string
 	err := q.QueryRow(ctx, `
 SELECT current_setting('wal_level'), current_user::text, (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user),
-       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'), pg_snapshot_xmax(pg_current_snapshot())::text`).
-		Scan(&s.walLevel, &s.role, &s.mayReplicate, &ms, &xid)
+       (SELECT setting::bigint FROM pg_settings WHERE name = 'wal_sender_timeout'), pg_snapshot_xmax(pg_current_snapshot())::text,
+       current_setting('server_version_num')::int`).
+		Scan(&s.walLevel, &s.role, &s.mayReplicate, &ms, &xid, &s.version)
 	if err != nil {
 		return nil, classify("reading the server's settings", err)
 	}

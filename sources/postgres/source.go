@@ -63,6 +63,7 @@ type session struct {
 	out    pipeline.SourceOutlet
 	q      *pgx.Conn
 	sys    *system
+	srv    *server
 	tables []*tableInfo
 	pub    map[string]*publishedTable
 	binary bool
@@ -109,7 +110,7 @@ func (s *Source) run(ctx context.Context, out pipeline.SourceOutlet) error {
 		return err
 	}
 	defer r.close()
-	se := &session{Source: s, out: out, q: q, nextXID: srv.nextXID, lost: make(chan error, 1), meetings: make(chan *meeting, 1)}
+	se := &session{Source: s, out: out, q: q, srv: srv, nextXID: srv.nextXID, lost: make(chan error, 1), meetings: make(chan *meeting, 1)}
 	if se.sys, err = identify(ctx, r); err != nil {
 		return err
 	}
@@ -255,18 +256,26 @@ func (se *session) begin(ctx context.Context, p *position, confirmed lsn) (*posi
 	switch {
 	case p == nil && se.cfg.Load == LoadNever:
 		return &start, se.out.Checkpoint(ctx, start.resume())
-	case p == nil || p.State == loading:
-		start.State, start.Attempt = loading, 1
-		if p != nil {
-			start.Attempt = p.Attempt + 1
+	case (p == nil || p.State == loading) && !se.snapshot:
+		// The snapshot of the slot's beginning is gone. What was sent is as of then,
+		// and the rest is read beside the stream; all, when no table is noted: nothing
+		// was sent, or an older version was loading.
+		if len(se.members.Load().loading()) == 0 {
+			se.beginLoad(confirmed)
 		}
+		return &start, se.out.Checkpoint(ctx, start.resume())
+	case p == nil:
+		start.State, start.Attempt = loading, 1
+		loads := se.beginLoad(confirmed)
 		if err := se.out.Checkpoint(ctx, start.resume()); err != nil {
 			return nil, err
 		}
-		if err := se.load(ctx, start); err != nil {
+		last, err := se.load(ctx, start, loads)
+		if err != nil {
 			return nil, err
 		}
 		start.State, start.Attempt = "", 0
+		se.tableLoaded(last, loads[last])
 		return &start, se.out.Checkpoint(ctx, start.resume())
 	}
 	return p, nil
@@ -337,7 +346,7 @@ func (se *session) relations(ctx context.Context) ([]*pgoutput.Relation, error) 
 // puts q under its exported snapshot.
 func (se *session) createSlot(ctx context.Context, r *replication) error {
 	const doing = "making the slot"
-	se.comp.Is(obs.Starting, doing+settling)
+	se.comp.Is(obs.Starting, doing+"; waiting for the transactions that run now to end")
 	snapshot := "EXPORT_SNAPSHOT"
 	if se.cfg.Load == LoadNever {
 		snapshot = "NOEXPORT_SNAPSHOT"

@@ -90,7 +90,9 @@ func (st *stream) run(ctx context.Context) error {
 		}
 		select {
 		case m := <-meetings:
-			st.arrange(m)
+			if err := st.arrange(ctx, m); err != nil {
+				return err
+			}
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-st.ack.err:

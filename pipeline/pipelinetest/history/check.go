@@ -61,9 +61,10 @@ func (f Finding) String() string {
 
 // Options of Check.
 type Options struct {
-	// LoadAgain: a load may have been cut off and begun again on its slot: then
-	// rows come several times, and changes that a later load had in it follow.
-	LoadAgain bool
+	// LoadResumed: a load may have been cut off, and the rest been read beside the
+	// stream: then rows come several times, or not at all where a change came that
+	// has all of it.
+	LoadResumed bool
 }
 
 // Check names each change of the history that is not in the topics as it should
@@ -127,12 +128,19 @@ func (j *judge) changes(got []Change) []Finding {
 	}
 	loads, rest := got[:n], got[n:]
 	var out []Finding
-	if n > 1 && !j.o.LoadAgain {
+	if n > 1 && !j.o.LoadResumed {
 		for i := range loads[1:] {
 			out = append(out, j.finding(Doubled, -1, &loads[i+1]))
 		}
 	}
 	from := j.begins(loads)
+	if j.o.LoadResumed && n == 0 && len(got) > 0 {
+		from = from[:0]
+		for i := range j.life.changes {
+			from = append(from, i)
+		}
+		out = append(out, j.neverTold(got)...)
+	}
 	if len(from) == 0 { // the row is not one that ever was
 		return append(out, j.notLoaded(loads)...)
 	}
@@ -159,25 +167,45 @@ func (j *judge) begins(loads []Change) []int {
 	if most < 0 {
 		most = len(l.changes)
 	}
-	// last is the newest state that the last load can have found.
 	var out []int
-	last := -1
 	for i := 0; i <= most; i++ {
 		switch {
-		case l.states[i] == nil && (len(loads) == 0 || j.o.LoadAgain && last >= 0):
+		case l.states[i] == nil && len(loads) == 0:
 		case l.states[i] != nil && len(loads) > 0 && len(j.differs(l.states[i], nil, loads[len(loads)-1].New)) == 0:
 		default:
 			continue
 		}
-		out, last = append(out, i), i
-	}
-	if j.o.LoadAgain { // what changed since the slot was made follows
-		out = out[:0]
-		for i := 0; i <= last; i++ {
-			out = append(out, i)
-		}
+		out = append(out, i)
 	}
 	return out
+}
+
+// neverTold is for a row that no load gave: of what its changes left out, since it was
+// as before, something must tell what it is.
+func (j *judge) neverTold(got []Change) []Finding {
+	told := Row{}
+	for i := range got {
+		switch got[i].Op {
+		case 'd':
+			clear(told)
+		case 'c': // what it leaves out is told of the key that the row had before
+			maps.Copy(told, j.life.now())
+		default:
+			maps.Copy(told, got[i].New)
+		}
+	}
+	var missing []string
+	for name := range j.life.now() {
+		if _, is := told[name]; !is {
+			missing = append(missing, name)
+		}
+	}
+	if len(missing) == 0 {
+		return nil
+	}
+	slices.Sort(missing)
+	last := len(got) - 1
+	return []Finding{{Kind: Lost, Table: j.table, Key: j.key, Of: len(j.life.changes), Columns: missing, Got: &got[last], Note: "nothing tells what they are"}}
 }
 
 // notLoaded is for a key whose load gave no row that it ever had.

@@ -193,8 +193,8 @@ func TestCheckFindsWhatIsPlanted(t *testing.T) {
 		if fs := h.Check(seen, Options{}); len(fs) > 0 {
 			t.Fatalf("seed %d: nothing is wrong, and it says: %v", seed, fs)
 		}
-		if fs := h.Check(seen, Options{LoadAgain: true}); len(fs) > 0 {
-			t.Fatalf("seed %d, load again: nothing is wrong, and it says: %v", seed, fs)
+		if fs := h.Check(seen, Options{LoadResumed: true}); len(fs) > 0 {
+			t.Fatalf("seed %d, load resumed: nothing is wrong, and it says: %v", seed, fs)
 		}
 		keys := streamed(seen, 3)
 		if len(keys) == 0 {
@@ -309,8 +309,8 @@ func TestCheckOfPartialChanges(t *testing.T) {
 	}
 }
 
-// A load that was cut off and begun again: older changes follow a newer row.
-func TestCheckOfALoadThatBeginsAgain(t *testing.T) {
+// A load that was cut off, and the rest was read beside the stream.
+func TestCheckOfALoadThatIsResumed(t *testing.T) {
 	h := New(map[string][]string{item: {"id"}})
 	h.Base(item, []Row{row(1, "a")})
 	for _, m := range []string{"b", "c", "d"} {
@@ -321,20 +321,29 @@ func TestCheckOfALoadThatBeginsAgain(t *testing.T) {
 	seen := &Seen{tables: map[string]*seenTable{item: st}}
 	r := func(m string) Change { return Change{Table: item, Op: 'r', New: row(1, m)} }
 	u := func(m string) Change { return Change{Table: item, Op: 'u', New: row(1, m)} }
+	part := func(m string) Change {
+		return Change{Table: item, Op: 'u', New: Row{"id": "1", "mark": m}}
+	}
 	for _, c := range []struct {
 		got  []Change
 		well bool
 	}{
-		{[]Change{r("a"), r("c"), u("b"), u("c"), u("d")}, true},
-		{[]Change{r("a"), r("d")}, true},
-		{[]Change{r("d"), u("d")}, true},
-		{[]Change{r("a"), r("c"), u("c")}, false}, // d is lost
-		{[]Change{r("b"), u("d")}, false},         // c is lost
-		{[]Change{r("d"), u("b"), u("d")}, false}, // c is lost
-		{[]Change{u("d")}, false},                 // it was there before
+		{[]Change{r("a"), r("a"), u("b"), u("c"), u("d")}, true},
+		{[]Change{r("a"), u("b"), r("b"), u("c"), r("c"), u("d"), r("d")}, true},
+		{[]Change{u("b"), u("c"), r("c"), u("d")}, true},
+		{[]Change{r("d")}, true},
+		{[]Change{u("d")}, true},                          // the slot was made behind c, and it was not read by then
+		{[]Change{part("d")}, false},                      // the note never came
+		{[]Change{part("c"), r("c"), u("d")}, true},       // it did
+		{[]Change{r("a"), r("c"), u("c"), u("d")}, false}, // twice
+		{[]Change{r("a"), u("b"), u("c")}, false},         // d is lost
+		{[]Change{r("b"), u("d")}, false},                 // c is lost
+		{[]Change{u("b"), u("d")}, false},                 // c is lost
+		{[]Change{u("b"), r("a"), u("c"), u("d")}, false}, // it goes back
+		{nil, false}, // it was there before
 	} {
 		st.rows["1"] = c.got
-		if fs := h.Check(seen, Options{LoadAgain: true}); (len(fs) == 0) != c.well {
+		if fs := h.Check(seen, Options{LoadResumed: true}); (len(fs) == 0) != c.well {
 			t.Errorf("%v: %v", c.got, fs)
 		}
 	}
@@ -348,14 +357,15 @@ func TestCheckOfALoadThatCameTooLate(t *testing.T) {
 	seen := &Seen{tables: map[string]*seenTable{item: st}}
 	u, d, r := Change{Table: item, Op: 'u', New: row(1, "b")}, Change{Table: item, Op: 'd', Old: row(1, "b")}, Change{Table: item, Op: 'r', New: row(1, "a")}
 	for _, c := range []struct {
-		got         []Change
-		well, again bool // after one load, after several
+		got           []Change
+		well, resumed bool // after one load, after one that was resumed
 	}{
 		{nil, true, true},
 		{[]Change{d}, false, true},
 		{[]Change{u, d}, false, true},
 		{[]Change{r, u, d}, true, true},
-		{[]Change{r, d}, false, true}, // loaded before, and once more after b was
+		{[]Change{r, d}, false, false},
+		{[]Change{r, r, u, d}, false, true},
 		{[]Change{u}, false, false},
 		{[]Change{r, u}, false, false},
 	} {
@@ -363,8 +373,8 @@ func TestCheckOfALoadThatCameTooLate(t *testing.T) {
 		if fs := h.Check(seen, Options{}); (len(fs) == 0) != c.well {
 			t.Errorf("%v: %v", c.got, fs)
 		}
-		if fs := h.Check(seen, Options{LoadAgain: true}); (len(fs) == 0) != c.again {
-			t.Errorf("%v, several loads: %v", c.got, fs)
+		if fs := h.Check(seen, Options{LoadResumed: true}); (len(fs) == 0) != c.resumed {
+			t.Errorf("%v, resumed: %v", c.got, fs)
 		}
 	}
 }
