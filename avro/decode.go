@@ -29,6 +29,7 @@ type Headers struct {
 	Unknown    []byte // tw.unknown: Encoder.AppendUnknown
 	Text       []byte // tw.text: Memo.Texts of the row after
 	TextBefore []byte // tw.text.before: of the row before
+	Before     []byte // tw.before: change.AppendPos
 }
 
 // programKey: the key's schema names the key's columns, so it belongs to it.
@@ -100,7 +101,14 @@ func (d *Decoder) Append(ctx context.Context, b *change.Batch, at change.Coord, 
 			return garbage(at, "the header tw.pos is not a position")
 		}
 	}
-	if c.Op == change.Truncate && p.truncated != nil {
+	if c.Op == change.Sweep {
+		before, err := change.ParsePos(h.Before)
+		if err != nil || before.IsZero() {
+			return garbage(at, "the header tw.before is not a position")
+		}
+		c.Before = &before
+	}
+	if c.Empties() && p.truncated != nil {
 		c.Table = p.truncated
 	}
 	*b.Append(c.Table, c.Op) = c

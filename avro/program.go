@@ -224,10 +224,10 @@ func (p *program) readEnvelope(r *reader, b *change.Batch, c *change.Change, h *
 		if c.Old == nil || c.New != nil {
 			r.fail("a delete needs a row before it, and none after")
 		}
-	case change.Truncate:
+	case change.Truncate, change.Sweep:
 		c.Old, c.New = nil, nil
 	default:
-		r.fail("op is none of r, c, u, d, t")
+		r.fail("op is none of r, c, u, d, t, s")
 	}
 	if r.bad != "" {
 		return

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -152,6 +153,29 @@ func (r *Registry) latest(ctx context.Context, subject string) (*node, error) {
 		return nil, ErrUnreadableSchema.New("the last schema of subject %s: %w", subject, err)
 	}
 	return n, nil
+}
+
+// Subjects lists those that begin so, in order. Errors: TW-REGISTRY-UNAVAILABLE
+// (retry), TW-REGISTRY-DENIED (halt).
+func (r *Registry) Subjects(ctx context.Context, prefix string) ([]string, error) {
+	all, err := r.client.Subjects(ctx)
+	if err != nil {
+		return nil, r.classify(ctx, err, "listing the subjects")
+	}
+	all = slices.DeleteFunc(all, func(s string) bool { return !strings.HasPrefix(s, prefix) })
+	slices.Sort(all)
+	return all, nil
+}
+
+// Forget takes a subject out of the registry, which still knows its schemas by their
+// ids: records that were kept elsewhere can be read. One that is gone is no error.
+// Errors: TW-REGISTRY-UNAVAILABLE (retry), TW-REGISTRY-DENIED (halt).
+func (r *Registry) Forget(ctx context.Context, subject string) error {
+	_, err := r.client.DeleteSubject(ctx, subject, sr.SoftDelete)
+	if err == nil || missing(err) {
+		return nil
+	}
+	return r.classify(ctx, err, "deleting subject "+subject)
 }
 
 // Ping asks whether the registry answers.

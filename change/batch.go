@@ -21,6 +21,11 @@ const (
 	Delete   Op = 'd' // New is nil
 	Truncate Op = 't' // neither Old nor New
 	Message  Op = 'm'
+
+	// Sweep: of the rows that the table has now all came since Before, in this
+	// partition; those that came before and not since are not there any more. Neither
+	// Old nor New.
+	Sweep Op = 's'
 )
 
 // Change is one change of one row. Old and New are slices of the Batch's
@@ -34,7 +39,13 @@ type Change struct {
 	Coord Coord  // where it was read from Kafka; zero when it comes from a source
 	Old   []Value
 	New   []Value
+
+	Before *Pos // of a Sweep; else nil
 }
+
+// Empties reports whether a change ends rows that it does not name: a Truncate, a
+// Sweep.
+func (c *Change) Empties() bool { return c.Op == Truncate || c.Op == Sweep }
 
 // Row is the row that carries the key: New, or Old for a delete.
 func (c *Change) Row() []Value {

@@ -127,8 +127,9 @@ type Stage interface {
 	//
 	// A truncate of an output, which is a Truncate without a row whose Table
 	// has no Source, ends every key that was made of the input partition of
-	// its Coord. A stage sends it for a truncate of the input, and only where
-	// no other partition gives these keys (F7).
+	// its Coord; a Sweep those that were made of rows of before. A stage sends
+	// it for one of the input, and only where no other partition gives these
+	// keys (F7).
 	//
 	// An error aborts that transaction: the same records come again, maybe
 	// cut into other batches.

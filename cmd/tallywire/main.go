@@ -28,7 +28,7 @@ const (
 	exitUsage   = 2 // the command line is wrong
 	exitDiffer  = 3 // verify, demo, mapping preview: the two sides differ
 	exitUnwell  = 4 // doctor, status: something named is not well
-	exitRefused = 5 // replay: refused, nothing was changed
+	exitRefused = 5 // replay, remove: refused, nothing was changed
 )
 
 // exit is an error that carries only an exit code: all else was printed.
@@ -121,7 +121,7 @@ doctor, run.
 Exit codes: 0 done; 1 failed, the problem is printed with its code and what to
 do; 2 the command line is wrong; 3 the two sides differ (verify, demo, mapping
 preview); 4 something is not well (doctor, status); 5 refused, nothing was
-changed (replay).`,
+changed (replay, remove).`,
 		SilenceErrors: true, SilenceUsage: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if a.output != "text" && a.output != "json" {
@@ -137,7 +137,7 @@ changed (replay).`,
 	})
 	c.CompletionOptions.HiddenDefaultCmd = true
 	c.AddCommand(a.demoCmd(), a.initCmd(), a.runCmd(), a.checkCmd(), a.doctorCmd(), a.statusCmd(), a.contractsCmd(), a.consumeCmd(),
-		a.mappingCmd(), a.parkedCmd(), a.reloadCmd(), a.replayCmd(), a.verifyCmd(), a.versionCmd(), a.docsCmd())
+		a.mappingCmd(), a.parkedCmd(), a.reloadCmd(), a.removeCmd(), a.replayCmd(), a.verifyCmd(), a.versionCmd(), a.docsCmd())
 	return c
 }
 

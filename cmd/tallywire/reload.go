@@ -26,11 +26,12 @@ var errNoReload = problem.Define("TW-RELOAD-SOURCE", problem.Halt,
 type reloadable interface {
 	// PlanReload gives what the source is to be asked, and of each table that the
 	// patterns select about how many rows it would read; -1: not known.
-	PlanReload(ctx context.Context, patterns []string, where string) (ask []byte, rows map[string]int64, err error)
+	PlanReload(ctx context.Context, patterns []string, where string, sweep bool) (ask []byte, rows map[string]int64, err error)
 }
 
 type reloadFlags struct {
 	where string
+	sweep bool
 	yes   bool
 	wait  time.Duration
 }
@@ -50,15 +51,27 @@ tables of the source. Rows are read in chunks of the table's key, half of the
 time at most, and are held against the changes that the stream delivers
 meanwhile: what is newer counts. How far it is lies in Kafka, with the rows: after
 a crash it goes on where it was. A row comes as an "r", whether or not it is in
-its topic already; what was deleted at the source while nobody looked stays.
+its topic already.
+
+What went at the source while nobody looked stays, such as the rows of a partition
+that was detached or truncated by itself, or of a table that was dropped and made
+again. With --sweep it ends: once a table is read, all that was made of rows that
+came before and not since is deleted, as if each had been deleted at the source.
+Whatever is read downstream of it deletes it, too, so look first at what is gone.
+Rows that are parked are there and did not come: nothing is deleted before they are
+mended or discarded.
 
 A source that does not run begins with it when it does. "tallywire status" shows
 how far it is.`,
 		Example: `  tallywire reload psa public.invoice                     # shows what would happen
   tallywire reload psa public.invoice --yes
   tallywire reload psa "public.module_*" --yes
+  tallywire reload psa public.ledger --sweep --yes          # deletes what is gone
   tallywire reload psa public.time_entry --where "work_date >= '2026-11-01'" --yes`,
 		Args: func(_ *cobra.Command, args []string) error {
+			if f.sweep && f.where != "" {
+				return usage{fmt.Errorf("--sweep wants all rows of a table, so no --where\nsee: tallywire reload --help")}
+			}
 			if len(args) == 0 {
 				return usage{fmt.Errorf("want one SOURCE and its tables\nsee: tallywire reload --help")}
 			}
@@ -69,6 +82,7 @@ how far it is.`,
 		},
 	}
 	c.Flags().StringVar(&f.where, "where", "", "only rows for which this SQL condition is true")
+	c.Flags().BoolVar(&f.sweep, "sweep", false, "end what was made of rows that are not in the table any more")
 	c.Flags().BoolVar(&f.yes, "yes", false, "do it")
 	c.Flags().DurationVar(&f.wait, "wait", 10*time.Second, "for how long to wait for the source to take it up; 0: not at all")
 	return c
@@ -95,7 +109,7 @@ func (a *app) reload(ctx context.Context, name string, tables []string, f reload
 	if len(tables) == 0 {
 		tables = []string{"*"}
 	}
-	ask, rows, err := source.PlanReload(ctx, tables, f.where)
+	ask, rows, err := source.PlanReload(ctx, tables, f.where, f.sweep)
 	if err != nil {
 		return err
 	}
@@ -134,6 +148,9 @@ func (a *app) reload(ctx context.Context, name string, tables []string, f reload
 				n = strconv.FormatInt(rows[t], 10)
 			}
 			fmt.Fprintf(w, "%s\t%s\n", t, n)
+		}
+		if f.sweep {
+			fmt.Fprintln(w, "\nwhat was made of rows that are not there any more is deleted when a table is read")
 		}
 		switch {
 		case !f.yes:

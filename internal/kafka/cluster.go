@@ -27,6 +27,7 @@ const (
 	HeaderUnknown    = "tw.unknown"     // the same of the row before
 	HeaderText       = "tw.text"        // JSON: values that their Avro type cannot hold, as text by column
 	HeaderTextBefore = "tw.text.before" // the same of the row before
+	HeaderBefore     = "tw.before"      // of a sweep: rows that came before that position, and not since, are gone
 	HeaderFrom       = "tw.from"        // the input's topic id and partition: 16 and 4 octets
 )
 
@@ -50,6 +51,8 @@ func Headers(r *kgo.Record) (h avro.Headers) {
 			h.Text = v
 		case HeaderTextBefore:
 			h.TextBefore = v
+		case HeaderBefore:
+			h.Before = v
 		}
 	}
 	return h

@@ -7,6 +7,7 @@ package ingest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,11 @@ var ErrMoved = problem.Define("TW-PARKED-MOVED", problem.Reject,
 	"A parked row changed its key, and the change did not repeat a large value: nobody but the source knows it.",
 	"Write the value again at its source, such as SET note = note || '': the new record replaces this one. "+
 		"`tallywire parked retry STAGE --all` sends the row without it.")
+
+// ErrSweep says that what is gone cannot be told from what is parked.
+var ErrSweep = problem.Define("TW-SWEEP-SOURCE", problem.Reject,
+	"Rows that are not in a table any more are to be deleted in what was made of it, and rows of it are parked: those did not come, though they are there, and would be deleted too. Nothing was deleted.",
+	"Mend the parked rows of the table or discard them, then have it read once more: tallywire reload SOURCE TABLE --sweep --yes. This case goes with it.")
 
 const (
 	// listenEvery is how often the parked topic is looked at for commands.
@@ -144,6 +150,9 @@ func header(r *kgo.Record, name string) string {
 // large value, which is in the parked one alone, is kept behind it: what went out
 // now would come before what is older (G4).
 func (s *session) pass(r *kgo.Record) bool {
+	if header(r, kafka.HeaderBefore) != "" {
+		return s.mayEnd(r)
+	}
 	if r.Key == nil {
 		return true
 	}
@@ -169,6 +178,32 @@ func (s *session) pass(r *kgo.Record) bool {
 	}
 	return true
 }
+
+// mayEnd tells whether a sweep may go out: not while rows of its topic are parked,
+// which did not come though they are there.
+func (s *session) mayEnd(r *kgo.Record) bool {
+	key := parked.AppendKey(nil, r.Topic, []byte(sweepKey))
+	for k := range s.allParked(r.Topic) {
+		if k != string(key) {
+			if _, said := s.txn.touched[string(key)]; said { // of another partition
+				return false
+			}
+			p := &control.Parked{Stage: s.in.spec.Name, Kind: control.KindTransform, Topic: r.Topic, Offset: -1, RecordKey: []byte(sweepKey), Millis: r.Timestamp.UnixMilli(), Omitted: true}
+			because(p, ErrSweep.New("of topic %q", r.Topic))
+			p.FirstAt, p.Attempts = p.LastAt, 1
+			s.note(p)
+			s.touch(key, p, nil)
+			return false
+		}
+	}
+	if s.parkedNow(key) != nil {
+		s.release(key)
+	}
+	return true
+}
+
+// sweepKey is the RecordKey of a sweep that is parked.
+const sweepKey = "@sweep"
 
 // movedTo parks a row whose large value is known under its former key alone,
 // which is gone.
@@ -208,6 +243,13 @@ func (s *session) release(key []byte) {
 
 // releaseAll takes all keys of a topic out, whose table was emptied.
 func (s *session) releaseAll(topic string) {
+	for k := range s.allParked(topic) {
+		s.release([]byte(k))
+	}
+}
+
+// allParked gives the keys of a topic that are parked.
+func (s *session) allParked(topic string) map[string]bool {
 	prefix := string(parked.AppendKey(nil, topic, nil))
 	keys := map[string]bool{}
 	for k := range s.parked.Keys() {
@@ -221,11 +263,8 @@ func (s *session) releaseAll(topic string) {
 			keys[k] = true
 		}
 	}
-	for k := range keys {
-		if strings.HasPrefix(k, prefix) && s.parkedNow([]byte(k)) != nil {
-			s.release([]byte(k))
-		}
-	}
+	maps.DeleteFunc(keys, func(k string, _ bool) bool { return !strings.HasPrefix(k, prefix) || s.parkedNow([]byte(k)) == nil })
+	return keys
 }
 
 // listen looks now and then for commands about what is parked, and does them

@@ -194,6 +194,9 @@ func TestIngestEndsOfParkedRows(t *testing.T) {
 		{"smaller", []enginetest.Row{{Op: change.Update, ID: 1, Val: "small"}}, nil, "u"},
 		{"deleted", []enginetest.Row{{Op: change.Delete, ID: 1, Val: "old"}}, nil, "d-"},
 		{"truncated", []enginetest.Row{{Op: change.Truncate}, {Op: change.Create, ID: 1, Val: "new"}}, nil, "tttc"},
+		{"swept meanwhile", []enginetest.Row{{Op: change.Sweep, Since: 1}}, []string{" " + ErrSweep.ID, "1" + tooLarge}, ""},
+		// Remedy: TW-SWEEP-SOURCE
+		{"swept meanwhile and later", []enginetest.Row{{Op: change.Sweep, Since: 1}, {Op: change.Update, ID: 1, Val: "small"}, {Op: change.Sweep, Since: 1}}, nil, "usss"},
 		{"not told", []enginetest.Row{{Op: change.Update, ID: 1, Unsent: true}}, []string{"1" + tooLarge}, ""},
 		{"larger", []enginetest.Row{{Op: change.Update, ID: 1, Unsent: true}, {Op: change.Update, ID: 1, Val: big + big}}, []string{"1" + tooLarge}, ""},
 		{"moved, not told", []enginetest.Row{{Op: change.Update, ID: 5, Was: 1, Unsent: true}}, []string{"5 " + ErrMoved.ID}, "d-"},

@@ -20,6 +20,7 @@ import (
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
+	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
 // Problems of positions.
@@ -214,3 +215,10 @@ func (p *position) check(ctx context.Context, cluster *kafka.Cluster, source str
 
 // positionsTopicOf is the topic that keeps the position of a source.
 func positionsTopicOf(source string) string { return "_tallywire.positions." + source }
+
+// OwnTopics are the topics in which a source keeps what it knows, in the order in which
+// they are removed: its position last, since a source that finds none begins anew, and
+// one that finds it halts where the rest is gone.
+func OwnTopics(source string) []string {
+	return []string{parked.TopicOf(source), tablesTopicOf(source), positionsTopicOf(source)}
+}

@@ -90,15 +90,15 @@ func rejects(err error) bool {
 func (rs *Buffer) change(out *Output, b *change.Batch, c *change.Change, at int) error {
 	raw := c.Table.Source != ""
 	switch {
-	case c.Op == change.Truncate && raw:
+	case c.Empties() && raw:
 		for p := range out.Topic.Partitions {
 			if err := rs.one(out, b, c, at, nil, p, true, "", nil); err != nil {
 				return err
 			}
 		}
 		return nil
-	case c.Op == change.Truncate:
-		return ErrNoRecord.New("a truncate of %s", c.Table.Topic)
+	case c.Empties():
+		return ErrNoRecord.New("a truncate or a sweep of %s", c.Table.Topic)
 	case c.Row() == nil && (!raw || c.Op != change.Message):
 		return ErrNoRecord.New("a change %q of %s without any row", c.Op, c.Table.Topic)
 	case c.Op == change.Delete || c.New == nil && c.Old != nil:
@@ -171,6 +171,11 @@ func (rs *Buffer) one(out *Output, b *change.Batch, c *change.Change, at int, ke
 	if c.Coord.Topic != nil {
 		buf = kafka.AppendFrom(buf, c.Coord)
 		rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: kafka.HeaderFrom, Value: buf[n:len(buf):len(buf)]})
+		n = len(buf)
+	}
+	if c.Before != nil {
+		buf = change.AppendPos(buf, *c.Before)
+		rs.hdrs = append(rs.hdrs, kgo.RecordHeader{Key: kafka.HeaderBefore, Value: buf[n:len(buf):len(buf)]})
 		n = len(buf)
 	}
 	if beside {

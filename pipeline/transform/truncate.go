@@ -1,6 +1,7 @@
-// A truncate empties what its partition gave to the outputs: every output
-// record says which input partition it was made of (kafka.HeaderFrom), so that
-// its owner can name them, and nobody else's (F7).
+// A truncate empties what its partition gave to the outputs, and a sweep what it gave
+// before a position and not since: every output record says which input partition it
+// was made of (kafka.HeaderFrom), so that its owner can name them, and nobody else's
+// (F7).
 //
 // A key that depends on the source's key alone is given by one input partition
 // only, and that is what makes the search safe: whoever owns that partition is
@@ -20,11 +21,13 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/consume"
+	"github.com/tallywire/tallywire/pipeline/parked"
 )
 
 // What a truncate can meet.
@@ -37,12 +40,19 @@ var (
 		"Read the raw topics again, which meets the truncate in its place: tallywire replay TRANSFORM --yes. Or delete at the far side what was made of the rows, and discard this case.")
 )
 
-// emptied is an output that a truncate empties.
+// ErrSweep says that what is gone cannot be told from what is parked.
+var ErrSweep = problem.Define("TW-SWEEP-PARKED", problem.Reject,
+	"Rows that are not in a table any more are to be deleted, and rows of it are parked: which records were made of those cannot be told, so nothing was deleted.",
+	"Mend the parked rows of the table or discard them, then have it read once more: tallywire reload SOURCE TABLE --sweep --yes. This case goes with it.")
+
+// emptied is an output that a truncate or a sweep empties.
 type emptied struct {
-	topic string
-	at    change.Coord // of the truncate
-	pos   change.Pos
-	time  int64
+	topic  string
+	at     change.Coord // of the truncate or sweep
+	before change.Pos   // what was made of rows of there and later stays
+	pos    change.Pos   // its own
+	time   int64
+	sweep  bool
 }
 
 // clearing is how far the search for what truncates end has come: a page of ends
@@ -98,7 +108,7 @@ func (tx *txn) narrow(ctx context.Context) error {
 	return nil
 }
 
-// truncates reports whether record i of a run is a truncate. What cannot be
+// truncates reports whether record i of a run is a truncate or a sweep. What cannot be
 // decoded is told when its turn comes.
 func (tx *txn) truncates(ctx context.Context, r *consume.Run, i int) (bool, change.Coord, error) {
 	b := change.Get()
@@ -107,12 +117,12 @@ func (tx *txn) truncates(ctx context.Context, r *consume.Run, i int) (bool, chan
 	if err != nil && pipeline.Classify(err) != problem.Reject {
 		return false, change.Coord{}, err
 	}
-	return err == nil && b.Len() == 1 && b.Changes[0].Op == change.Truncate, r.Owned.Coord(r.Records[i].Offset), nil
+	return err == nil && b.Len() == 1 && b.Changes[0].Empties(), r.Owned.Coord(r.Records[i].Offset), nil
 }
 
-// takeTruncates takes the truncates of outputs out of a batch.
+// takeTruncates takes the truncates and sweeps of outputs out of a batch.
 func (tx *txn) takeTruncates(b *change.Batch) {
-	is := func(c *change.Change) bool { return c.Op == change.Truncate && c.Table.Source == "" }
+	is := func(c *change.Change) bool { return c.Empties() && c.Table.Source == "" }
 	i := 0
 	for i < b.Len() && !is(&b.Changes[i]) {
 		i++
@@ -124,10 +134,17 @@ func (tx *txn) takeTruncates(b *change.Batch) {
 		if !is(c) {
 			return true
 		}
-		if tx.alone {
-			tx.emptied = append(tx.emptied, emptied{topic: c.Table.Topic, at: c.Coord, pos: c.Pos, time: c.Time})
-		} else {
+		e := emptied{topic: c.Table.Topic, at: c.Coord, before: c.Pos, pos: c.Pos, time: c.Time, sweep: c.Op == change.Sweep}
+		switch n := tx.parkedBefore(c.Coord); {
+		case e.sweep && (!tx.alone || n > 0):
+			tx.reject(c, ErrSweep.New("of partition %d of topic %s %d records are parked", c.Coord.Partition, c.Coord.Topic.Name, n))
+		case !tx.alone:
 			tx.reject(c, ErrTruncateRetried.New("the truncate of topic %s", c.Coord.Topic.Name))
+		default:
+			if e.sweep {
+				e.before = *c.Before
+			}
+			tx.emptied = append(tx.emptied, e)
 		}
 		return false
 	})
@@ -241,7 +258,7 @@ func (tx *txn) search(ctx context.Context, c *clearing, topic *change.Topic, end
 			if len(c.nameless) < mostNameless {
 				c.nameless[key] = true
 			}
-		case e != nil && pos.Compare(e.pos) < 0:
+		case e != nil && pos.Compare(e.before) < 0:
 			live[key] = e
 			tx.endsTake += len(key) + endOctets
 		}
@@ -302,6 +319,19 @@ func madeOf(r *kgo.Record) (o origin, pos change.Pos, named bool) {
 		}
 	}
 	return o, pos, named
+}
+
+// parkedBefore is how many rows are parked of what stands before a record in its
+// partition: truncates and sweeps are none.
+func (tx *txn) parkedBefore(at change.Coord) (n int) {
+	for key := range tx.parked.Keys() {
+		ref, _ := tx.parked.Get([]byte(key))
+		if ref.TopicID == at.Topic.ID && ref.Partition == at.Partition && ref.Offset < at.Offset &&
+			key != string(parked.AppendKey(nil, at.Topic.Name, control.KeylessKey(ref.Partition, ref.Offset))) {
+			n++
+		}
+	}
+	return n
 }
 
 // dropParked takes out what is parked of rows that are not there any more.

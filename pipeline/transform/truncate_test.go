@@ -311,6 +311,79 @@ func TestTransformTruncateOfTwo(t *testing.T) {
 	}
 }
 
+// Lost if this fails: rows that are gone stay, though their table was read anew; or
+// rows that are there go with them.
+func TestTransformSweep(t *testing.T) {
+	enginetest.OnBoth(t, func(t *testing.T, bd *enginetest.Bed) {
+		b, _, spec := emptying(bd, 0)
+		puts(b, 1, 40, "before")
+		since := b.N + 1
+		puts(b, 1, 30, "again")
+		b.Put(enginetest.Row{Op: change.Delete, ID: 30}, enginetest.Row{Op: change.Sweep, Since: since})
+		puts(b, 35, 35, "back")
+		stop, _ := transforming(b, b.Env, spec)
+		b.Drained()
+		var want []string
+		for i := 1; i < 30; i++ {
+			want = append(want, fmt.Sprintf("again %03d", i))
+		}
+		want = append(want, "back 035")
+		if got := notes(b); !slices.Equal(got, want) {
+			t.Errorf("alive: %q, want %q", got, want)
+		}
+		b.Put(enginetest.Row{Op: change.Sweep, Since: since}) // once more, while it runs
+		b.Drained()
+		if got := notes(b); !slices.Equal(got, want) {
+			t.Errorf("alive: %q, want %q", got, want)
+		}
+		if parked := b.ParkedNow(); len(parked) > 0 {
+			t.Errorf("parked: %v", parked)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A row that is parked is there, and did not come: what was made of it before must not
+// go. Once it is mended, another sweep does what this one could not.
+func TestTransformSweepBesideParked(t *testing.T) { // Remedy: TW-SWEEP-PARKED
+	b, st, spec := emptying(enginetest.NewBed(t, ""), 0)
+	puts(b, 1, 6, "before")
+	since := b.N + 1
+	bad := "again 002"
+	st.refuse.Store(&bad)
+	puts(b, 1, 4, "again")
+	transforming(b, b.Env, spec)
+	b.Drained()
+	b.Put(enginetest.Row{Op: change.Sweep, Since: since})
+	b.Drained()
+	here := inputs(b)["again 002"]
+	var want []string
+	for note, p := range inputs(b) {
+		if strings.HasPrefix(note, "again") && note != bad || p == here && slices.Contains([]string{"before 002", "before 005", "before 006"}, note) || note == "before 002" {
+			want = append(want, note)
+		}
+	}
+	slices.Sort(want)
+	b.Eventually("the row and the sweep to be parked", func() (bool, string) {
+		p := b.ParkedNow()
+		return len(p) == 2, fmt.Sprint(p)
+	})
+	if got := notes(b); !slices.Equal(got, want) {
+		t.Errorf("alive: %q, want %q", got, want)
+	}
+	puts(b, 2, 2, "mended")
+	b.Put(enginetest.Row{Op: change.Sweep, Since: since})
+	b.Drained()
+	if p := b.ParkedNow(); len(p) > 0 {
+		t.Errorf("parked: %v", p)
+	}
+	if got := notes(b); !slices.Equal(got, []string{"again 001", "again 003", "again 004", "mended 002"}) {
+		t.Errorf("alive: %q", got)
+	}
+}
+
 // A row that waits for a person is truncated with the others.
 func TestTransformTruncateTakesParkedOut(t *testing.T) {
 	b, st, spec := emptying(enginetest.NewBed(t, ""), 0)

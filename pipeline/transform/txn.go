@@ -199,7 +199,7 @@ func (tx *txn) decode(ctx context.Context, b *change.Batch, r *consume.Run, i in
 		tx.rejectRecord(rec, err)
 		return nil
 	}
-	if b.Len() > n && b.Changes[n].Op == change.Truncate && !tx.alone {
+	if b.Len() > n && b.Changes[n].Empties() && !tx.alone {
 		b.Changes = b.Changes[:n]
 		r.Cut(i) // it comes again, at the front of its partition
 		return nil

@@ -183,6 +183,8 @@ type meeting struct {
 	leave  []uint32     // and of these not any more
 	seen   *snapshot    // what it sees need not be kept any more
 	chunk  *chunk       // to be sent when its time has come
+	sweeps []*tableLoad // begin where it is met
+	after  lsn          // it is met when the stream is there
 	reopen []*tableLoad // the stream is to be opened anew for these
 	ends   chan verdict // has room for one: when it is done
 }
@@ -199,7 +201,7 @@ func (st *stream) meet(ctx context.Context) error {
 	for st.part == nil && st.waiting == nil {
 		select {
 		case m := <-st.meetings:
-			if err := st.arrange(ctx, m); err != nil {
+			if err := st.take(ctx, m); err != nil {
 				return err
 			}
 			continue
@@ -207,18 +209,41 @@ func (st *stream) meet(ctx context.Context) error {
 		}
 		break
 	}
-	if m := st.waiting; m != nil && max(st.at.LSN, st.idle) >= m.chunk.head {
-		st.waiting = nil
-		v, err := st.sendChunk(ctx, m.chunk)
-		if err != nil {
-			return err
-		}
-		m.ends <- v
+	m := st.waiting
+	if m == nil || max(st.at.LSN, st.idle) < m.after {
+		return nil
 	}
+	st.waiting = nil
+	if m.chunk == nil {
+		return st.arrange(ctx, m)
+	}
+	v, err := st.sendChunk(ctx, m.chunk)
+	if err != nil {
+		return err
+	}
+	m.ends <- v
+	return nil
+}
+
+// take has a meeting wait for its time, or does at once what it asks for.
+func (st *stream) take(ctx context.Context, m *meeting) error {
+	if m.after == 0 || m.chunk != nil {
+		return st.arrange(ctx, m)
+	}
+	st.waiting = m
 	return nil
 }
 
 func (st *stream) arrange(ctx context.Context, m *meeting) error {
+	if len(m.sweeps) > 0 {
+		// Rows that are read lie behind what was delivered, and so does where the
+		// server has nothing for us.
+		if err := st.flush(ctx); err != nil {
+			return err
+		}
+		st.at.LSN = max(st.at.LSN, st.idle)
+		st.begun(m.sweeps, st.besideAt())
+	}
 	if len(m.reopen) > 0 {
 		return st.reopen(ctx, m.reopen)
 	}
@@ -243,7 +268,7 @@ func (st *stream) arrange(ctx context.Context, m *meeting) error {
 		}
 	}
 	if m.chunk != nil {
-		st.waiting = m
+		st.waiting, m.after = m, m.chunk.head
 		return nil
 	}
 	m.ends <- sent
@@ -342,17 +367,18 @@ func (st *stream) sendChunk(ctx context.Context, c *chunk) (verdict, error) {
 	if v != sent {
 		return v, nil
 	}
-	resume := st.at.resume()
-	if len(rows) == 0 {
-		if st.loaded(c) {
-			delete(st.recorded, c.id)
-			return sent, st.out.Checkpoint(ctx, resume)
-		}
-		return sent, nil
-	}
+	resume, now := st.at.resume(), time.Now().UnixMicro()
 	fr := pgoutput.NewFramer(malformed)
 	fr.Define(c.id, c.rel)
-	fr.Begin(nil, change.Pos{System: uint64(st.sys.id), Timeline: uint32(st.sys.timeline), LSN: uint64(st.at.LSN), Kind: change.PosSnapshot}, 0, time.Now().UnixMicro())
+	fr.Begin(nil, st.besideAt(), 0, now)
+	send := func(b *change.Batch) error {
+		b.Resume, b.Beside = resume, true
+		st.sent = slices.Clone(resume)
+		return st.out.Send(ctx, b)
+	}
+	// How far the table is goes with the last batch. The end of what is not there any
+	// more is one by itself.
+	alone := len(rows) == 0 || c.end && c.load.Sweep
 	var msg []byte
 	for len(rows) > 0 {
 		b, size := change.Get(), 0
@@ -368,16 +394,33 @@ func (st *stream) sendChunk(ctx context.Context, c *chunk) (verdict, error) {
 			rows = rows[1:]
 		}
 		fr.Finish(b)
-		b.Resume, b.Beside = resume, true
-		if len(rows) == 0 {
-			if st.loaded(c) {
+		if len(rows) == 0 && !alone {
+			if end, _, _ := st.loaded(c); end {
 				delete(st.recorded, c.id)
 			}
 		}
-		st.sent = slices.Clone(resume)
-		if err := st.out.Send(ctx, b); err != nil {
+		if err := send(b); err != nil {
 			return 0, err
 		}
 	}
-	return sent, nil
+	if !alone {
+		return sent, nil
+	}
+	end, before, err := st.loaded(c)
+	if err != nil || !end {
+		return sent, err
+	}
+	delete(st.recorded, c.id)
+	if before == nil {
+		return sent, st.out.Checkpoint(ctx, resume)
+	}
+	b := change.Get()
+	d := b.Append(c.rel.Table, change.Sweep)
+	d.Before, d.Time = before, now
+	return sent, send(b)
+}
+
+// besideAt is the position that rows beside the stream begin at now.
+func (st *stream) besideAt() change.Pos {
+	return change.Pos{System: uint64(st.sys.id), Timeline: uint32(st.sys.timeline), LSN: uint64(st.at.LSN), Kind: change.PosSnapshot}
 }

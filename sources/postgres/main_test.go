@@ -128,6 +128,7 @@ type rec struct {
 	old, new string
 	kinds    string
 	pos      change.Pos
+	before   *change.Pos
 	time     int64
 	xid      uint32
 }
@@ -219,6 +220,7 @@ func (o *outlet) Send(ctx context.Context, b *change.Batch) error {
 			place.Ordinal++
 		}
 		r := rec{topic: c.Table.Topic, op: c.Op, pos: c.Pos, time: c.Time, xid: c.XID, key: string(change.AppendKey(nil, b, c))}
+		r.before = c.Before
 		r.old, _ = render(b, c.Table, c.Old)
 		if c.Old != nil {
 			r.oldKey = string(change.AppendKeyRow(nil, b, c.Table, c.Old))
@@ -478,7 +480,7 @@ func (d *db) free(slot string) {
 
 // state replays records into the last row of each key.
 func state(recs []rec, topic string) map[string]string {
-	m := map[string]string{}
+	m, at := map[string]string{}, map[string]change.Pos{}
 	for _, r := range recs {
 		switch {
 		case r.topic != topic:
@@ -486,7 +488,10 @@ func state(recs []rec, topic string) map[string]string {
 			delete(m, r.key)
 		case r.op == change.Truncate:
 			clear(m)
+		case r.op == change.Sweep:
+			sweep(m, at, r)
 		default:
+			at[r.key] = r.pos
 			if r.oldKey != "" {
 				delete(m, r.oldKey)
 			}
@@ -494,6 +499,15 @@ func state(recs []rec, topic string) map[string]string {
 		}
 	}
 	return m
+}
+
+// sweep takes out of m what came, by at, before a sweep's position.
+func sweep(m map[string]string, at map[string]change.Pos, r rec) {
+	for k := range m {
+		if at[k].Compare(*r.before) < 0 {
+			delete(m, k)
+		}
+	}
 }
 
 // rising checks that positions strictly rise: nothing twice, nothing out of order.

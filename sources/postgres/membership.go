@@ -435,7 +435,7 @@ func (ms *members) changed(next, m *member, t *catalogued, now *catalogue, at ti
 	}
 	for id, name := range m.Parts {
 		if _, is := t.parts[id]; !is {
-			lacks(next, whyPartition, name, 0)
+			lacks(next, whyPartition, name, now.after)
 		}
 	}
 }

@@ -79,10 +79,7 @@ func (x *missing) says(tables, items []string, source, publication string) (text
 	}
 	reload := fmt.Sprintf("tallywire reload %s %s", source, strings.Join(tables, " "))
 	anew := reload + " reads its rows anew, beside the stream."
-	most := anew + " What was deleted meanwhile stays in its topic until the source is started over (docs/recovery.md)."
-	if x.Reloaded {
-		most = "Where that matters, start the source over (docs/recovery.md)."
-	}
+	most := reload + " --sweep reads its rows anew, beside the stream, and deletes what was made of rows that are not there any more."
 	// since says what is still missing of a table that was read anew.
 	since := func(text string) string {
 		if x.Reloaded {
@@ -120,7 +117,7 @@ func (x *missing) says(tables, items []string, source, publication string) (text
 		return fmt.Sprintf("%s: was altered%s: if it left out an operation meanwhile, such changes of all tables are missing", of, when), "If it did, start the source over (docs/recovery.md)."
 	case whyDropped:
 		return fmt.Sprintf("%s: was dropped%s; its rows stay in its topic, and in what was made of them", of, when),
-			fmt.Sprintf("Where another table has its name now, start the source over (docs/recovery.md). To keep its rows as they are, leave it out: \"!%s\" in `tables`.", first)
+			fmt.Sprintf("Where another table has its name now: %s To keep its rows as they are, leave it out: \"!%s\" in `tables`.", most, first)
 	case whyLeft:
 		switch {
 		case x.Until != 0:
@@ -131,7 +128,7 @@ func (x *missing) says(tables, items []string, source, publication string) (text
 		return fmt.Sprintf("%s: is %s now, which `tables` does not match: changes that are committed%s do not come", of, x.What, when), "Give it its name back, or have `tables` match the new one, and reload it then. " + leave
 	case whyRenamed:
 		if x.Reloaded {
-			return fmt.Sprintf("%s: was renamed from %s%s; the topic of that name keeps its rows of before", of, x.What, when), most
+			return fmt.Sprintf("%s: was renamed from %s%s; the topic of that name keeps its rows of before", of, x.What, when), "Where that matters, start the source over (docs/recovery.md)."
 		}
 		return fmt.Sprintf("%s: was renamed from %s%s; its rows of before are in the topic of that name", of, x.What, when), anew + " They stay in the other topic, too."
 	case whyColumn:
@@ -140,11 +137,11 @@ func (x *missing) says(tables, items []string, source, publication string) (text
 		if x.Reloaded {
 			return fmt.Sprintf("%s: the publication has another row filter since some time%s; rows that it leaves out are still in its topic", of, when), most
 		}
-		return fmt.Sprintf("%s: the publication has another row filter since some time%s; rows that the former one left out, and were not changed since, are not in its topic", of, when), anew + " Those that the new one leaves out stay."
+		return fmt.Sprintf("%s: the publication has another row filter since some time%s; rows that the former one left out, and were not changed since, are not in its topic", of, when), most
 	case whyAttached:
 		return fmt.Sprintf("%s: partition %s was attached%s; the rows that it had by then are not in the topic", of, x.What, when), anew
 	case whyPartition:
-		return fmt.Sprintf("%s: partition %s was detached or dropped%s; its rows stay in the topic, and in what was made of them", of, x.What, when), "Where they are to go, start the source over (docs/recovery.md)."
+		return fmt.Sprintf("%s: partition %s was detached or dropped%s; its rows stay in the topic, and in what was made of them", of, x.What, when), "Where they are to go: " + most
 	}
 	return fmt.Sprintf("%s: %s%s", of, x.Why, when), most
 }

@@ -166,12 +166,15 @@ func (c *Config) notIn(lacks []*tableInfo, sql string) error {
 		WithRemedy("%s\nOr leave them out: \"!%s\" in `tables`, and so for each.", remedy, lacks[0])
 }
 
+// ourPublicationSQL is whether publication p is one that the role alters, or drops,
+// without asking anybody: it is of a kind that we make, and its own.
+const ourPublicationSQL = `NOT p.puballtables AND NOT pg_is_in_recovery() AND p.pubowner = (SELECT r.oid FROM pg_roles r WHERE r.rolname = current_user)`
+
 // ownSQL is those of tables that the role may list in the publication without asking
 // anybody: both are its own.
 const ownSQL = `
 SELECT c.oid FROM pg_class c JOIN pg_publication p ON p.pubname = $1
- WHERE c.oid = ANY($2) AND pg_has_role(c.relowner, 'USAGE') AND NOT p.puballtables AND NOT pg_is_in_recovery()
-   AND p.pubowner = (SELECT r.oid FROM pg_roles r WHERE r.rolname = current_user)`
+ WHERE c.oid = ANY($2) AND pg_has_role(c.relowner, 'USAGE') AND ` + ourPublicationSQL
 
 // list has the publication list tables that are new, where it is ours; of the others
 // it is said who runs what. Each by itself, so that one that somebody has locked keeps

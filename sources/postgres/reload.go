@@ -20,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/outage"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
@@ -38,6 +39,11 @@ type tableLoad struct {
 	Again bool      `json:"again,omitempty"`
 	Since time.Time `json:"since"`
 
+	// Sweep: what came before Before and is not there any more ends when it is read.
+	// Before is where its changes began to be kept (change.AppendPos).
+	Sweep  bool   `json:"sweep,omitempty"`
+	Before []byte `json:"before,omitempty"`
+
 	// Stale: the server may have cached that the table is not published. The stream
 	// is opened anew before rows are read, once what ran then is acknowledged.
 	Stale bool `json:"stale,omitempty"`
@@ -54,15 +60,22 @@ func (x *missing) mendedBy(from lsn) bool {
 	return x.Until != 0 && x.Until <= from && (x.Why == whyNew || x.Why == whyColumn || x.Why == whyAttached)
 }
 
+// sweptBy reports whether nothing is wrong any more when all is read that was there
+// at from, and what is not there any more has ended. A former name's topic is not read.
+func (x *missing) sweptBy(from lsn) bool {
+	return x.Until != 0 && x.Until <= from && x.Why != whyRenamed
+}
+
 // Reload is what a source is asked for, as JSON.
 type Reload struct {
 	Form   int      `json:"v"`
 	Tables []string `json:"tables"` // schema.table, * for any run of characters
 	Where  string   `json:"where,omitempty"`
+	Sweep  bool     `json:"sweep,omitempty"` // what is not there any more ends; form 2
 }
 
 // reloadForm is the newest form that is known.
-const reloadForm = 1
+const reloadForm = 2
 
 // ParseReload reads what a source is asked for.
 func ParseReload(value []byte) (Reload, error) {
@@ -274,9 +287,9 @@ func (r *reloader) take(ctx context.Context, ms *members, asked map[string][]byt
 		var ids []uint32
 		for oid, m := range ms.of {
 			if slices.ContainsFunc(ask.Tables, func(p string) bool { return matches(p, m.String()) }) && !m.has(whyDropped) {
-				load := &tableLoad{From: head, Where: ask.Where, Since: time.Now().UTC().Truncate(time.Second)}
+				load := &tableLoad{From: head, Where: ask.Where, Sweep: ask.Sweep, Since: time.Now().UTC().Truncate(time.Second)}
 				if m.Load != nil { // what is under way is begun again
-					load.Stale = m.Load.Stale
+					load.Stale, load.Sweep = m.Load.Stale, ask.Sweep || m.Load.Sweep
 					if m.Load.Where != load.Where {
 						load.Where = ""
 					}
@@ -375,19 +388,28 @@ func (r *reloader) awaitOlder(ctx context.Context) error {
 // record has the stream keep the changes of tables from now on, and waits until all
 // that was delivered before is visible.
 func (r *reloader) record(ctx context.Context, ms *members, ids []uint32) error {
-	loads := map[uint32]*tableLoad{}
+	loads, meets := map[uint32]*tableLoad{}, &meeting{}
 	ms.mu.Lock()
 	for _, id := range ids {
 		if m := ms.of[id]; m != nil && m.Load != nil && m.Load != r.recorded[id] {
 			loads[id] = m.Load
+			if m.Load.Sweep && m.Load.Before == nil {
+				// Rows that went before it was asked for came before Before, too.
+				meets.sweeps, meets.after = append(meets.sweeps, m.Load), max(meets.after, m.Load.From)
+			}
 		}
 	}
 	ms.mu.Unlock()
 	if len(loads) == 0 {
 		return nil
 	}
-	fresh := slices.Sorted(maps.Keys(loads))
-	if _, err := r.meet(ctx, &meeting{record: fresh}); err != nil {
+	meets.record = slices.Sorted(maps.Keys(loads))
+	if meets.after > 0 {
+		if err := r.flush(ctx, meets.after); err != nil {
+			return err
+		}
+	}
+	if _, err := r.meet(ctx, meets); err != nil {
 		return err
 	}
 	if err := r.awaitOlder(ctx); err != nil {
@@ -692,14 +714,14 @@ func (r *reloader) rowsOf(ctx context.Context, c *chunk, t *tableInfo, filter *s
 }
 
 // loaded notes that a chunk is read, with the batch or checkpoint that follows, and
-// reports whether its table is.
-func (se *session) loaded(c *chunk) (end bool) {
+// reports whether its table is, and before which position came what is to end then.
+func (se *session) loaded(c *chunk) (end bool, before *change.Pos, err error) {
 	ms := se.members.Load()
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
 	m := ms.of[c.id]
 	if m == nil || m.Load != c.load { // it was asked for once more
-		return false
+		return false, nil, nil
 	}
 	l := m.Load
 	l.Rows += int64(len(c.rows))
@@ -712,15 +734,47 @@ func (se *session) loaded(c *chunk) (end bool) {
 	default:
 		end = true
 		m.Load = nil
+		if l.Sweep {
+			at, err := change.ParsePos(l.Before)
+			if err != nil {
+				return false, nil, ErrProtocol.New("what is noted of %s: before %x: %w", m, l.Before, err)
+			}
+			before = &at
+			se.swept(ms, m)
+		}
 		if l.Where == "" {
-			m.reloaded(l.From)
+			m.reloaded(l.From, l.Sweep)
 		}
 		se.comp.Log.Info("a table was read", "table", m.String(), "rows", l.Rows, "seconds", int(time.Since(l.Since).Seconds()))
 		se.comp.Progress("", 0, 0)
 		se.say(ms)
 	}
 	se.note(ms, []uint32{c.id})
-	return end
+	return end, before, nil
+}
+
+// begun notes that changes of tables that are to be swept are kept from at on.
+func (se *session) begun(loads []*tableLoad, at change.Pos) {
+	ms := se.members.Load()
+	ms.mu.Lock()
+	defer ms.mu.Unlock()
+	for id, m := range ms.of {
+		if m.Load != nil && slices.Contains(loads, m.Load) {
+			m.Load.Before = change.AppendPos(nil, at)
+			se.note(ms, []uint32{id})
+		}
+	}
+}
+
+// swept forgets tables that had m's name and were dropped, or have another by now:
+// their rows end with m's.
+func (se *session) swept(ms *members, m *member) {
+	for id, o := range ms.of {
+		if o != m && o.String() == m.String() && (o.has(whyDropped) || o.has(whyLeft)) {
+			delete(ms.of, id)
+			se.note(ms, []uint32{id})
+		}
+	}
 }
 
 // beginLoad notes that the rows of all tables are to be read, as of at.
@@ -750,7 +804,7 @@ func (se *session) tableLoaded(id uint32, load *tableLoad) {
 	ms.mu.Lock()
 	defer ms.mu.Unlock()
 	if m := ms.of[id]; m != nil && m.Load != nil && m.Load == load {
-		m.reloaded(load.From)
+		m.reloaded(load.From, false)
 		m.Load = nil
 		se.note(ms, []uint32{id})
 		se.say(ms)
@@ -783,10 +837,10 @@ func (se *session) readOnceMore(id uint32) {
 }
 
 // reloaded takes off what is missing of a table that was read whole since from. What
-// was deleted while its changes were missing stays in its topic.
-func (m *member) reloaded(from lsn) {
+// was deleted while its changes were missing stays in its topic, unless it was swept.
+func (m *member) reloaded(from lsn, sweep bool) {
 	m.Missing = slices.DeleteFunc(slices.Clone(m.Missing), func(x missing) bool {
-		return x.mendedBy(from)
+		return x.mendedBy(from) || sweep && x.sweptBy(from)
 	})
 	for i := range m.Missing {
 		if x := &m.Missing[i]; x.Until != 0 && x.Until <= from || x.Why == whyRenamed {
@@ -798,7 +852,7 @@ func (m *member) reloaded(from lsn) {
 // PlanReload gives what the source is to be asked to read the tables that patterns
 // select anew, and of each about how many rows that are; -1: not known. It looks
 // whether they are published, and whether where can be asked of each.
-func (s *Source) PlanReload(ctx context.Context, patterns []string, where string) (ask []byte, rows map[string]int64, err error) {
+func (s *Source) PlanReload(ctx context.Context, patterns []string, where string, sweep bool) (ask []byte, rows map[string]int64, err error) {
 	q, err := s.cfg.connect(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -839,7 +893,11 @@ func (s *Source) PlanReload(ctx context.Context, patterns []string, where string
 				WithRemedy("Name tables as schema.table, with * for any run of characters, as `tables` of source %s selects them.", s.name)
 		}
 	}
-	ask, err = json.Marshal(Reload{Form: reloadForm, Tables: slices.Sorted(maps.Keys(rows)), Where: where})
+	form := 1
+	if sweep {
+		form = reloadForm
+	}
+	ask, err = json.Marshal(Reload{Form: form, Tables: slices.Sorted(maps.Keys(rows)), Where: where, Sweep: sweep})
 	return ask, rows, err
 }
 

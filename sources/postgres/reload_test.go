@@ -23,7 +23,7 @@ import (
 // folded replays records as a reader does that takes what was not sent again from
 // the row that it has.
 func folded(recs []rec, topic string) map[string]string {
-	m := map[string]string{}
+	m, at := map[string]string{}, map[string]change.Pos{}
 	for _, r := range recs {
 		switch {
 		case r.topic != topic:
@@ -31,7 +31,10 @@ func folded(recs []rec, topic string) map[string]string {
 			delete(m, r.key)
 		case r.op == change.Truncate:
 			clear(m)
+		case r.op == change.Sweep:
+			sweep(m, at, r)
 		default:
+			at[r.key] = r.pos
 			from := m[r.key]
 			if r.oldKey != "" {
 				from = m[r.oldKey]
@@ -72,7 +75,18 @@ func (o *outlet) reload(t *testing.T, s *Source, where string, tables ...string)
 
 func (o *outlet) askReload(t *testing.T, s *Source, where string, tables ...string) {
 	t.Helper()
-	ask, _, err := s.PlanReload(t.Context(), tables, where)
+	o.askFor(t, s, where, false, tables...)
+}
+
+// askSweep asks for all rows of tables, and that what is not there any more ends.
+func (o *outlet) askSweep(t *testing.T, s *Source, tables ...string) {
+	t.Helper()
+	o.askFor(t, s, "", true, tables...)
+}
+
+func (o *outlet) askFor(t *testing.T, s *Source, where string, sweep bool, tables ...string) {
+	t.Helper()
+	ask, _, err := s.PlanReload(t.Context(), tables, where, sweep)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +173,7 @@ func TestReloadThatCannotBe(t *testing.T) {
 		"no condition":    {"public.a", "1", `the condition "1" on public.a: argument of WHERE must be type boolean*`},
 		"a bad condition": {"public.a", "id = 'x'", `the condition "*" on public.a: invalid input syntax*`},
 	} {
-		if _, _, err := s.PlanReload(t.Context(), []string{c.table}, c.where); !problem.Has(err, ErrReload) || !matches("*"+c.says, err.Error()) {
+		if _, _, err := s.PlanReload(t.Context(), []string{c.table}, c.where, false); !problem.Has(err, ErrReload) || !matches("*"+c.says, err.Error()) {
 			t.Errorf("%s: %v, want %q", name, err, c.says)
 		}
 	}
@@ -168,7 +182,7 @@ func TestReloadThatCannotBe(t *testing.T) {
 	}
 	d.sql("ALTER PUBLICATION %s ADD TABLE fresh", s.cfg.Publication) // Remedy: TW-PG-RELOAD
 	o.reload(t, s, "", "public.fresh")
-	o.ask(`{"v":2}`)
+	o.ask(`{"v":3}`)
 	o.ask(`{"v":1,"tables":["public.nothing"]}`)
 	o.ask(`{"v":1,"tables":["public.a"],"where":"1/(id-1) > 0"}`) // it is told by the first row only
 	o.reload(t, s, "", "public.b")
@@ -187,17 +201,17 @@ func TestReloadThatCannotBe(t *testing.T) {
 // what was under way when the process died (C1, C3, C6).
 func TestReloadBesideChanges(t *testing.T) {
 	for _, version := range []string{embedded.Postgres15, embedded.Postgres18} {
-		for _, types := range []string{"binary", "text"} {
-			t.Run(version+"/"+types, func(t *testing.T) { reloadBesideChanges(t, version, types) })
+		for _, how := range []string{"binary", "text", "sweep"} {
+			t.Run(version+"/"+how, func(t *testing.T) { reloadBesideChanges(t, version, how) })
 		}
 	}
 }
 
-func reloadBesideChanges(t *testing.T, version, types string) {
+func reloadBesideChanges(t *testing.T, version, how string) {
 	const keys = 400
 	d := newDB(t, testkit.NewPostgres(t, version))
 	more := ""
-	if types == "text" {
+	if how == "text" {
 		more = ", box box DEFAULT '(1,1),(0,0)'" // it has no decoder
 	}
 	d.sql(`CREATE TABLE other(id int PRIMARY KEY%[1]s);
@@ -209,6 +223,10 @@ func reloadBesideChanges(t *testing.T, version, types string) {
 	s.askEvery, s.chunkRows, s.batchChanges = 5*time.Millisecond, 5, 9
 	s.cfg.Load = LoadNever
 	r := loaded(t, s, o)
+	if how == "sweep" {
+		o.reload(t, s, "", "public.doc")
+		d.sql("ALTER PUBLICATION %[1]s DROP TABLE doc; DELETE FROM doc WHERE id %% 3 = 0; ALTER PUBLICATION %[1]s ADD TABLE doc", s.cfg.Publication)
+	}
 	var writes atomic.Int64
 	writing, stop := context.WithCancel(t.Context())
 	var writers sync.WaitGroup
@@ -222,7 +240,7 @@ func reloadBesideChanges(t *testing.T, version, types string) {
 			}
 		})
 	}
-	o.askReload(t, s, "", "public.doc")
+	o.askFor(t, s, "", how == "sweep", "public.doc")
 	// The process dies: what it was about to write is not there.
 	died := errors.New("it dies")
 	deaths := 0

@@ -171,7 +171,7 @@ type slotInfo struct {
 func readSlot(ctx context.Context, q *pgx.Conn, name string) (*slotInfo, error) {
 	var s slotInfo
 	err := q.QueryRow(ctx, `
-SELECT COALESCE(plugin, ''), slot_type, database::text, active_pid, confirmed_flush_lsn::text, wal_status, two_phase, temporary, database = current_database()
+SELECT COALESCE(plugin, ''), slot_type, database::text, active_pid, confirmed_flush_lsn::text, wal_status, two_phase, temporary, COALESCE(database = current_database(), false)
   FROM pg_replication_slots WHERE slot_name = $1`, name).
 		Scan(&s.plugin, &s.kind, &s.database, &s.activePID, &s.confirmed, &s.walStatus, &s.twoPhase, &s.temporary, &s.ours)
 	if errors.Is(err, pgx.ErrNoRows) {

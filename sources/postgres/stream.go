@@ -90,7 +90,7 @@ func (st *stream) run(ctx context.Context) error {
 		}
 		select {
 		case m := <-meetings:
-			if err := st.arrange(ctx, m); err != nil {
+			if err := st.take(ctx, m); err != nil {
 				return err
 			}
 		case <-ctx.Done():

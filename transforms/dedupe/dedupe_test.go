@@ -240,6 +240,23 @@ func TestIdentity(t *testing.T) {
 	apply(t, s, tp, 4, 5, "")
 }
 
+// Rows that are read anew pass for known ones: nothing says that they are there.
+func TestIdentityOfASweep(t *testing.T) { // Remedy: TW-DEDUPE-SWEEP
+	rdb := redisClient(t)
+	tp := newTopic(1, rec{"a", change.Pos{}, 'c'}, rec{"b", change.Pos{}, 'c'})
+	s := identity(t, rdb)
+	check(t, s, tp, 0, true)
+	b := tp.batch(0, 2)
+	b.Changes[1].Op, b.Changes[1].New = change.Sweep, nil
+	var o outlet
+	if err := s.Apply(t.Context(), b, &o); err != nil {
+		t.Fatal(err)
+	}
+	if len(o.rejected) != 1 || !problem.Has(o.rejected[0], dedupe.ErrSweep) || strings.Join(o.got, " ") != "a@0" {
+		t.Errorf("rejected %v, passed %q", o.rejected, o.got)
+	}
+}
+
 // A mistake in what names a change, or a sender that leaves it out. If this
 // failed, repetitions would pass, or the whole topic stop for one record.
 func TestIdentityThatIsNotThere(t *testing.T) {

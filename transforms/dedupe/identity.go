@@ -25,6 +25,9 @@ var (
 	ErrIdentity = problem.Define("TW-DEDUPE-IDENTITY", problem.Halt,
 		"The columns that name a change are not there.",
 		"Correct dedupe.identity: it lists columns of the raw table.")
+	ErrSweep = problem.Define("TW-DEDUPE-SWEEP", problem.Reject,
+		"Rows of a table are gone that the stream did not tell of, and changes are told apart by their identity: rows that were read anew were taken for known ones, so what is gone cannot be told from what is there.",
+		"The records of those rows stay. Delete at the far side what was made of them, then discard this case.")
 	ErrNoIdentity = problem.Define("TW-DEDUPE-NO-IDENTITY", problem.Reject,
 		"A record lacks the value that names it, so a repetition could not be told from a new record.",
 		"Have the sender fill the columns of dedupe.identity.")
@@ -125,6 +128,12 @@ func (d *Identity) judge(ctx context.Context, in *change.Batch, restoring bool, 
 	var ask []string
 	for i := range in.Changes {
 		c := &in.Changes[i]
+		if c.Op == change.Sweep {
+			// The rows that are there were dropped as known ones: nothing came since.
+			reject(c, ErrSweep.New("rows of %s are gone that the stream did not tell of", c.Table.Topic))
+			c.Op = dropped
+			continue
+		}
 		if c.Row() == nil {
 			continue // a truncate has no identity
 		}

@@ -397,17 +397,20 @@ func TestMistakesOfClaims(t *testing.T) {
 	}
 }
 
-// A truncate does not say what each row gave; rows that are deleted do.
-func TestTruncateOfClaims(t *testing.T) { // Remedy: TW-MAP-TRUNCATE
+// A truncate does not say what each row gave; rows that are deleted do. The case waits
+// for somebody, and nothing else for it.
+func TestTruncateOfClaims(t *testing.T) { // Remedy: TW-MAP-TRUNCATE, TW-MAP-SWEEP
 	x := newExchange(t, rand.New(rand.NewPCG(1, 1)))
 	x.put(1, "", "a", false)
 	x.put(2, "", "b", false)
 	for x.step() {
 	}
-	b, o := change.Get(), &outlet{}
-	b.Append(contacts, change.Truncate).Coord = change.Coord{Topic: x.raw}
-	if err := x.stage.Apply(t.Context(), b, o); err != nil || len(o.rejected) != 1 || !problem.Has(o.rejected[0], mapping.ErrTruncate) || len(o.got) > 0 {
-		t.Error(err, o.rejected, o.got)
+	for op, want := range map[change.Op]problem.Code{change.Truncate: mapping.ErrTruncate, change.Sweep: mapping.ErrSweep} {
+		b, o := change.Get(), &outlet{}
+		b.Append(contacts, op).Coord = change.Coord{Topic: x.raw}
+		if err := x.stage.Apply(t.Context(), b, o); err != nil || len(o.rejected) != 1 || !problem.Has(o.rejected[0], want) || len(o.got) > 0 {
+			t.Error(err, o.rejected, o.got)
+		}
 	}
 	x.put(1, "a", "", false)
 	x.put(2, "b", "", false)

@@ -60,6 +60,9 @@ var (
 	ErrRowsUnseen = problem.Define("TW-MAP-ROWS-UNSEEN", problem.Halt,
 		"Lookups began to use a table's rows, or another column of them, in the midst of its topic: what the rows before have is not kept.",
 		"Have the transform read its topics from the start: tallywire replay TRANSFORM --yes. Nothing is looked up until then, and nothing is lost.")
+	ErrSweep = problem.Define("TW-MAP-SWEEP", problem.Reject,
+		"Rows of a table are gone that the stream did not tell of, and its rows claim keys: what each of them gave cannot be listed.",
+		"The records of those rows stay. Delete at the far side what was made of them, or have the rules fill a topic with another name, which begins with what is there; then discard this case.")
 	ErrTruncate = problem.Define("TW-MAP-TRUNCATE", problem.Reject,
 		"A table was truncated whose rows claim keys: what each of them gave cannot be listed.",
 		"Delete the rows one by one where they were truncated (DELETE FROM … in place of TRUNCATE). Where that is too late: have the rules fill a topic with another name, which begins with what the table has now; then discard this case.")

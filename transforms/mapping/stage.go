@@ -336,6 +336,12 @@ const dropped change.Op = 0
 // when it has no key.
 func (p *plan) apply(b *change.Batch, c *change.Change, sc *scratch) (moved []change.Value, err error) {
 	switch c.Op {
+	case change.Sweep:
+		if p.e.claims {
+			return nil, ErrSweep.New("rows of %s are gone that the stream did not tell of, and its rows claim keys of %s", c.Table.Topic, p.to.Topic)
+		}
+		c.Table = p.to
+		return nil, nil
 	case change.Truncate:
 		if p.e.claims {
 			return nil, ErrTruncate.New("%s was truncated, whose rows claim keys of %s", c.Table.Topic, p.to.Topic)

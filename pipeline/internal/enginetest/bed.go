@@ -141,6 +141,7 @@ type Row struct {
 	// value that did not change.
 	Unsent bool
 	Before string // update: the note before, if that is told
+	Since  int    // sweep: the LSN before which what is gone came
 }
 
 func AppendRow(b *change.Batch, t *change.Table, r Row, lsn, ordinal int) {
@@ -155,7 +156,7 @@ func AppendRow(b *change.Batch, t *change.Table, r Row, lsn, ordinal int) {
 	}
 	var was, is []change.Value
 	switch r.Op {
-	case change.Truncate:
+	case change.Truncate, change.Sweep:
 	case change.Delete:
 		was = image(r.ID)
 	case change.Update:
@@ -172,6 +173,9 @@ func AppendRow(b *change.Batch, t *change.Table, r Row, lsn, ordinal int) {
 	}
 	c := b.Append(t, r.Op)
 	c.Old, c.New = was, is
+	if r.Op == change.Sweep {
+		c.Before = &change.Pos{System: 1, Timeline: 1, LSN: uint64(r.Since), Kind: change.PosCommit}
+	}
 	c.XID, c.Time = uint32(lsn), time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC).UnixMicro()+int64(lsn)*1000
 	c.Pos = change.Pos{System: 1, Timeline: 1, LSN: uint64(lsn), Kind: change.PosCommit, Ordinal: uint64(ordinal + 1)}
 }
