@@ -185,7 +185,7 @@ func (s *session) mayEnd(r *kgo.Record) bool {
 	key := parked.AppendKey(nil, r.Topic, []byte(sweepKey))
 	for k := range s.allParked(r.Topic) {
 		if k != string(key) {
-			if _, said := s.txn.touched[string(key)]; said { // of another partition
+			if s.txn.touched[string(key)].parked != nil { // said of another partition
 				return false
 			}
 			p := &control.Parked{Stage: s.in.spec.Name, Kind: control.KindTransform, Topic: r.Topic, Offset: -1, RecordKey: []byte(sweepKey), Millis: r.Timestamp.UnixMilli(), Omitted: true}

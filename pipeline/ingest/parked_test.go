@@ -197,6 +197,9 @@ func TestIngestEndsOfParkedRows(t *testing.T) {
 		{"swept meanwhile", []enginetest.Row{{Op: change.Sweep, Since: 1}}, []string{" " + ErrSweep.ID, "1" + tooLarge}, ""},
 		// Remedy: TW-SWEEP-SOURCE
 		{"swept meanwhile and later", []enginetest.Row{{Op: change.Sweep, Since: 1}, {Op: change.Update, ID: 1, Val: "small"}, {Op: change.Sweep, Since: 1}}, nil, "usss"},
+		{"swept, and swept again beside another", []enginetest.Row{
+			{Op: change.Sweep, Since: 1}, {Op: change.Update, ID: 1, Val: "small"}, {Op: change.Sweep, Since: 1}, {Op: change.Update, ID: 1, Val: big}, {Op: change.Sweep, Since: 1},
+		}, []string{" " + ErrSweep.ID, "1" + tooLarge}, "usss"},
 		{"not told", []enginetest.Row{{Op: change.Update, ID: 1, Unsent: true}}, []string{"1" + tooLarge}, ""},
 		{"larger", []enginetest.Row{{Op: change.Update, ID: 1, Unsent: true}, {Op: change.Update, ID: 1, Val: big + big}}, []string{"1" + tooLarge}, ""},
 		{"moved, not told", []enginetest.Row{{Op: change.Update, ID: 5, Was: 1, Unsent: true}}, []string{"5 " + ErrMoved.ID}, "d-"},
