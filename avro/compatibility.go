@@ -32,6 +32,9 @@ type Standing struct {
 // ValueSubject is the subject of a topic's records (Confluent's TopicNameStrategy).
 func ValueSubject(topic string) string { return topic + "-value" }
 
+// KeySubject is that of their keys.
+func KeySubject(topic string) string { return topic + "-key" }
+
 // Standing compares a contract with its subject. Errors: TW-REGISTRY-UNAVAILABLE
 // (retry), TW-REGISTRY-DENIED (halt).
 func (r *Registry) Standing(ctx context.Context, c *Contract) (s Standing, err error) {
@@ -93,12 +96,19 @@ func (r *Registry) RegisterContract(ctx context.Context, c *Contract) (key, valu
 // what the level is and what sets it back if we do not live to do so. Errors:
 // those of Register.
 func (r *Registry) Supersede(ctx context.Context, c *Contract, tell func(note string)) (err error) {
-	subject := ValueSubject(c.Topic)
+	return r.lift(ctx, ValueSubject(c.Topic), tell, func() error {
+		_, _, err := r.RegisterContract(ctx, c)
+		return err
+	})
+}
+
+// lift does something while the level of a subject is NONE, and sets it back.
+func (r *Registry) lift(ctx context.Context, subject string, tell func(note string), do func() error) (err error) {
 	own, global, err := r.levels(ctx, subject)
 	if err != nil {
 		return err
 	}
-	how := r.SetsBack(c.Topic)
+	how := "curl -X DELETE " + r.levelURL(subject)
 	back := func() error { return r.client.ResetCompatibility(ctx, subject)[0].Err }
 	switch {
 	case lifted(own, global):
@@ -125,8 +135,92 @@ func (r *Registry) Supersede(ctx context.Context, c *Contract, tell func(note st
 			err = errors.Join(err, no)
 		}
 	}()
-	_, _, err = r.RegisterContract(ctx, c)
-	return err
+	return do()
+}
+
+// unchecked has the registry take any schema for subjects.
+func (r *Registry) unchecked(ctx context.Context, subjects ...string) error {
+	for _, is := range r.client.Compatibility(ctx, subjects...) {
+		if is.Err == nil && is.Level == sr.CompatNone {
+			continue
+		}
+		if err := r.client.SetCompatibility(ctx, sr.SetCompatibility{Level: sr.CompatNone}, is.Subject)[0].Err; err != nil {
+			return r.classify(ctx, err, "setting the compatibility of subject "+is.Subject)
+		}
+	}
+	return nil
+}
+
+// Schema is one of a subject.
+type Schema struct {
+	Subject string
+	Version int
+	ID      int32
+	Text    string
+}
+
+// Schemas lists those of the subjects of a topic, the oldest of each first. Errors:
+// TW-REGISTRY-UNAVAILABLE (retry), TW-REGISTRY-DENIED (halt).
+func (r *Registry) Schemas(ctx context.Context, topic string) (all []Schema, err error) {
+	for _, subject := range []string{KeySubject(topic), ValueSubject(topic)} {
+		of, err := r.client.Schemas(ctx, subject)
+		if err != nil && !missing(err) {
+			return nil, r.classify(ctx, err, "listing the schemas of subject "+subject)
+		}
+		for _, s := range of {
+			all = append(all, Schema{subject, s.Version, int32(s.ID), s.Schema.Schema})
+		}
+	}
+	return all, nil
+}
+
+// Adopt registers the schemas of topic from for topic to, unchecked, and gives their
+// ids. Of a subject that takes one it has not, anew takes out the former ones first:
+// from then on later schemas are held against the new ones alone. The former are still
+// read by their ids. Errors: those of Register.
+func (r *Registry) Adopt(ctx context.Context, from, to string, anew bool, tell func(note string)) (ids []int32, err error) {
+	all, err := r.Schemas(ctx, from)
+	if err != nil {
+		return nil, err
+	}
+	for _, kind := range []func(string) string{KeySubject, ValueSubject} {
+		subject := kind(to)
+		var lacks []Schema
+		for _, s := range all {
+			if s.Subject != kind(from) {
+				continue
+			}
+			ids = append(ids, s.ID)
+			_, err := r.client.LookupSchema(ctx, subject, sr.Schema{Schema: s.Text, Type: sr.TypeAvro})
+			switch {
+			case missing(err):
+				lacks = append(lacks, s)
+			case err != nil:
+				return nil, r.classify(ctx, err, "looking for a schema of subject "+subject)
+			}
+		}
+		if len(lacks) == 0 {
+			continue
+		}
+		if anew {
+			if err := r.Forget(ctx, subject); err != nil {
+				return nil, err
+			}
+		}
+		if err := r.lift(ctx, subject, tell, func() error {
+			for _, s := range lacks {
+				id, err := r.Register(ctx, subject, s.Text)
+				if err != nil {
+					return err
+				}
+				ids = append(ids, id)
+			}
+			return nil
+		}); err != nil {
+			return nil, err
+		}
+	}
+	return ids, nil
 }
 
 // levels are a subject's own level, 0: it has none, and the global one. Errors:

@@ -42,12 +42,27 @@ const keySchema = `"string"`
 func NewEncoder(ctx context.Context, reg *Registry, t *change.Table) (*Encoder, error) {
 	e := &Encoder{raw: t.Source != "", table: t, topic: t.Topic, now: time.Now}
 	if e.raw {
-		return e, e.buildRaw(ctx, reg)
+		return e, e.buildRaw(ctx, reg, t.Topic)
 	}
 	return e, e.buildCanonical(ctx, reg)
 }
 
-func (e *Encoder) buildRaw(ctx context.Context, reg *Registry) error {
+// NewEncoderAside is NewEncoder of a Table with a Source, whose schemas are
+// registered under the subjects of another topic, which the registry does not check.
+func NewEncoderAside(ctx context.Context, reg *Registry, t *change.Table, topic string) (*Encoder, error) {
+	if err := reg.unchecked(ctx, KeySubject(topic), ValueSubject(topic)); err != nil {
+		return nil, err
+	}
+	e := &Encoder{raw: true, table: t, topic: t.Topic, now: time.Now}
+	return e, e.buildRaw(ctx, reg, topic)
+}
+
+// Schemas are the ids of the schemas that it writes; no key: 0.
+func (e *Encoder) Schemas() (key, value int32) {
+	return int32(binary.BigEndian.Uint32(e.keyHead[1:])), int32(binary.BigEndian.Uint32(e.head[1:]))
+}
+
+func (e *Encoder) buildRaw(ctx context.Context, reg *Registry, topic string) error {
 	t := e.table
 	key, value, err := EnvelopeSchemas(t)
 	if err != nil {
@@ -72,13 +87,13 @@ func (e *Encoder) buildRaw(ctx context.Context, reg *Registry) error {
 		if e.key, err = compileFields(k, t); err != nil {
 			return err
 		}
-		id, err := reg.Register(ctx, t.Topic+"-key", key)
+		id, err := reg.Register(ctx, KeySubject(topic), key)
 		if err != nil {
 			return err
 		}
 		binary.BigEndian.PutUint32(e.keyHead[1:], uint32(id))
 	}
-	id, err := reg.Register(ctx, t.Topic+"-value", value)
+	id, err := reg.Register(ctx, ValueSubject(topic), value)
 	if err != nil {
 		return err
 	}

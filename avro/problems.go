@@ -47,5 +47,5 @@ var (
 		"Give the user in registry.url the right to read and register schemas, then start again.")
 	ErrIncompatible = problem.Define("TW-REGISTRY-INCOMPATIBLE", problem.Halt,
 		"A new schema is not compatible with those that its subject has.",
-		"If every reader can take the new schema, register it all the same: of a contract by `tallywire contracts register --breaking`, of a table by setting its subject's level: curl -X PUT -H 'Content-Type: application/json' -d '{\"compatibility\": \"NONE\"}' REGISTRY/config/SUBJECT. Then start again and, once a row of the table came through, set it back: curl -X DELETE REGISTRY/config/SUBJECT. Undoing the change of the table helps only as long as nothing was written since.")
+		"If every reader can take the new schema, register it all the same: of a contract by `tallywire contracts register --breaking`. A table goes to quarantine (`tallywire schema list`) where the registry lets us set the level of a subject, and else halts its source: give its user that right; or set the level of the table's subject: curl -X PUT -H 'Content-Type: application/json' -d '{\"compatibility\": \"NONE\"}' REGISTRY/config/SUBJECT. Then start again and, once a row of the table came through, set it back: curl -X DELETE REGISTRY/config/SUBJECT.")
 )

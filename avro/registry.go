@@ -5,6 +5,7 @@ package avro
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -173,6 +174,9 @@ func (r *Registry) Subjects(ctx context.Context, prefix string) ([]string, error
 func (r *Registry) Forget(ctx context.Context, subject string) error {
 	_, err := r.client.DeleteSubject(ctx, subject, sr.SoftDelete)
 	if err == nil || missing(err) {
+		r.mu.Lock()
+		maps.DeleteFunc(r.ids, func(k [2]string, _ int32) bool { return k[0] == subject })
+		r.mu.Unlock()
 		return nil
 	}
 	return r.classify(ctx, err, "deleting subject "+subject)

@@ -22,7 +22,8 @@ func (a *app) checkCmd() *cobra.Command {
 		Use:   "check",
 		Short: "Check the configuration without connecting to anything",
 		Long: `check reads the configuration as run does: every key, type, value and secret,
-and every component's own part. It connects to nothing; doctor does that.
+and every component's own part; and the names of topics that it has, which Kafka
+may not take, or not beside each other. It connects to nothing; doctor does that.
 All mistakes are told at once, each with line, column and what to write.`,
 		Example: "  tallywire check -c tallywire.yml\n  tallywire check --no-secrets      # where the secrets are not at hand, as in CI",
 		Args:    none,
@@ -30,6 +31,9 @@ All mistakes are told at once, each with line, column and what to write.`,
 			file := a.configFile()
 			cfg, p, err := checked(file, noSecrets)
 			if err != nil {
+				return err
+			}
+			if err := errors.Join(topicUses(p).wrong(nil)...); err != nil {
 				return err
 			}
 			res := struct {

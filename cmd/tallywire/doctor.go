@@ -158,6 +158,7 @@ func (d *doctor) look(ctx context.Context) error {
 		each(func(ctx context.Context) { d.component(ctx, "sinks."+s.Name, s.Sink) })
 	}
 	each(func(ctx context.Context) { d.fed(ctx, p) })
+	each(func(ctx context.Context) { d.topicNames(ctx, p) })
 	each(func(ctx context.Context) { d.takes(ctx, p) })
 	each(func(ctx context.Context) { d.keeps(ctx, p) })
 	return nil

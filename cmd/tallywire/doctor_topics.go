@@ -99,6 +99,32 @@ func (d *doctor) unfed(ctx context.Context, part, topic string, filled []string)
 	d.note(part, what, err)
 }
 
+// topicNames looks whether Kafka takes the names of all topics, beside each other
+// and beside those that it has.
+func (d *doctor) topicNames(ctx context.Context, p *supervise.Pipeline) {
+	uses := topicUses(p)
+	for topic, t := range d.filled {
+		if t != nil {
+			uses.add(topic, fmt.Sprintf("table %s.%s of source %s", t.Schema, t.Name, t.Source))
+		}
+	}
+	var there []string
+	if d.cluster != nil {
+		var err error
+		if there, err = d.cluster.TopicsOf(ctx, ""); err != nil {
+			d.note("kafka", "the names of its topics", err)
+			return
+		}
+	}
+	wrong := uses.wrong(there)
+	for _, err := range wrong {
+		d.note("kafka", "it takes the names of all topics", err)
+	}
+	if len(wrong) == 0 {
+		d.note("kafka", fmt.Sprintf("it takes the names of all %d topics", len(uses)), nil)
+	}
+}
+
 // takes asks the registry whether it takes the contracts that are filled.
 func (d *doctor) takes(ctx context.Context, p *supervise.Pipeline) {
 	if d.schemas == nil {

@@ -170,7 +170,7 @@ func TestInit(t *testing.T) {
 		{
 			file: "odd.sql", contracts: "ps.customer<My Schema.Kunde ps.time_entry<My Schema.Time Entry ps.invoice<My Schema.Invoice",
 			rules: []string{
-				`- from: "psa.My Schema.Time Entry"`, `customer_id: "psa-{Kunden Nr}"`, "number: \"row.`Kunden Nr`\"", "email: \"row.`E-Mail`\"", `time_entry_id: "psa-{a}/{b}"`,
+				"- from: psa.My_x0020_Schema.Time_x0020_Entry\n", `customer_id: "psa-{Kunden Nr}"`, "number: \"row.`Kunden Nr`\"", "email: \"row.`E-Mail`\"", `time_entry_id: "psa-{a}/{b}"`,
 				`hours: 'div(decimal(row.Minutes), 60, 6, "half_even")'`, "note: null", `invoice_id: "psa-{Inv-Id}"`, `number: "no"`, `total: 'round(row.Summe, 2, "half_even")'`,
 			},
 			left: "ps.time_entry.billable ps.time_entry.status ps.invoice.legal_entity ps.invoice.kind ps.invoice.status",

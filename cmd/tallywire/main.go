@@ -137,7 +137,7 @@ changed (replay, remove).`,
 	})
 	c.CompletionOptions.HiddenDefaultCmd = true
 	c.AddCommand(a.demoCmd(), a.initCmd(), a.runCmd(), a.checkCmd(), a.doctorCmd(), a.statusCmd(), a.contractsCmd(), a.consumeCmd(),
-		a.mappingCmd(), a.parkedCmd(), a.reloadCmd(), a.removeCmd(), a.replayCmd(), a.verifyCmd(), a.versionCmd(), a.docsCmd())
+		a.mappingCmd(), a.parkedCmd(), a.reloadCmd(), a.removeCmd(), a.replayCmd(), a.schemaCmd(), a.topicsCmd(), a.verifyCmd(), a.versionCmd(), a.docsCmd())
 	return c
 }
 

@@ -123,21 +123,8 @@ func (a *app) reload(ctx context.Context, name string, tables []string, f reload
 		if id, err = ingest.Ask(ctx, kc, name, ask); err != nil {
 			return err
 		}
-		within, cancel := context.WithTimeout(ctx, f.wait)
-		defer cancel()
-		tick := time.NewTicker(200 * time.Millisecond)
-		defer tick.Stop()
-		for !taken && within.Err() == nil {
-			if taken, err = ingest.Answered(within, kc, name, id); err != nil && within.Err() == nil {
-				return err
-			}
-			select {
-			case <-within.Done():
-			case <-tick.C:
-			}
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
+		if taken, err = answered(ctx, kc, name, id, f.wait); err != nil {
+			return err
 		}
 	}
 	return a.print(map[string]any{"done": f.yes, "request": id, "taken_up": taken, "tables": rows}, func(w io.Writer) {

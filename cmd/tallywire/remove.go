@@ -26,6 +26,7 @@ import (
 	"github.com/tallywire/tallywire/internal/supervise"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/ingest"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 var (
@@ -288,12 +289,20 @@ func runsAt(ctx context.Context, cfg *config.Config, name string) error {
 }
 
 // rawTopics tells which topics, by name, are of the source's tables: <source>.<schema>.
-// <table>, and none that a transform fills, that has a contract, or that is of a source
-// whose name begins as this one's.
+// <table> and those that its configuration names, and none that a transform fills, that
+// has a contract, or that is of a source whose name begins as this one's.
 func rawTopics(name string, p *supervise.Pipeline, env *pipeline.Env) func(topic string) bool {
+	named := map[string]bool{}
+	for _, s := range p.Sources {
+		if n, ok := s.Source.(topicNamer); ok && s.Name == name {
+			for _, topic := range n.NamedTopics() {
+				named[topic] = true
+			}
+		}
+	}
 	return func(topic string) bool {
 		table, is := strings.CutPrefix(topic, name+".")
-		if !is || !strings.Contains(table, ".") || env.Contracts[topic] != nil {
+		if !is || !named[topic] && !strings.Contains(table, ".") || env.Contracts[topic] != nil {
 			return false
 		}
 		for _, t := range p.Transforms {
@@ -373,7 +382,13 @@ func (k *kafkaRemains) list(ctx context.Context, topics bool) (things []removal.
 		return nil, err
 	}
 	raw = slices.DeleteFunc(raw, func(t string) bool { return !k.raw(t) })
+	aside, err := k.kc.TopicsOf(ctx, records.Aside(k.name)+".")
+	if err != nil {
+		return nil, err
+	}
+	aside = slices.DeleteFunc(aside, func(t string) bool { return !k.raw(strings.TrimPrefix(t, records.Aside(""))) })
 	own := ingest.OwnTopics(k.name)
+	own = slices.Insert(own, 1, aside...)
 	there, err := k.kc.Topics(ctx, append(slices.Clone(raw), own...)...)
 	if err != nil {
 		return nil, err

@@ -35,7 +35,7 @@ type removing struct {
 	reg     *sr.Client
 }
 
-const ownTopicsOfPSA = "_tallywire.parked.psa _tallywire.positions.psa _tallywire.tables.psa"
+const ownTopicsOfPSA = "_tallywire.parked.psa _tallywire.quarantine.psa.public.rate _tallywire.positions.psa _tallywire.tables.psa"
 
 func newRemoving(t *testing.T) *removing {
 	t.Helper()
@@ -67,7 +67,7 @@ redis: {embedded: true}
 http: {listen: "127.0.0.1:1"}
 control: {dsn: "` + testkit.NewDatabase(t) + `"}
 sources:
-  psa: {type: postgres, dsn: "` + dsn + `", slot: ` + r.slot + `, tables: [public.*]}
+  psa: {type: postgres, dsn: "` + dsn + `", slot: ` + r.slot + `, tables: [public.*], topics: {public.invoice: psa.moved}}
   psa2: {type: postgres, dsn: "` + dsn + `", tables: [public.*]}
 transforms:
   canonical: {type: map, topics: [{from: psa.public.customer, to: ps.customer, fields: {customer_id: id}}]}
@@ -96,7 +96,7 @@ func (r *removing) make() {
 	r.t.Helper()
 	r.sql("CREATE TABLE IF NOT EXISTS customer(id int PRIMARY KEY); CREATE PUBLICATION tallywire_psa FOR TABLE customer")
 	r.sql("SELECT pg_create_logical_replication_slot('" + r.slot + "', 'pgoutput')")
-	names := append(strings.Fields(ownTopicsOfPSA), "psa.public.customer", "psa.public.rate", "psa.odd", "psa2.public.customer", "ps.customer", "_tallywire.positions.psa2")
+	names := append(strings.Fields(ownTopicsOfPSA), "psa.public.customer", "psa.public.rate", "psa.moved", "psa.odd", "psa2.public.customer", "ps.customer", "_tallywire.positions.psa2", "_tallywire.quarantine.psa2.public.rate")
 	if res, err := r.adm.CreateTopics(r.t.Context(), 1, 1, nil, names...); err != nil || res.Error() != nil && res["ps.customer"].Err == nil {
 		r.t.Fatal(err, res.Error())
 	}
@@ -153,8 +153,8 @@ func (r *removing) remove(code int, words []string, args ...string) {
 }
 
 const (
-	othersOfPSA = "_tallywire.positions.psa2 ps.customer psa.odd"
-	rawOfPSA    = "psa.odd-value psa.public.customer psa.public.customer-key psa.public.customer-value psa.public.rate"
+	othersOfPSA = "_tallywire.positions.psa2 _tallywire.quarantine.psa2.public.rate ps.customer psa.odd"
+	rawOfPSA    = "psa.moved psa.odd-value psa.public.customer psa.public.customer-key psa.public.customer-value psa.public.rate"
 	psa2        = "psa2.public.customer psa2.public.customer-value"
 )
 
@@ -179,7 +179,7 @@ func TestRemoveSource(t *testing.T) {
 	}
 
 	r.remove(exitOK, []string{
-		`slot "` + r.slot + `"`, "of the server's log goes", `publication "tallywire_psa" 1 table goes`, "2 raw topics, psa.*", "3 records at most", "stays: --topics",
+		`slot "` + r.slot + `"`, "of the server's log goes", `publication "tallywire_psa" 1 table goes`, "3 raw topics, psa.*", "3 records at most", "stays: --topics",
 		"topic _tallywire.parked.psa", "goes", "topic _tallywire.tables.psa", "goes", "topic _tallywire.positions.psa", "goes",
 		"transform canonical still reads psa.public.customer, where nothing comes any more", "nothing was changed; --yes removes it",
 	}, "psa")
@@ -199,7 +199,7 @@ func TestRemoveSource(t *testing.T) {
 	// Once more, and with them.
 	r.remove(exitOK, []string{
 		"slot", "gone", "publication", "gone", "schema subject psa.public.customer-key", "removed", "customer-value", "removed",
-		"topic psa.public.customer", "removed", "topic psa.public.rate", "removed", "topic _tallywire.positions.psa - gone", "which it will not find",
+		"topic psa.moved", "removed", "topic psa.public.customer", "removed", "topic psa.public.rate", "removed", "topic _tallywire.positions.psa - gone", "which it will not find",
 	}, "psa", "--topics", "--yes")
 	if got, want := r.left(), othersOfPSA+" psa.odd-value "+psa2; !sameWords(got, want) {
 		t.Errorf("there are left\n%s, want\n%s", got, want)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"github.com/tallywire/tallywire/avro"
@@ -193,6 +194,9 @@ func Wrap(err error, format string, args ...any) error {
 	doing := fmt.Sprintf(format, args...)
 	if errors.Is(err, context.Canceled) {
 		return fmt.Errorf("%s: %w", doing, err)
+	}
+	if errors.Is(err, kerr.InvalidTopicException) {
+		return ErrTopicName.New("%s: %w", doing, err)
 	}
 	if refused(err) {
 		return ErrRefused.New("%s: %w", doing, err)

@@ -23,6 +23,9 @@ var (
 	ErrRefused = problem.Define("TW-KAFKA-REFUSED", problem.Halt,
 		"Kafka refuses the request for good: no right, or a version without what we need.",
 		"Give tallywire's user Create, Describe, DescribeConfigs, Read, Write and Delete on its topics, Describe on the topic __consumer_offsets, Read and Describe on its groups, Describe and Write on transactional ids with the prefix tallywire, and ClusterAction on the cluster; Kafka 2.8 or newer. Then start again.")
+	ErrTopicName = problem.Define("TW-KAFKA-TOPIC-NAME", problem.Halt,
+		"Kafka does not take the name of a topic: it is not legal, too long, or the same as another's but for '.' and '_'.",
+		"Have what fills the topic call it otherwise, as the message says: of a table, `topics: {schema.table: source.name}` of its source, or leave it out in `tables` (\"!schema.table\"). Of a topic that nobody needs any more, delete it. Then start again.")
 	ErrPartitions = problem.Define("TW-KAFKA-PARTITIONS", problem.Halt,
 		"A topic has another number of partitions than it was filled with.",
 		"A key would move to another partition and lose its order. Set `partitions` back to what the topic has; or delete the topic if its records are not needed, or come again (docs/recovery.md), then start again.")
@@ -39,7 +42,7 @@ func refused(err error) bool {
 	for _, e := range []*kerr.Error{
 		kerr.TopicAuthorizationFailed, kerr.GroupAuthorizationFailed, kerr.ClusterAuthorizationFailed,
 		kerr.TransactionalIDAuthorizationFailed, kerr.SaslAuthenticationFailed, kerr.UnsupportedVersion,
-		kerr.InvalidTopicException, kerr.InvalidConfig, kerr.InvalidReplicationFactor, kerr.PolicyViolation,
+		kerr.InvalidConfig, kerr.InvalidReplicationFactor, kerr.PolicyViolation,
 		kerr.UnsupportedSaslMechanism, kerr.InvalidTransactionTimeout,
 	} {
 		if errors.Is(err, e) {

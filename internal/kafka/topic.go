@@ -14,6 +14,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/problem"
 )
 
 // TopicSpec says how a topic must be.
@@ -35,6 +36,8 @@ func (c *Cluster) EnsureTopic(ctx context.Context, spec TopicSpec) (*change.Topi
 	t, err := c.Topic(ctx, spec.Name)
 	switch {
 	case err == nil:
+	case problem.Has(err, ErrTopicName) && change.TopicLegal(spec.Name) != "":
+		return nil, illegalName(spec.Name)
 	case errors.Is(err, kerr.UnknownTopicOrPartition):
 		if err := c.create(ctx, spec); err != nil {
 			return nil, err
@@ -51,7 +54,14 @@ func (c *Cluster) EnsureTopic(ctx context.Context, spec TopicSpec) (*change.Topi
 	return t, nil
 }
 
+func illegalName(topic string) error {
+	return ErrTopicName.New("creating a topic: %s", change.TopicLegal(topic))
+}
+
 func (c *Cluster) create(ctx context.Context, spec TopicSpec) error {
+	if change.TopicLegal(spec.Name) != "" { // other brokers than Apache's may take it
+		return illegalName(spec.Name)
+	}
 	conf := map[string]*string{}
 	set := func(k, v string) { conf[k] = &v }
 	if spec.Compact {
@@ -83,10 +93,26 @@ func (c *Cluster) create(ctx context.Context, spec TopicSpec) error {
 	if err == nil {
 		err = res.Err
 	}
+	if errors.Is(err, kerr.InvalidTopicException) {
+		if other, found := c.alike(ctx, spec.Name); found == nil && other != "" {
+			return ErrTopicName.New("creating topic %q beside %q: names that differ in '.' and '_' alone are the same to Kafka: %w", spec.Name, other, err)
+		}
+	}
 	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
 		return Wrap(err, "creating topic %q", spec.Name)
 	}
 	return nil
+}
+
+// alike is the topic with which Kafka takes a name for the same; "": none.
+func (c *Cluster) alike(ctx context.Context, name string) (string, error) {
+	all, err := c.TopicsOf(ctx, "")
+	for _, t := range all {
+		if t != name && change.TopicFold(t) == change.TopicFold(name) {
+			return t, nil
+		}
+	}
+	return "", err
 }
 
 // awaitTopic waits until the broker that we ask knows a topic just created.

@@ -24,7 +24,7 @@ var table = map[string][]string{
 	"pipeline/records": {"change", "avro", "internal/..."},
 	"pipeline/parked":  {"change", "internal/..."},
 	// One loop each; never another.
-	"pipeline/ingest":    {"pipeline", "pipeline/records", "pipeline/parked", "pipeline/internal/...", "change", "internal/..."},
+	"pipeline/ingest":    {"pipeline", "pipeline/records", "pipeline/parked", "pipeline/internal/...", "change", "avro", "internal/..."},
 	"pipeline/transform": {"pipeline", "pipeline/state", "pipeline/records", "pipeline/parked", "pipeline/internal/...", "change", "avro", "internal/..."},
 	"pipeline/deliver":   {"pipeline", "pipeline/parked", "pipeline/internal/...", "change", "avro", "internal/..."},
 	// What the loops share.

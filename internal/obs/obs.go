@@ -4,6 +4,8 @@ package obs
 
 import (
 	"log/slog"
+	"maps"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -96,7 +98,7 @@ type Component struct {
 	waiting  int64
 	progress string
 	ladder   []Rung
-	notices  []Notice
+	notices  map[string][]Notice // by part
 }
 
 // Notice is what a component says of a part of its work while it does the rest.
@@ -240,15 +242,29 @@ func (c *Component) Ladder(rungs ...Rung) {
 	c.mu.Unlock()
 }
 
-// Notices sets all that is to be said beside the state.
-func (c *Component) Notices(ns ...Notice) {
+// Notices sets all that is to be said beside the state, but for what NoticesOf does.
+func (c *Component) Notices(ns ...Notice) { c.NoticesOf("", ns...) }
+
+// NoticesOf sets what a part of the component has to say beside the state.
+func (c *Component) NoticesOf(part string, ns ...Notice) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.notices == nil {
+		c.notices = map[string][]Notice{}
+	}
+	c.notices[part] = slices.Clone(ns)
 	c.o.notices.DeletePartialMatch(prometheus.Labels{"kind": c.Kind, "name": c.Name})
-	for _, n := range ns {
+	for _, n := range c.noticed() {
 		c.o.notices.WithLabelValues(c.Kind, c.Name, n.Code).Add(float64(len(n.Subjects)))
 	}
-	c.mu.Lock()
-	c.notices = append([]Notice(nil), ns...)
-	c.mu.Unlock()
+}
+
+// noticed is called with mu held.
+func (c *Component) noticed() (all []Notice) {
+	for _, part := range slices.Sorted(maps.Keys(c.notices)) {
+		all = append(all, c.notices[part]...)
+	}
+	return all
 }
 
 // Is sets the state; reason is for a person and may be empty.
@@ -330,7 +346,7 @@ func (c *Component) View() View {
 	defer c.mu.Unlock()
 	v := View{
 		Kind: c.Kind, Name: c.Name, State: c.state, Reason: c.reason, Remedy: c.remedy, Since: c.since, Progress: c.progress,
-		Lag: map[string]int64{}, Parked: c.parked, Waiting: c.waiting, Ladder: append([]Rung(nil), c.ladder...), Notices: append([]Notice(nil), c.notices...),
+		Lag: map[string]int64{}, Parked: c.parked, Waiting: c.waiting, Ladder: append([]Rung(nil), c.ladder...), Notices: c.noticed(),
 	}
 	v.P50, v.P95, v.P99 = c.latency.Quantiles()
 	for t, m := range c.lags {

@@ -35,9 +35,12 @@ type feed struct {
 	before func(n int)
 	out    pipeline.SourceOutlet
 	// cut splits transactions: only the last batch of each is a boundary.
-	cut bool
-	all chan struct{} // closed when everything is confirmed
-	got chan struct{} // txs got more (feed.more)
+	cut  bool
+	all  chan struct{} // closed when everything is confirmed
+	got  chan struct{} // txs got more (feed.more)
+	gate int           // it sends no transaction behind this one; 0: all
+	// appendRow puts a row into a batch; nil: as one of table.
+	appendRow func(b *change.Batch, r enginetest.Row, n, i int)
 	// prepares: it says ahead which table it captures, as a source should.
 	prepares bool
 }
@@ -95,7 +98,7 @@ func (f *feed) Run(ctx context.Context, out pipeline.SourceOutlet) error {
 	for {
 		var sent chan struct{}
 		f.mu.Lock()
-		if next <= len(f.txs) {
+		if next <= len(f.txs) && (f.gate == 0 || next <= f.gate) {
 			sent = make(chan struct{})
 			close(sent)
 		}
@@ -137,7 +140,11 @@ func (f *feed) send(ctx context.Context, out pipeline.SourceOutlet, n int) error
 		b := change.Get()
 		to := min(from+per, len(rows))
 		for i, r := range rows[from:to] {
-			enginetest.AppendRow(b, f.table, r, n, from+i)
+			if f.appendRow != nil {
+				f.appendRow(b, r, n, from+i)
+			} else {
+				enginetest.AppendRow(b, f.table, r, n, from+i)
+			}
 		}
 		if to == len(rows) {
 			b.Resume = fmt.Appendf(nil, `{"lsn":%d}`, n)
@@ -156,6 +163,17 @@ func (f *feed) Beside(r pipeline.Resume, n uint64) (change.Pos, bool) {
 		panic(err)
 	}
 	return change.Pos{System: 1, Timeline: 1, LSN: uint64(at.LSN), Kind: change.PosCommit, Ordinal: 1<<62 + n}, true
+}
+
+// upTo lets it go so far.
+func (f *feed) upTo(n int) {
+	f.mu.Lock()
+	f.gate = n
+	f.mu.Unlock()
+	select {
+	case f.got <- struct{}{}:
+	default:
+	}
 }
 
 func (f *feed) confirm(r pipeline.Resume) {

@@ -35,7 +35,7 @@ func (s *session) commit() error {
 	s.position.WrittenAt = time.Now().UTC()
 	s.topics.note(&s.in.large)
 	t.naming, t.noted = s.topics.into(&s.position, s.positions.Name), s.notes.written(t.notes)
-	s.position.Notes = len(s.notes.keys)
+	s.position.Notes, s.position.Quarantine = len(s.notes.keys), s.quarantine
 	t.position = s.position.encode()
 	s.mu.Unlock()
 	end := s.writePosition
@@ -175,6 +175,9 @@ func (s *session) collect(t *txn) error {
 	}
 	for _, c := range t.obeyed {
 		s.parked.Ended(c)
+	}
+	for _, topic := range t.over {
+		s.clean(topic)
 	}
 	return nil
 }

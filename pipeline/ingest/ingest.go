@@ -9,11 +9,13 @@ import (
 	"errors"
 	"sync"
 
+	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/outage"
+	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/internal/retry"
 	"github.com/tallywire/tallywire/pipeline/parked"
@@ -96,7 +98,7 @@ func (in *ingest) ensureWanted(ctx context.Context, s *session) error {
 		if t == nil {
 			return nil
 		}
-		if _, err := s.outs.Ensure(ctx, t); err != nil {
+		if _, err := s.outs.Ensure(ctx, t); err != nil && !problem.Has(err, avro.ErrIncompatible) {
 			return err
 		}
 		in.mu.Lock()

@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -52,7 +53,9 @@ type notes struct {
 	next  []note            // to go with the next job; under the session's mu
 
 	asked map[string][]byte // requests that are not answered; under the session's mu
-	heard int64             // what the topic has before it was read for them
+
+	hearing sync.Mutex
+	heard   int64 // what the topic has before it was read for them; under hearing
 }
 
 // read takes what belongs to p, the last position. One that knows of none is of a
@@ -125,13 +128,32 @@ func (n *notes) hear(r *kgo.Record) {
 
 // Asked implements SourceOutlet.
 func (s *session) Asked(ctx context.Context) (map[string][]byte, error) {
+	if err := s.hearAsks(ctx); err != nil {
+		return nil, err
+	}
+	return s.asks(func(id string) bool { return !strings.HasPrefix(id, decisionAsk) }), nil
+}
+
+// asks gives the requests that are not answered, of those whose id fits.
+func (s *session) asks(fits func(id string) bool) map[string][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	asked := maps.Clone(s.notes.asked)
+	maps.DeleteFunc(asked, func(id string, _ []byte) bool { return !fits(id) })
+	return asked
+}
+
+// hearAsks reads what was asked since.
+func (s *session) hearAsks(ctx context.Context) error {
 	n := &s.notes
+	n.hearing.Lock()
+	defer n.hearing.Unlock()
 	ends, err := s.in.env.Kafka.Admin().ListCommittedOffsets(ctx, n.topic.Name)
 	if err == nil {
 		err = ends.Error()
 	}
 	if err != nil {
-		return nil, kafka.Wrap(err, "listing where topic %q is stable", n.topic.Name)
+		return kafka.Wrap(err, "listing where topic %q is stable", n.topic.Name)
 	}
 	if end, ok := ends.Lookup(n.topic.Name, 0); ok && end.Offset > n.heard {
 		if err := kafka.Scan(ctx, s.producers[0].client, n.topic, 0, n.heard, end.Offset, func(r *kgo.Record) error {
@@ -140,13 +162,11 @@ func (s *session) Asked(ctx context.Context) (map[string][]byte, error) {
 			n.hear(r)
 			return nil
 		}); err != nil {
-			return nil, err
+			return err
 		}
 		n.heard = end.Offset
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return maps.Clone(n.asked), nil
+	return nil
 }
 
 // Answer implements SourceOutlet.
@@ -160,6 +180,10 @@ func (s *session) Answer(id string) {
 // Ask has a source that runs now, or when it runs next, do what value says, and
 // gives what the request is known by. What it may say is the source's.
 func Ask(ctx context.Context, cluster *kafka.Cluster, source string, value []byte) (id string, err error) {
+	return ask(ctx, cluster, source, "", value)
+}
+
+func ask(ctx context.Context, cluster *kafka.Cluster, source, kind string, value []byte) (id string, err error) {
 	topic, err := cluster.EnsureTopic(ctx, kafka.TopicSpec{Name: tablesTopicOf(source), Partitions: 1, Compact: true})
 	if err != nil {
 		return "", err
@@ -169,7 +193,7 @@ func Ask(ctx context.Context, cluster *kafka.Cluster, source string, value []byt
 		return "", err
 	}
 	defer cl.Close()
-	id = fmt.Sprintf("%s-%08x", time.Now().UTC().Format("20060102T150405Z"), rand.Uint32())
+	id = kind + fmt.Sprintf("%s-%08x", time.Now().UTC().Format("20060102T150405Z"), rand.Uint32())
 	err = cl.ProduceSync(ctx, &kgo.Record{Topic: topic.Name, Key: []byte(askKey + id), Value: value}).FirstErr()
 	return id, kafka.Wrap(err, "asking source %q", source)
 }

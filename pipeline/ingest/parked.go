@@ -315,6 +315,9 @@ func (s *session) obey(ctx context.Context, commands []*parked.Command) error {
 	)
 	for _, c := range commands {
 		key, ref, is := s.parked.About(c)
+		if s.quarantined(c.About.Topic) { // behind what is there
+			continue
+		}
 		if s.txn != nil {
 			if _, now := s.txn.touched[key]; now {
 				continue

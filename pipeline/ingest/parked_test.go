@@ -94,7 +94,7 @@ func rowsOf(b *enginetest.Bed) (out []row) {
 		if v := c.Row(); v != nil {
 			x.id = v[0].Int()
 			if x.unsent = v[1].IsUnchanged(); !x.unsent {
-				x.note = string(got.Bytes(v[1]))
+				x.note = string(got.AppendText(nil, v[1]))
 			}
 		}
 		got.Release()

@@ -41,9 +41,9 @@ var (
 
 // positionForm is the newest form that is read. Forms before the first that says
 // its number are 1. Form 2 is written where the names of the raw topics lie in
-// records of their own (topics.go), and form 1 otherwise, which older versions
-// read.
-const positionForm = 2
+// records of their own (topics.go), form 3 while a topic is in quarantine, and form 1
+// otherwise, which older versions read.
+const positionForm = 3
 
 // position is the value of a record of a positions topic, as JSON.
 type position struct {
@@ -62,8 +62,10 @@ type position struct {
 	TopicsAt *int64 `json:"topics_at,omitempty"`
 	// Notes is how many are kept beside it (notes.go); 0: none, or by a version that
 	// knew of none.
-	Notes     int       `json:"notes,omitempty"`
-	WrittenAt time.Time `json:"written_at"`
+	Notes int `json:"notes,omitempty"`
+	// Quarantine is what is in quarantine, by raw topic; form 3.
+	Quarantine map[string]*quarantined `json:"quarantine,omitempty"`
+	WrittenAt  time.Time               `json:"written_at"`
 }
 
 func (p *position) setResume(r pipeline.Resume) {
@@ -86,6 +88,9 @@ func (p *position) encode() []byte {
 	p.Form = 1
 	if p.TopicsIn > 0 {
 		p.Form = 2
+	}
+	if len(p.Quarantine) > 0 {
+		p.Form = 3
 	}
 	return encodeJSON(p)
 }

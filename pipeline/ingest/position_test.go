@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // Lost if this fails: after an upgrade a source does not know how far it was,
@@ -34,7 +35,13 @@ func TestPositionsOfEachForm(t *testing.T) {
 		} else {
 			want.TopicsIn, want.TopicsAt = 3, &at
 		}
-		if diff := cmp.Diff(&want, got); diff != "" {
+		if form == 3 {
+			want.Quarantine = map[string]*quarantined{"psa.public.invoice": {
+				Open: true, At: []int64{12, 0, 7, 3}, Since: time.Date(2026, 11, 29, 0, 0, 0, 5000, time.UTC), Why: "refused", Do: DecideAccept,
+				Left: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), LeftTo: time.Date(2026, 11, 2, 0, 0, 0, 0, time.UTC),
+			}}
+		}
+		if diff := cmp.Diff(&want, got, cmpopts.IgnoreUnexported(quarantined{})); diff != "" {
 			t.Errorf("form %d (want, got):\n%s", form, diff)
 		}
 		if form > 0 && !bytes.Equal(want.encode(), text) {

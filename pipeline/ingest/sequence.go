@@ -10,6 +10,7 @@
 package ingest
 
 import (
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/parked"
+	"github.com/tallywire/tallywire/pipeline/records"
 )
 
 // ErrNoBoundary says that a source kept a transaction open too long.
@@ -41,6 +43,7 @@ type txn struct {
 	topics   map[string]*txnTopic
 	touched  map[string]parkedChange // parked keys, as this transaction leaves them
 	obeyed   []*parked.Command       // that it does
+	over     []string                // topics of which it ends the quarantine
 
 	unreadable bool // a key could not be read for people
 
@@ -132,6 +135,13 @@ func (s *session) nextJob() (p *encodeJob, more bool, err error) {
 		if err := s.listen(); err != nil {
 			return nil, false, err
 		}
+		if err := s.decide(); err != nil {
+			return nil, false, err
+		}
+		draining, err := s.drain()
+		if err != nil {
+			return nil, false, err
+		}
 		select {
 		case p, more = <-s.order:
 			return p, more, nil
@@ -147,6 +157,11 @@ func (s *session) nextJob() (p *encodeJob, more bool, err error) {
 				continue
 			}
 			wake = time.After(wait)
+			if draining {
+				wake = time.After(min(wait, drainEvery))
+			}
+		} else if draining {
+			wake = time.After(drainEvery)
 		}
 		select {
 		case p, more = <-s.order:
@@ -269,6 +284,9 @@ func (s *session) produce(p *encodeJob) error {
 		return s.failure()
 	}
 	rs := p.recs
+	if err := s.enter(rs.Aside); err != nil {
+		return err
+	}
 	if p.beside {
 		if err := s.place(p); err != nil {
 			return err
@@ -291,6 +309,7 @@ func (s *session) produce(p *encodeJob) error {
 	t.bytes += int64(rs.Bytes)
 	var (
 		topic    string // of the run of records that tt counts
+		out      string // where they go
 		tt       = new(txnTopic)
 		releases = s.mayRelease()
 		ctx      = s.ctx
@@ -305,27 +324,33 @@ func (s *session) produce(p *encodeJob) error {
 			}
 			releases = true
 		}
-		if releases {
-			for len(cleared) > 0 && cleared[0] <= i {
-				if cleared[0] == i {
-					s.releaseAll(r.Topic)
-				}
-				cleared = cleared[1:]
-			}
-			if !s.pass(r) {
-				s.recordConfirmed(p)
-				continue
-			}
-		}
 		if r.Topic != topic {
-			topic = r.Topic
-			tt = t.topic(topic)
+			topic, out = r.Topic, r.Topic
+			if s.quarantined(topic) {
+				out = records.Aside(topic)
+			}
+			tt = t.topic(out)
+		}
+		for len(cleared) > 0 && cleared[0] <= i {
+			switch {
+			case cleared[0] != i:
+			case out != topic:
+				r.Headers = append(slices.Clip(r.Headers), kgo.RecordHeader{Key: headerCleared})
+			case releases:
+				s.releaseAll(topic)
+			}
+			cleared = cleared[1:]
+		}
+		if releases && out == topic && !s.pass(r) {
+			s.recordConfirmed(p)
+			continue
 		}
 		tt.records++
 		tt.bytes += len(r.Key) + len(r.Value)
 		if i == n-1 || rs.Records[i+1].Topic != topic {
 			tt.last = r.Timestamp
 		}
+		r.Topic = out
 		client.Produce(ctx, r, promise)
 	}
 	for i := range refused {

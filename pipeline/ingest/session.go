@@ -22,11 +22,13 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/control"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/obs"
 	"github.com/tallywire/tallywire/internal/outage"
+	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/pipeline"
 	"github.com/tallywire/tallywire/pipeline/parked"
 	"github.com/tallywire/tallywire/pipeline/records"
@@ -70,6 +72,14 @@ type session struct {
 	listenTick *time.Ticker
 	partSize   int
 	moved      string // the parked key that the last record took the row of away
+	quarantine map[string]*quarantined
+	taken      map[int32]bool // schemas that were accepted
+	decided    time.Time      // when decisions were looked for
+	drained    time.Time      // when what is in quarantine was taken out
+
+	asideMu  sync.Mutex
+	asides   map[string]bool   // topics whose subjects do not take a table, since their last quarantine
+	refusals map[string]string // why
 
 	txn    *txn      // being filled; nil: none
 	ending *txn      // the one before, while its end is under way
@@ -106,6 +116,7 @@ func newSession(ctx context.Context, in *ingest) *session {
 		ended:   make(chan *txn, 1),
 
 		listenTick: time.NewTicker(listenEvery),
+		quarantine: map[string]*quarantined{}, taken: map[int32]bool{}, asides: map[string]bool{}, refusals: map[string]string{},
 	}
 	s.ctx, s.fail = context.WithCancelCause(context.WithoutCancel(ctx))
 	return s
@@ -163,6 +174,9 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 		}
 		s.position.setResume(last.resume())
 		s.position.Beside = last.Beside
+		if err := s.takeQuarantine(last, gone); err != nil {
+			return nil, err
+		}
 		s.topics = bookOf(last, gone, s.in.limits.TopicsBytes)
 		s.topics.tell(&s.in.large)
 		resume = last.resume()
@@ -179,6 +193,7 @@ func (s *session) Resume(ctx context.Context) (pipeline.Resume, error) {
 	if err := s.parked.Load(ctx, client, env.Kafka, []int32{0}, nil); err != nil {
 		return nil, err
 	}
+	s.tellQuarantine()
 	s.start()
 	s.in.comp.Is(obs.Running, "")
 	return resume, nil
@@ -290,8 +305,11 @@ func (s *session) ensureTable(ctx context.Context, t *change.Table) error {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
 	out, err := s.outs.Ensure(ctx, t)
-	cancel()
+	if problem.Has(err, avro.ErrIncompatible) {
+		out, err = s.aside(ctx, t, err)
+	}
 	if err == nil {
 		err = s.freeze(out.Topic)
 	}

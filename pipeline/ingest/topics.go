@@ -86,6 +86,9 @@ func (b *topicBook) forget(name string) {
 	b.changed = true
 }
 
+// namedForm is the newest form of a record that names topics.
+const namedForm = 2
+
 // namedTopics is the value of a record that names topics, as JSON.
 type namedTopics struct {
 	Form   int                      `json:"v"`
@@ -117,7 +120,7 @@ func (b *topicBook) records(source, topic string) (out []*kgo.Record) {
 	add := func() {
 		out = append(out, &kgo.Record{
 			Topic: topic, Key: fmt.Appendf(nil, "%s%s%d", source, namingKey, len(out)),
-			Value: encodeJSON(namedTopics{positionForm, source, part}),
+			Value: encodeJSON(namedTopics{namedForm, source, part}),
 		})
 		part, size = map[string]positionTopic{}, 0
 	}
@@ -168,7 +171,7 @@ func (p *position) takeTopics(t *change.Topic, found []*kgo.Record) error {
 		if err := json.Unmarshal(r.Value, &named); err != nil {
 			return ErrPositionForm.New("offset %d of topic %q names no topics: %w", r.Offset, t.Name, err)
 		}
-		if named.Form > positionForm || named.Source != p.Source {
+		if named.Form > namedForm || named.Source != p.Source {
 			return ErrPositionForm.New("offset %d of topic %q names topics of source %q in form %d", r.Offset, t.Name, named.Source, named.Form)
 		}
 		maps.Copy(p.Topics, named.Topics)

@@ -28,6 +28,12 @@ type Refused struct {
 	Record *kgo.Record
 }
 
+// OfAside is what a Buffer has of a Table that the subjects of its topic do not take.
+type OfAside struct {
+	Topic      string
+	Key, Value int32 // schema ids; 0: none
+}
+
 // Buffer is encoded changes and the memory they live in. The records must
 // not be touched between Produce and their promises; then Reset frees all of
 // it for the next changes. Not safe for concurrent use.
@@ -40,7 +46,8 @@ type Buffer struct {
 	Of      []int // for each record, the index of its change
 	Refused []Refused
 	Cleared []int // indexes of records that empty their topic: the first of each truncate
-	Bytes   int   // keys and values
+	Aside   []OfAside
+	Bytes   int // keys and values
 
 	buf  []byte
 	hdrs []kgo.RecordHeader
@@ -71,6 +78,7 @@ func (rs *Buffer) back(m fill) {
 func (rs *Buffer) Reset() {
 	clear(rs.Refused)
 	rs.Records, rs.Of, rs.Refused, rs.Cleared, rs.Bytes = rs.Records[:0], rs.Of[:0], rs.Refused[:0], rs.Cleared[:0], 0
+	rs.Aside = rs.Aside[:0]
 	rs.buf, rs.hdrs = rs.buf[:0], rs.hdrs[:0]
 }
 

@@ -45,6 +45,9 @@ func (o *Outputs) Encode(rs *Buffer, b *change.Batch, from, to int) error {
 			if out = o.Find(table); out == nil {
 				panic(fmt.Sprintf("BUG: table %q of topic %q was not ensured", table.Name, table.Topic))
 			}
+			if out.aside {
+				rs.Aside = append(rs.Aside, out.ofAside())
+			}
 		}
 		from := rs.filled()
 		err := rs.change(out, b, c, i)
@@ -78,6 +81,11 @@ func (o *Outputs) Encode(rs *Buffer, b *change.Batch, from, to int) error {
 		rs.Refused = append(rs.Refused, r)
 	}
 	return nil
+}
+
+func (out *Output) ofAside() OfAside {
+	key, value := out.enc.Schemas()
+	return OfAside{out.Topic.Name, key, value}
 }
 
 // rejects reports whether an error is of one change alone.

@@ -4,6 +4,8 @@ package records
 
 import (
 	"context"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -61,6 +63,7 @@ type Output struct {
 	batch    int // the largest that is made
 	large    *LargeTopics
 	enc      *avro.Encoder
+	aside    bool // see EnsureAside
 }
 
 // Outputs knows the topics and encoders of the Tables that it has seen. Safe
@@ -110,6 +113,36 @@ func (o *Outputs) Find(t *change.Table) *Output {
 // Ensure makes the Table's topic and registers its schemas. It waits for the
 // registry and for topics, so call it outside of transactions only.
 func (o *Outputs) Ensure(ctx context.Context, t *change.Table) (*Output, error) {
+	return o.ensure(ctx, t, false)
+}
+
+// asidePrefix begins the name of a topic that keeps what another may not have.
+const asidePrefix = "_tallywire.quarantine."
+
+// Aside is the topic that keeps what a topic may not have yet.
+func Aside(topic string) string { return asidePrefix + topic }
+
+// EnsureAside is Ensure of a Table whose schemas the subjects of its topic do not
+// take: they are registered under those of Aside. Its records are made for its topic,
+// and Buffer.Aside tells of them.
+func (o *Outputs) EnsureAside(ctx context.Context, t *change.Table) (*Output, error) {
+	return o.ensure(ctx, t, true)
+}
+
+// ForgetAside forgets the Tables of a topic that EnsureAside has made.
+func (o *Outputs) ForgetAside(topic string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.tables[topic] = slices.DeleteFunc(o.tables[topic], func(t *change.Table) bool {
+		aside := o.m[t].aside
+		if aside {
+			delete(o.m, t)
+		}
+		return aside
+	})
+}
+
+func (o *Outputs) ensure(ctx context.Context, t *change.Table, aside bool) (*Output, error) {
 	if out := o.Find(t); out != nil {
 		return out, nil
 	}
@@ -126,11 +159,16 @@ func (o *Outputs) Ensure(ctx context.Context, t *change.Table) (*Output, error) 
 	if o.max > 0 {
 		largest = min(limit, o.max)
 	}
-	enc, err := avro.NewEncoder(ctx, o.registry, t)
+	var enc *avro.Encoder
+	if aside {
+		enc, err = avro.NewEncoderAside(ctx, o.registry, t, Aside(t.Topic))
+	} else {
+		enc, err = avro.NewEncoder(ctx, o.registry, t)
+	}
 	if err != nil {
 		return nil, err
 	}
-	out := &Output{Topic: topic, MaxBytes: largest, batch: limit, large: o.large, enc: enc}
+	out := &Output{Topic: topic, MaxBytes: largest, batch: limit, large: o.large, enc: enc, aside: aside}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.large != nil && !o.roomy && !o.large.Has(t.Topic) {
@@ -189,6 +227,7 @@ func (o *Outputs) BatchBytes(topic string) int32 {
 }
 
 func (o *Outputs) batchBytes(topic string) int32 {
+	topic = strings.TrimPrefix(topic, asidePrefix)
 	if of := o.tables[topic]; len(of) > 0 {
 		return int32(max(o.m[of[len(of)-1]].batch, 512))
 	}

@@ -170,7 +170,7 @@ func sameShape(a, b *pgoutput.Relation) bool {
 	if a.Skip || b.Skip {
 		return a.Skip == b.Skip
 	}
-	return a.Table.Topic == b.Table.Topic && slices.Equal(a.Table.Key, b.Table.Key) &&
+	return a.Table.Topic == b.Table.Topic && slices.Equal(a.Table.Key, b.Table.Key) && slices.Equal(a.At, b.At) &&
 		slices.EqualFunc(a.Table.Columns, b.Table.Columns, func(x, y change.Column) bool {
 			return x.Name == y.Name && x.TypeID == y.TypeID && x.Precision == y.Precision && x.Scale == y.Scale
 		})
@@ -327,7 +327,7 @@ func touchOf(m []byte, r *pgoutput.Relation) (c touch, err error) {
 	}
 	whole := true
 	for i := range row {
-		if row[i].Kind != 'u' {
+		if row[i].Kind != 'u' || r.Name(i) == "" {
 			continue
 		}
 		if old != nil && (old[i].Kind == 't' || old[i].Kind == 'b') {
@@ -337,11 +337,11 @@ func touchOf(m []byte, r *pgoutput.Relation) (c touch, err error) {
 		}
 	}
 	if row != nil {
-		c.new = string(pgoutput.AppendKey(nil, row, r.Table.Key))
+		c.new = string(pgoutput.AppendKey(nil, row, r.KeyCells()))
 	}
 	switch {
 	case old != nil:
-		c.old = string(pgoutput.AppendKey(nil, old, r.Table.Key))
+		c.old = string(pgoutput.AppendKey(nil, old, r.KeyCells()))
 	case m[0] == 'U':
 		c.old = c.new
 	}

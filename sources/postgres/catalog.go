@@ -14,6 +14,7 @@ import (
 
 	"github.com/tallywire/tallywire/change"
 	"github.com/tallywire/tallywire/internal/build"
+	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/sources/postgres/pgoutput"
 )
 
@@ -22,19 +23,25 @@ type tableInfo struct {
 	id           uint32
 	schema, name string
 	partitioned  bool
-	identity     byte     // replica identity: d, f, i or n
-	key          []string // nil: none
-	rows         int64    // estimate, -1: unknown
-	named        bool     // selected by its very name
-	partly       []string // of a partitioned table of identity f: partitions of another
-	broken       []string // tables, it or its partitions, whose updates and deletes fail once it is published
-	deferrable   bool     // it has a primary key, which is no replica identity
-	index        string   // quoted: the one that could be its replica identity, "": none
+	identity     byte           // replica identity: d, f, i or n
+	key          []string       // nil: none
+	rows         int64          // estimate, -1: unknown
+	named        bool           // selected by its very name
+	partly       []string       // of a partitioned table of identity f: partitions of another
+	broken       []string       // tables, it or its partitions, whose updates and deletes fail once it is published
+	deferrable   bool           // it has a primary key, which is no replica identity
+	index        string         // quoted: the one that could be its replica identity, "": none
+	noTopic      *problem.Error // why it can have no topic (nameTopics)
+	columns      []tableColumn  // (judge)
+	secrets      []string       // of them those that are left out, since they look like secrets
+	secret       string         // why it is left out itself; "": it is not
 }
 
-// captured reports whether it can be: its changes can be told by a key, and the
-// application's go on.
-func (t *tableInfo) captured() bool { return t.key != nil && len(t.broken) == 0 }
+// captured reports whether it is: its changes can be told by a key and have a topic,
+// the application's go on, and it does not look like secrets.
+func (t *tableInfo) captured() bool {
+	return t.key != nil && len(t.broken) == 0 && t.noTopic == nil && t.secret == ""
+}
 
 // full reports whether the rows before an update or delete are whole. pgoutput
 // marks those of a partition by the identity of the table that it is published
@@ -99,26 +106,30 @@ func scanTables(rows pgx.Rows, err error) ([]*tableInfo, error) {
 	})
 }
 
-// selectTables lists what the patterns select, in order of name; noKey are
-// those that cannot be captured.
-func (c *Config) selectTables(ctx context.Context, q *pgx.Conn) (tables, noKey []*tableInfo, err error) {
+// selectTables lists what the patterns select, in order of name; left are
+// those that are not captured, for want of a key or of a topic, or for their secrets.
+func (c *Config) selectTables(ctx context.Context, q *pgx.Conn) (tables, left []*tableInfo, err error) {
 	all, err := scanTables(q.Query(ctx, tablesSQL+` AND NOT c.relispartition ORDER BY 2, 3`))
 	if err != nil {
 		return nil, nil, classify("listing the tables", err)
 	}
-	for _, t := range all {
+	all = slices.DeleteFunc(all, func(t *tableInfo) bool {
 		selected, named := c.selects(t.schema, t.name)
-		if !selected {
-			continue
-		}
 		t.named = named
+		return !selected
+	})
+	if err := c.judge(ctx, q, all...); err != nil {
+		return nil, nil, err
+	}
+	c.nameTopics(all)
+	for _, t := range all {
 		if t.captured() {
 			tables = append(tables, t)
 		} else {
-			noKey = append(noKey, t)
+			left = append(left, t)
 		}
 	}
-	return tables, noKey, nil
+	return tables, left, nil
 }
 
 // tableByID gives nil when the table is gone.
@@ -155,7 +166,7 @@ func (t *tableInfo) noKey() (why, how string) {
 }
 
 // noKeyError lists tables that cannot be captured.
-func noKeyError(ts []*tableInfo) error {
+func noKeyError(ts []*tableInfo) *problem.Error {
 	why, how := ts[0].noKey()
 	if len(ts) > 1 {
 		why = "no primary key and no replica identity index"
@@ -205,14 +216,14 @@ var connector = &change.Connector{
 }
 
 // newRelation describes a table whose rows have these columns.
-func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, cols []wireColumn, notNull map[string]bool) (*pgoutput.Relation, error) {
+func (c *Config) newRelation(ctx context.Context, q *pgx.Conn, t *tableInfo, cols []wireColumn, notNull map[string]bool) (*pgoutput.Relation, error) {
 	types, err := loadTypes(ctx, q, cols)
 	if err != nil {
 		return nil, err
 	}
 	r := &pgoutput.Relation{
 		Table: &change.Table{
-			Source: source, Connector: connector, Database: q.Config().Database, Schema: t.schema, Name: t.name, Topic: source + "." + t.schema + "." + t.name,
+			Source: c.source, Connector: connector, Database: q.Config().Database, Schema: t.schema, Name: t.name, Topic: c.topicOf(t.schema, t.name),
 			ID: t.id, OldFull: t.full(), Columns: make([]change.Column, len(cols)),
 		},
 		Cells: make([]pgoutput.Coder, len(cols)), Identity: make([]bool, len(cols)),
@@ -237,7 +248,7 @@ func newRelation(ctx context.Context, q *pgx.Conn, source string, t *tableInfo, 
 			r.Identity[i] = slices.Contains(r.Table.Key, i)
 		}
 	}
-	return r, nil
+	return r, c.hide(t, r)
 }
 
 const typesSQL = `

@@ -5,8 +5,11 @@ package postgres
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/tallywire/tallywire/internal/obs"
@@ -24,18 +27,24 @@ const (
 	LoadNever   = "never"
 )
 
-// Config is one Postgres source. A table's topic is <name of the source>.
-// <schema>.<table>.
+// Config is one Postgres source. A table's topic is change.TopicName.
 type Config struct {
-	Type         string        `yaml:"type" doc:"postgres"`
-	DSN          secret.DSN    `yaml:"dsn" doc:"The database to capture, env:NAME or file:PATH when it holds a password. Its role needs LOGIN, REPLICATION, SELECT on the tables, and to create a publication CREATE on the database and ownership of the tables." example:"env:PSA_DSN"`
-	Slot         string        `yaml:"slot" doc:"Replication slot: lower-case letters, digits, underscore, at most 63. Made at the first start. Default: tallywire_<name of the source>." example:"tallywire_psa"`
-	Publication  string        `yaml:"publication" doc:"Publication. When there is none it is made, listing the tables; where it is the role's own, tables that are new and its own are added. Default: tallywire_<name of the source>." example:"tallywire_psa"`
-	Tables       []string      `yaml:"tables" doc:"Tables to capture, as schema.table with * for any run of characters; a leading ! leaves out. A table without a key is left out with a warning, unless it is named without *: then the source does not start." example:"[public.*, \"!public.audit_*\"]"`
-	Without      []string      `yaml:"without" doc:"Columns that are not captured, as schema.table.column with * for any run of characters: passwords, tokens. The publication is made without them; one that has them stops the source, and says how it is mended. Not of the key, and not of a table with REPLICA IDENTITY FULL, which needs all columns. A column that is added to such a table later is not captured before it is added to the publication." example:"[public.users.hashed_password, \"public.*.salt\"]"`
-	Load         string        `yaml:"load" doc:"initial: a source without a position first loads all rows of its tables; never: it starts with the changes that its slot holds, and rows that were there before are not captured until they change or are reloaded (tallywire reload)."`
-	Delivery     string        `yaml:"delivery" doc:"exactly-once: a read-committed consumer sees each change once. at-least-once: records go out outside of Kafka transactions, so that they are seen some milliseconds earlier; after a crash, or an outage that ends the session, those since the last position (some tenths of a second, more when Kafka was away) come again."`
-	IdleInterval time.Duration `yaml:"idle_interval" doc:"How often, at most, the slot is moved on while none of the captured tables changes, so that it does not hold WAL of others. 100ms to 1h."`
+	Type         string            `yaml:"type" doc:"postgres"`
+	DSN          secret.DSN        `yaml:"dsn" doc:"The database to capture, env:NAME or file:PATH when it holds a password. Its role needs LOGIN, REPLICATION, SELECT on the tables, and to create a publication CREATE on the database and ownership of the tables." example:"env:PSA_DSN"`
+	Slot         string            `yaml:"slot" doc:"Replication slot: lower-case letters, digits, underscore, at most 63. Made at the first start. Default: tallywire_<name of the source>." example:"tallywire_psa"`
+	Publication  string            `yaml:"publication" doc:"Publication. When there is none it is made, listing the tables; where it is the role's own, tables that are new and its own are added. Default: tallywire_<name of the source>." example:"tallywire_psa"`
+	Tables       []string          `yaml:"tables" doc:"Tables to capture, as schema.table with * for any run of characters; a leading ! leaves out. A table without a key is left out with a warning, unless it is named without *: then the source does not start." example:"[public.*, \"!public.audit_*\"]"`
+	Without      []string          `yaml:"without" doc:"Columns that are not captured, as schema.table.column with * for any run of characters; a leading ! takes in again what one before left out, or what is left out since it is called like a secret (docs/postgres.md): the last that matches counts. A publication that is made does not have them, except of tables with REPLICA IDENTITY FULL; of another they are passed over. Not of the key. A column that is added to a table of which the publication lists the columns is not captured before it is added there." example:"[public.users.phone, \"public.notes.*\", \"!public.notes.id\", \"!public.users.token_count\"]"`
+	Mask         []string          `yaml:"mask" doc:"Columns of which *** is captured in the place of each value that is not null, as schema.table.column with * for any run of characters. Not of the key." example:"[public.employee.iban]"`
+	Hash         HashConfig        `yaml:"hash" doc:"Columns of which a salted hash is captured."`
+	Where        map[string]string `yaml:"where" doc:"By schema.table, a condition in SQL: rows that do not fulfil it are not captured, and one that comes to not fulfil it is deleted. It is the publication's, which judges changes by it, and may name columns of the replica identity only." example:"{public.time_entry: company_id = 1}"`
+	Topics       map[string]string `yaml:"topics" doc:"Topics of tables, by schema.table, where another than <source>.<schema>.<table> is wanted: that one is too long, or Kafka does not take it beside another. It begins with the name of the source and a point. A table that is given another one is read anew into it." example:"{a_b.c: psa.a_b.c_2}"`
+	Load         string            `yaml:"load" doc:"initial: a source without a position first loads all rows of its tables; never: it starts with the changes that its slot holds, and rows that were there before are not captured until they change or are reloaded (tallywire reload)."`
+	Delivery     string            `yaml:"delivery" doc:"exactly-once: a read-committed consumer sees each change once. at-least-once: records go out outside of Kafka transactions, so that they are seen some milliseconds earlier; after a crash, or an outage that ends the session, those since the last position (some tenths of a second, more when Kafka was away) come again."`
+	IdleInterval time.Duration     `yaml:"idle_interval" doc:"How often, at most, the slot is moved on while none of the captured tables changes, so that it does not hold WAL of others. 100ms to 1h."`
+
+	source string // its name
+	claims *atomic.Pointer[claims]
 }
 
 // Default gives the configuration of a source of that name before the user's
@@ -50,7 +59,7 @@ func Default(name string) Config {
 		}
 		return '_'
 	}, name)
-	return Config{Type: Kind, Slot: id, Publication: id, Tables: []string{"public.*"}, Load: LoadInitial, Delivery: string(pipeline.ExactlyOnce), IdleInterval: 5 * time.Second}
+	return Config{source: name, Type: Kind, Slot: id, Publication: id, Tables: []string{"public.*"}, Load: LoadInitial, Delivery: string(pipeline.ExactlyOnce), IdleInterval: 5 * time.Second}
 }
 
 var errConfig = problem.Define("TW-PG-CONFIG", problem.Halt,
@@ -82,12 +91,25 @@ func (c *Config) Validate() error {
 			return errConfig.New("tables[%d]: %q is not of the form schema.table", i, t)
 		}
 	}
-	for i, w := range c.Without {
-		if strings.Count(w, ".") < 2 && !strings.Contains(w, "*") {
-			return errConfig.New("without[%d]: %q is not of the form schema.table.column", i, w)
+	for _, list := range []struct {
+		name     string
+		patterns []string
+	}{{"without", c.Without}, {"mask", c.Mask}, {"hash.columns", c.Hash.Columns}} {
+		for i, p := range list.patterns {
+			if strings.Count(p, ".") < 2 && !strings.Contains(p, "*") || strings.HasPrefix(p, "!") && list.name != "without" {
+				return errConfig.New("%s[%d]: %q is not of the form schema.table.column", list.name, i, p)
+			}
 		}
 	}
-	return nil
+	if len(c.Hash.Columns) > 0 && c.Hash.Salt.IsZero() {
+		return errConfig.New("hash.salt is missing")
+	}
+	for _, table := range slices.Sorted(maps.Keys(c.Where)) {
+		if !strings.Contains(table, ".") || strings.Contains(table, "*") || strings.TrimSpace(c.Where[table]) == "" {
+			return errConfig.New("where: %q: want schema.table and a condition", table)
+		}
+	}
+	return c.checkTopics()
 }
 
 // selects says whether a table is to be captured, and whether it was named
@@ -145,6 +167,7 @@ func init() {
 
 // New makes a source; it connects to nothing yet.
 func New(cfg Config, name string, comp *obs.Component) (*Source, error) {
+	cfg.source, cfg.claims = name, new(atomic.Pointer[claims])
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}

@@ -44,13 +44,13 @@ func (s *Source) Tables(ctx context.Context) ([]*change.Table, error) {
 		if err != nil {
 			return nil, err
 		}
-		if x := cuts[t.id]; p == nil && x != nil {
+		if x := cuts[t.id]; p == nil && x != nil && x.whole == "" {
 			p = &publishedTable{columns: x.keep, listed: true} // as it will be
 		}
 		if p != nil {
 			cols = p.published(cols)
 		}
-		r, err := newRelation(ctx, q, s.name, t, cols, notNull)
+		r, err := s.cfg.newRelation(ctx, q, t, cols, notNull)
 		if err != nil {
 			return nil, err
 		}
@@ -88,7 +88,7 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 	if note(err, "role %q may replicate", srv.role) {
 		r.close()
 	}
-	tables, noKey, err := s.cfg.selectTables(ctx, q)
+	tables, left, err := s.cfg.selectTables(ctx, q)
 	if !note(err, "listing the tables") {
 		return fs
 	}
@@ -96,8 +96,12 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 		err = ErrNoTables.New("no table with a key matches")
 	}
 	note(err, "%d tables to capture", len(tables))
-	if len(noKey) > 0 {
-		note(noKeyError(noKey), "every table has a key")
+	for _, e := range leftError(left) {
+		what := "every table has a topic"
+		if e.ID == ErrNoKey.ID {
+			what = "every table has a key"
+		}
+		note(e, "%s", what)
 	}
 	for _, t := range tables {
 		err := mayRead(ctx, q, srv, t)
@@ -113,9 +117,16 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 	}
 	note(writesFail(ctx, q), "the application may write to all that publications of this database list")
 	cuts, cutErr := s.cfg.cuts(ctx, q, tables)
-	if len(s.cfg.Without) > 0 {
-		note(cutErr, "what is to be left out can be")
+	if len(s.cfg.Without)+len(s.cfg.Mask)+len(s.cfg.Hash.Columns)+len(s.cfg.Where) > 0 || cutErr != nil {
+		note(cutErr, "what is to be left out, masked or hashed can be")
 	}
+	advise := func(what, text, advice string) {
+		if text != "" {
+			fs = append(fs, pipeline.Finding{What: what + text, Advice: advice})
+		}
+	}
+	text, how := passed(tables, left)
+	advise("what looks like a secret is not captured: ", text, how)
 	slot, slotErr := readSlot(ctx, q, s.cfg.Slot)
 	pub, err := readPublication(ctx, q, s.cfg.Publication)
 	switch {
@@ -127,9 +138,11 @@ func (s *Source) Doctor(ctx context.Context) []pipeline.Finding {
 	default:
 		what, err := s.cfg.published(ctx, q, pub, tables, cuts, slot == nil)
 		note(err, "publication %q %s", s.cfg.Publication, what)
-		if len(cuts) > 0 {
-			note(s.cfg.withholds(pub, tables, cuts), "publication %q leaves out what is to be left out", s.cfg.Publication)
+		if len(s.cfg.Where) > 0 {
+			note(s.cfg.narrowed(pub, tables, cuts), "publication %q has the conditions of where", s.cfg.Publication)
 		}
+		text, how := s.cfg.sent(pub, tables, cuts)
+		advise("passed over, though the publication has it: ", text, how)
 	}
 	switch {
 	case slotErr != nil:

@@ -62,7 +62,7 @@ func (se *session) keepIdentities(ctx context.Context, q *pgx.Conn) error {
 		e := ErrNoKey.New("%s.%s has left publication %q and is not captured any more: updates and deletes of %s failed, for want of a replica identity",
 			t.Schema, t.Name, se.cfg.Publication, strings.Join(t.Broken, ", "))
 		se.comp.Failed(e.Class.String(), e.ID)
-		se.comp.Log.Error("a table lost its key", "err", e, "remedy", fmt.Sprintf("Give it a key again, and start the source over (docs/recovery.md): its changes since then are not in %s.%s.%s.", se.name, t.Schema, t.Name))
+		se.comp.Log.Error("a table lost its key", "err", e, "remedy", fmt.Sprintf("Give it a key again, and start the source over (docs/recovery.md): its changes since then are not in %s.", se.cfg.topicOf(t.Schema, t.Name)))
 		if se.comp.View().State == obs.Running {
 			se.comp.Is(obs.Running, e.Error())
 		}

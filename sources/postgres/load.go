@@ -119,7 +119,7 @@ func (l *loader) turn(was *tableInfo) (why string, err error) {
 	if why, err := l.lock(t, cols); why != "" || err != nil {
 		return why, err
 	}
-	r, err := newRelation(l.ctx, se.q, se.name, t, l.pub[t.String()].published(cols), notNull)
+	r, err := se.cfg.newRelation(l.ctx, se.q, t, l.pub[t.String()].published(cols), notNull)
 	if err != nil {
 		return "", err
 	}
@@ -254,8 +254,8 @@ func (l *loader) table(t *tableInfo, r *pgoutput.Relation) error {
 	l.rel, l.info, l.part, l.header, l.rows = r, t, nil, false, 0
 	l.fr.Define(t.id, r)
 	var cols []string
-	for i, c := range r.Table.Columns {
-		name := pgx.Identifier{c.Name}.Sanitize()
+	for i := range r.Cells {
+		name := cellSQL(r, i)
 		if !r.Cells[i].Binary() {
 			// As the type's output function prints it, which a cast to text need
 			// not be (inet); and null by itself, not for a row of nulls.

@@ -8,6 +8,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"maps"
@@ -54,6 +55,16 @@ type member struct {
 
 	// New: it has not been published yet, and is listed as soon as it may be.
 	New bool `json:"new,omitempty"`
+
+	// Topic is the one that its changes went to, where that is not called plainly.
+	Topic string `json:"topic,omitempty"`
+
+	// Hidden is what becomes of columns that are published and not captured as they
+	// are: out, mask or hash.
+	Hidden map[string]string `json:"hidden,omitempty"`
+
+	// Where is the condition that was configured when the publication got its own.
+	Where string `json:"where,omitempty"`
 }
 
 // missing is something that its topic does not hold, or holds though it is not there.
@@ -73,6 +84,11 @@ const (
 	whyNew       = "new"          // rows of before it was captured
 	whyOut       = "unpublished"  // changes, while the publication did not have it
 	whyKey       = "key"          // changes, while it had no key
+	whyTopic     = "topic"        // changes, while it could have no topic
+	whyMoved     = "moved"        // rows of before its topic had another name
+	whySecret    = "secret"       // changes, since it looks like secrets
+	whyHidden    = "hidden"       // has values as a column was captured before
+	whyWhere     = "where"        // the publication has another condition than is configured
 	whyAgain     = "listed again" // changes, if it was listed by another statement than took it out
 	whyAltered   = "publication"  // changes, if the publication left some out
 	whyDropped   = "dropped"
@@ -102,8 +118,12 @@ type catalogued struct {
 	entry        uint32
 	item         string // as the publication is to list it
 	keyless      bool
+	noTopic      string            // why it can have none; "": it can
+	topic        string            // as member.Topic has it
 	published    bool              // and captured
-	columns      []string          // that are published
+	columns      []string          // that are published and captured
+	hidden       map[string]string // as member.Hidden has them
+	where        string            // as it is configured
 	filled       []string          // of them those with a default
 	filter       string            // "": none
 	parts        map[uint32]string // that hold rows: OID → name
@@ -113,8 +133,10 @@ type catalogued struct {
 // catalogue is what the server says of the tables that are selected, at some time
 // from before to after.
 type catalogue struct {
+	source        string
 	before, after lsn
 	tables        map[uint32]*catalogued
+	secrets       map[uint32]string // why those that are selected, and look like secrets, are not captured
 	others        map[uint32]string // names of those that were captured and are not selected any more
 	publication   publicationMember
 	cut           bool            // the items are without what is to be left out
@@ -179,7 +201,7 @@ func (c *catalogue) since(o *catalogue) {
 // readCatalogueOnce reads it, with the names of tables that are known and not
 // selected any more.
 func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, known []uint32) (*catalogue, error) {
-	now := &catalogue{tables: map[uint32]*catalogued{}, others: map[uint32]string{}}
+	now := &catalogue{source: c.source, tables: map[uint32]*catalogued{}, secrets: map[uint32]string{}, others: map[uint32]string{}}
 	var err error
 	if now.before, err = readHead(ctx, q); err != nil {
 		return nil, err
@@ -191,7 +213,7 @@ func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, known []uin
 	if err != nil {
 		return nil, classify("looking at the publication", err)
 	}
-	tables, noKey, err := c.selectTables(ctx, q)
+	tables, left, err := c.selectTables(ctx, q)
 	if err != nil {
 		return nil, err
 	}
@@ -208,10 +230,21 @@ func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, known []uin
 	}
 	now.cut = err == nil
 	var ids, roots []uint32
-	for _, t := range slices.Concat(tables, noKey) {
-		x := &catalogued{schema: t.schema, name: t.name, keyless: !t.captured(), item: t.item(cuts[t.id])}
+	for _, t := range slices.Concat(tables, left) {
+		if t.secret != "" {
+			now.secrets[t.id] = t.secret
+			continue
+		}
+		x := &catalogued{schema: t.schema, name: t.name, keyless: !t.captured(), item: c.item(t, cuts[t.id]), where: c.Where[t.String()]}
+		if topic := c.topicOf(t.schema, t.name); topic != c.source+"."+t.String() {
+			x.topic = topic
+		}
+		if t.noTopic != nil {
+			x.noTopic = t.noTopic.Text
+		}
 		if p := pub[t.String()]; p != nil && !x.keyless {
-			x.published, x.columns = true, p.columns
+			x.published = true
+			x.columns, x.hidden = c.seen(t, p)
 			if p.filter != nil {
 				x.filter = *p.filter
 			}
@@ -255,7 +288,7 @@ func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, known []uin
 	if len(known) > 0 {
 		if rows, err = q.Query(ctx, "SELECT c.oid, n.nspname || '.' || c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY($1)", known); err == nil {
 			_, err = pgx.ForEachRow(rows, []any{&id, &name}, func() error {
-				if now.tables[id] == nil {
+				if now.tables[id] == nil && now.secrets[id] == "" {
 					now.others[id] = name
 				}
 				return nil
@@ -298,7 +331,7 @@ func (c *catalogue) fresh() *members {
 		ms.of[id] = t.member()
 		if !t.published {
 			ms.of[id].New = true
-			ms.of[id].Missing = []missing{{Why: t.out(), At: time.Now().UTC().Truncate(time.Second)}}
+			ms.of[id].Missing = []missing{{Why: t.out(), What: t.noTopic, At: time.Now().UTC().Truncate(time.Second)}}
 		}
 	}
 	return ms
@@ -316,7 +349,7 @@ func (c *catalogue) items() map[uint32]string {
 }
 
 func (t *catalogued) member() *member {
-	return &member{Form: memberForm, Schema: t.schema, Name: t.name, Entry: t.entry, Out: !t.published, Columns: t.columns, Filter: t.filter, Parts: t.parts}
+	return &member{Form: memberForm, Schema: t.schema, Name: t.name, Entry: t.entry, Out: !t.published, Topic: t.topic, Columns: t.columns, Hidden: t.hidden, Filter: t.filter, Where: t.where, Parts: t.parts}
 }
 
 // before gives what was read last, and the OIDs of all that are known.
@@ -347,6 +380,14 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 			delete(ms.of, id)
 			changed = append(changed, id)
 			continue
+		case now.secrets[id] != "" && (m.New || m.Out && !m.has(whySecret)): // it was not captured
+			delete(ms.of, id)
+			changed = append(changed, id)
+			continue
+		case now.secrets[id] != "":
+			if m.Out = true; !m.has(whySecret) {
+				lacks(m, whySecret, now.secrets[id], 0)
+			}
 		case t == nil && now.others[id] == "":
 			if !m.has(whyDropped) {
 				lacks(m, whyDropped, "", 0)
@@ -362,6 +403,12 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 				lacks(next, whyRenamed, m.String(), 0)
 			}
 			ms.changed(next, m, t, now, at, lacks)
+			switch former := cmp.Or(m.Topic, now.source+"."+m.String()); {
+			case !t.published:
+				next.Topic = m.Topic
+			case m.Topic != t.topic && !m.New && t.String() == m.String():
+				ms.lacksRows(next, missing{Why: whyMoved, What: former, After: ms.pub.At, Until: now.after, At: at})
+			}
 			*m = *next
 		}
 		if !was.equal(m) {
@@ -376,7 +423,7 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 		switch {
 		case !t.published:
 			m.New = true
-			lacks(m, t.out(), "", 0)
+			lacks(m, t.out(), t.noTopic, 0)
 		case t.entry != 0 || id <= ms.pub.Last:
 			ms.lacksRows(m, missing{Why: whyNew, Until: now.after, At: at})
 		}
@@ -398,30 +445,38 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 func (ms *members) changed(next, m *member, t *catalogued, now *catalogue, at time.Time, lacks func(m *member, why, what string, until lsn)) {
 	switch {
 	case m.New && t.published:
-		next.Missing = slices.DeleteFunc(next.Missing, func(x missing) bool { return x.Why == whyOut || x.Why == whyKey })
+		next.Missing = slices.DeleteFunc(next.Missing, func(x missing) bool { return x.out() })
 		ms.lacksRows(next, missing{Why: whyNew, Until: now.after, At: at})
 	case m.New:
 		if !next.has(t.out()) { // it has got a key, or lost it
-			next.Missing = slices.DeleteFunc(next.Missing, func(x missing) bool { return x.Why == whyOut || x.Why == whyKey })
-			lacks(next, t.out(), "", 0)
+			next.Missing = slices.DeleteFunc(next.Missing, func(x missing) bool { return x.out() })
+			lacks(next, t.out(), t.noTopic, 0)
 		}
 	case m.Out && t.published:
 		for i := range next.Missing {
-			if x := &next.Missing[i]; (x.Why == whyOut || x.Why == whyKey || x.Why == whyLeft) && x.Until == 0 {
+			if x := &next.Missing[i]; (x.out() || x.Why == whyLeft) && x.Until == 0 {
 				x.Until = now.after
 			}
 		}
 	case !m.Out && !t.published:
-		lacks(next, t.out(), "", 0)
+		lacks(next, t.out(), t.noTopic, 0)
 	case t.published && m.Entry != t.entry:
 		lacks(next, whyAgain, "", now.after)
 	}
 	if !t.published {
-		next.Columns, next.Filter = m.Columns, m.Filter
+		next.Columns, next.Hidden, next.Filter, next.Where = m.Columns, m.Hidden, m.Filter, m.Where
 	} else if !m.Out {
 		if m.Filter != t.filter {
 			lacks(next, whyFilter, "", now.after)
 		}
+		for _, c := range slices.Sorted(slices.Values(slices.Concat(m.Columns, slices.Collect(maps.Keys(m.Hidden))))) {
+			if is, known := how(t.columns, t.hidden, c); known {
+				if was, _ := how(m.Columns, m.Hidden, c); is != was {
+					lacks(next, whyHidden, c, now.after)
+				}
+			}
+		}
+		t.condition(next, m, lacks)
 		for _, c := range t.filled {
 			if !slices.Contains(m.Columns, c) {
 				lacks(next, whyColumn, c, now.after)
@@ -450,14 +505,43 @@ func (ms *members) lacksRows(m *member, x missing) {
 	}
 }
 
+// how says what becomes of a column, by what is noted; known is whether it is published.
+func how(columns []string, hidden map[string]string, column string) (as string, known bool) {
+	as, known = hidden[column]
+	return as, known || slices.Contains(columns, column)
+}
+
+// condition says that the configured condition is another, and the publication has
+// what it had.
+func (t *catalogued) condition(next, m *member, lacks func(m *member, why, what string, until lsn)) {
+	next.Missing = slices.DeleteFunc(next.Missing, func(x missing) bool { return x.Why == whyWhere && x.What != t.where })
+	if m.Filter != t.filter || m.Where == "" {
+		return
+	}
+	if next.Where = m.Where; next.Where != t.where && !next.has(whyWhere) {
+		lacks(next, whyWhere, t.where, 0)
+	}
+	if next.Where == t.where {
+		next.Missing = slices.DeleteFunc(next.Missing, func(x missing) bool { return x.Why == whyWhere })
+	}
+}
+
 func (t *catalogued) String() string { return t.schema + "." + t.name }
 
 // out is why a table that is not published is not.
 func (t *catalogued) out() string {
-	if t.keyless {
+	switch {
+	case t.noTopic != "":
+		return whyTopic
+	case t.keyless:
 		return whyKey
 	}
 	return whyOut
+}
+
+// out reports whether x is that its changes do not come, or did not for a time.
+func (x *missing) out() bool {
+	return x.Why == whyOut || x.Why == whyKey || x.Why == whyTopic || x.Why == whySecret
 }
 
 // has reports whether that is so, as was seen before, and not over.
@@ -466,7 +550,7 @@ func (m *member) has(why string) bool {
 }
 
 func (m *member) equal(o *member) bool {
-	return m.String() == o.String() && m.Entry == o.Entry && m.Out == o.Out && m.New == o.New && m.Filter == o.Filter &&
+	return m.String() == o.String() && m.Entry == o.Entry && m.Out == o.Out && m.New == o.New && m.Topic == o.Topic && m.Filter == o.Filter && m.Where == o.Where && maps.Equal(m.Hidden, o.Hidden) &&
 		slices.Equal(m.Columns, o.Columns) && maps.Equal(m.Parts, o.Parts) && slices.Equal(m.Missing, o.Missing)
 }
 
@@ -530,6 +614,9 @@ func (se *session) beginMembers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := se.claim(ms); err != nil {
+		return err
+	}
 	se.comparing.Lock()
 	defer se.comparing.Unlock()
 	// Not on the other connection, which may be in the load's transaction: looking at
@@ -590,6 +677,9 @@ func (se *session) compareMembers(ctx context.Context, q *pgx.Conn, ms *members)
 	if err != nil {
 		return err
 	}
+	if se.takesAgain(now) {
+		return nil
+	}
 	ms.mu.Lock()
 	was := ms.pub
 	ids := ms.compare(now, se.cfg.selects)
@@ -615,6 +705,7 @@ func (se *session) compared(ms *members) {
 		known[id] = true
 	}
 	se.known.Store(&known)
+	se.claimed(ms)
 	ms.at = time.Now()
 	se.say(ms)
 }

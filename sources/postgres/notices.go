@@ -113,6 +113,23 @@ func (x *missing) says(tables, items []string, source, publication string) (text
 		}
 		return fmt.Sprintf("%s: has no key, or partitions have none: its changes do not come", of),
 			fmt.Sprintf("Give it one: ALTER TABLE … ADD PRIMARY KEY (…), or REPLICA IDENTITY USING INDEX …; then have the publication list it, where it does not, and run %s. %s", reload, leave)
+	case whyTopic:
+		if x.Until != 0 {
+			return since(fmt.Sprintf("%s: could have no topic for a time; changes that were committed%s are missing", of, when)), most
+		}
+		return x.What + ": its changes do not come", ErrTopic.Remedy
+	case whyMoved:
+		return fmt.Sprintf("%s: has another topic since some time%s; its rows of before are in topic %s", of, when, x.What), anew + " They stay in the other topic, too."
+	case whySecret:
+		if x.Until != 0 {
+			return since(fmt.Sprintf("%s: was not captured for a time, since it looks as if it held secrets; changes that were committed%s are missing", of, when)), most
+		}
+		return fmt.Sprintf("%s: %s: changes that are committed%s are not captured", of, x.What, when), ErrSecret.Remedy
+	case whyHidden:
+		return fmt.Sprintf("%s: column %s is captured otherwise than before%s; rows that were not changed since have it as it was, or not at all", of, x.What, when), anew + " Former records keep it for as long as the topic keeps them."
+	case whyWhere:
+		return fmt.Sprintf("%s: the publication has another condition than is configured now (%s)", of, cmp.Or(x.What, "none")),
+			fmt.Sprintf("Who owns the publication runs:\nBEGIN; ALTER PUBLICATION %[1]s DROP TABLE …; ALTER PUBLICATION %[1]s ADD TABLE %[2]s; COMMIT\nThen %[3]s", pgx.Identifier{publication}.Sanitize(), strings.Join(items, ", "), most)
 	case whyAltered:
 		return fmt.Sprintf("%s: was altered%s: if it left out an operation meanwhile, such changes of all tables are missing", of, when), "If it did, start the source over (docs/recovery.md)."
 	case whyDropped:

@@ -98,7 +98,7 @@ func (c *Config) lacking(pub map[string]*publishedTable, tables []*tableInfo, cu
 	var items []string
 	for _, t := range tables {
 		if pub[t.String()] == nil {
-			lacks, items = append(lacks, t), append(items, t.item(cuts[t.id]))
+			lacks, items = append(lacks, t), append(items, c.item(t, cuts[t.id]))
 		}
 	}
 	if pub == nil {

@@ -57,7 +57,7 @@ func (l *tableLoad) mends(x missing) bool {
 // mendedBy reports whether nothing is missing any more when all is read that was
 // there at from.
 func (x *missing) mendedBy(from lsn) bool {
-	return x.Until != 0 && x.Until <= from && (x.Why == whyNew || x.Why == whyColumn || x.Why == whyAttached)
+	return x.Until != 0 && x.Until <= from && (x.Why == whyNew || x.Why == whyColumn || x.Why == whyAttached || x.Why == whyMoved || x.Why == whyHidden)
 }
 
 // sweptBy reports whether nothing is wrong any more when all is read that was there
@@ -88,8 +88,8 @@ func ParseReload(value []byte) (Reload, error) {
 
 // ErrReopen ends a session whose stream is to be opened anew.
 var ErrReopen = problem.Define("TW-PG-REOPEN", problem.Retry,
-	"The stream is opened anew, so that the server forgets what it cached of tables that were listed in the publication.",
-	"Nothing to do. PostgreSQL 15.14, 16.10, 17.6 and later do not need it.")
+	"The stream is opened anew, so that the server forgets what it cached of tables that were listed in the publication, or since a table has a topic now and had none.",
+	"Nothing to do. Of what is listed, PostgreSQL 15.14, 16.10, 17.6 and later do not need it.")
 
 // ErrReload says that a table cannot be read anew.
 var ErrReload = problem.Define("TW-PG-RELOAD", problem.Reject,
@@ -557,11 +557,16 @@ func (r *reloader) read(ctx context.Context, id uint32, name string, load *table
 		return nil, "", ErrReload.New("%s is not in publication %q: what changes while it is read would be missing", t, r.se.cfg.Publication)
 	}
 	t.named = named
+	if e, err := r.se.leaves(ctx, r.q, t); err != nil {
+		return nil, "", err
+	} else if e != nil {
+		return nil, "", ErrReload.New("%s", e.Text).WithRemedy("%s", e.WhatToDo())
+	}
 	cols, notNull, err := columnsOf(ctx, r.q, id)
 	if err != nil {
 		return nil, "", err
 	}
-	rel, err := newRelation(ctx, r.q, r.se.name, t, p.published(cols), notNull)
+	rel, err := r.se.cfg.newRelation(ctx, r.q, t, p.published(cols), notNull)
 	if err != nil {
 		return nil, "", err
 	}
@@ -624,10 +629,10 @@ func only(t *tableInfo) string {
 // the key as text.
 func chunkSQL(t *tableInfo, rel *pgoutput.Relation, filters []string, behind bool, n int) string {
 	var cols, key, params []string
-	for _, c := range rel.Table.Columns {
-		cols = append(cols, pgx.Identifier{c.Name}.Sanitize())
+	for i := range rel.Cells {
+		cols = append(cols, cellSQL(rel, i))
 	}
-	for i, at := range rel.Table.Key {
+	for i, at := range rel.KeyCells() {
 		key, params = append(key, cols[at]), append(params, fmt.Sprintf("$%d", i+1))
 	}
 	for _, k := range key {
@@ -662,7 +667,7 @@ func (r *reloader) rowsOf(ctx context.Context, c *chunk, t *tableInfo, filter *s
 	if r.se.binary {
 		kind, form = 'b', pgx.BinaryFormatCode
 	}
-	columns, key := len(c.rel.Cells), c.rel.Table.Key
+	columns, key := len(c.rel.Cells), c.rel.KeyCells()
 	forms := slices.Repeat([]int16{form}, columns+len(key))
 	for i := range key {
 		forms[columns+i] = pgx.TextFormatCode

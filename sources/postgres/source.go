@@ -79,6 +79,10 @@ type session struct {
 	comparing sync.Mutex
 	meetings  chan *meeting // of who reads rows beside the stream with it
 
+	topicLeft []*tableInfo // tables without a topic, when it began
+	passedMu  sync.Mutex
+	passed    passedOver
+
 	known   atomic.Pointer[map[uint32]bool] // their OIDs
 	unknown atomic.Bool                     // the stream told of another
 
@@ -283,24 +287,31 @@ func (se *session) begin(ctx context.Context, p *position, confirmed lsn) (*posi
 
 // chooseTables decides what is captured and publishes it.
 func (se *session) chooseTables(ctx context.Context, fresh bool) error {
-	tables, noKey, err := se.cfg.selectTables(ctx, se.q)
+	tables, left, err := se.cfg.selectTables(ctx, se.q)
 	if err != nil {
 		return err
 	}
 	var named []*tableInfo
-	for _, t := range noKey {
-		if t.named {
+	for _, t := range left {
+		if t.noTopic != nil && !fresh { // others may have theirs: claim
+			se.topicLeft = append(se.topicLeft, t)
+		} else if t.named {
 			named = append(named, t)
 		}
 	}
 	if len(named) > 0 {
-		return noKeyError(named)
+		return leftError(named)[0]
 	}
-	if len(noKey) > 0 {
-		e := problem.Of(noKeyError(noKey))
-		se.comp.Log.Warn("tables without a key are not captured", "code", e.ID, "tables", e.Text, "remedy", e.WhatToDo())
+	for _, e := range leftError(left) {
+		se.comp.Log.Warn("tables without a key or a topic are not captured", "code", e.ID, "tables", e.Text, "remedy", e.WhatToDo())
+	}
+	if text, remedy := passed(tables, left); text != "" {
+		se.comp.Log.Info("what looks like a secret is not captured", "what", text, "remedy", remedy)
 	}
 	if len(tables) == 0 {
+		if i := slices.IndexFunc(left, func(t *tableInfo) bool { return t.noTopic != nil }); i >= 0 {
+			return left[i].noTopic
+		}
 		return ErrNoTables.New("no table with a key matches %s", strings.Join(se.cfg.Tables, ", "))
 	}
 	se.published = se.sys.flushed
@@ -311,8 +322,11 @@ func (se *session) chooseTables(ctx context.Context, fresh bool) error {
 	if se.pub, err = se.cfg.ensurePublication(ctx, se.q, tables, cuts, fresh); err != nil {
 		return err
 	}
-	if err := se.cfg.withholds(se.pub, tables, cuts); err != nil {
+	if err := se.cfg.narrowed(se.pub, tables, cuts); err != nil {
 		return err
+	}
+	if text, remedy := se.cfg.sent(se.pub, tables, cuts); text != "" {
+		se.comp.Log.Warn("the publication has columns that are to be left out: they are passed over", "columns", text, "remedy", remedy)
 	}
 	if se.publication, err = se.cfg.publicationID(ctx, se.q); err != nil {
 		return err
@@ -333,7 +347,7 @@ func (se *session) relations(ctx context.Context) ([]*pgoutput.Relation, error) 
 		if err != nil {
 			return nil, err
 		}
-		r, err := newRelation(ctx, se.q, se.name, t, se.pub[t.String()].published(cols), notNull)
+		r, err := se.cfg.newRelation(ctx, se.q, t, se.pub[t.String()].published(cols), notNull)
 		if err != nil {
 			return nil, err
 		}

@@ -345,8 +345,8 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 	}
 	if t.key == nil || slices.ContainsFunc(t.key, func(k string) bool { return !names[k] }) {
 		t.key = flagged // renamed or dropped since
-		if t.key == nil && was != nil && !was.Skip && len(was.Table.Columns) == len(cols) {
-			for _, k := range was.Table.Key {
+		if t.key == nil && was != nil && !was.Skip && len(was.Cells) == len(cols) {
+			for _, k := range was.KeyCells() {
 				t.key = append(t.key, cols[k].name)
 			}
 		}
@@ -359,11 +359,19 @@ func (st *stream) describe(ctx context.Context, m []byte) error {
 		st.fr.Define(id, &pgoutput.Relation{Skip: true})
 		return nil
 	}
+	if e, err := st.leaves(ctx, st.q, t); err != nil {
+		return err
+	} else if e != nil {
+		st.comp.Log.Warn("a table is not captured", "code", e.ID, "what", e.Text, "remedy", e.WhatToDo())
+		st.passOver(id)
+		st.fr.Define(id, &pgoutput.Relation{Skip: true})
+		return nil
+	}
 	_, notNull, err := columnsOf(ctx, st.q, id)
 	if err != nil {
 		return err
 	}
-	r, err := newRelation(ctx, st.q, st.name, t, cols, notNull)
+	r, err := st.cfg.newRelation(ctx, st.q, t, cols, notNull)
 	if err != nil {
 		return err
 	}

@@ -30,6 +30,7 @@ const notOfExtensionsSQL = ` AND NOT EXISTS (SELECT FROM pg_depend d
 // all but the server's own. The source would be called so.
 func Survey(ctx context.Context, dsn secret.DSN, source string, schemas []string) (*draft.Database, error) {
 	cfg := Default(source)
+	cfg.Without = []string{"!*"} // nothing is hidden: what looks like a secret is named
 	cfg.DSN = dsn
 	q, err := cfg.connect(ctx)
 	if err != nil {
@@ -157,20 +158,21 @@ func (s *survey) tables(ctx context.Context, schemas []string) error {
 	if err != nil {
 		return classify("listing the tables", err)
 	}
+	infos = slices.DeleteFunc(infos, func(t *tableInfo) bool { return len(schemas) > 0 && !slices.Contains(schemas, t.schema) })
+	s.cfg.nameTopics(infos)
 	for _, t := range infos {
-		if len(schemas) > 0 && !slices.Contains(schemas, t.schema) {
-			continue
-		}
 		cols, notNull, err := columnsOf(ctx, s.q, t.id)
 		if err != nil {
 			return err
 		}
-		r, err := newRelation(ctx, s.q, s.source, t, cols, notNull)
+		r, err := s.cfg.newRelation(ctx, s.q, t, cols, notNull)
 		if err != nil {
 			return err
 		}
 		d := &draft.Table{Table: r.Table, Rows: t.rows, Partitioned: t.partitioned, Hidden: map[string]bool{}, References: map[string]string{}, Distinct: map[string]int64{}}
-		if !t.captured() {
+		if t.noTopic != nil {
+			d.Left = t.noTopic
+		} else if !t.captured() {
 			why, how := t.noKey()
 			d.Left = ErrNoKey.New("%s", why).WithRemedy("%s", how)
 		} else if d.Grants, err = grantsFor(ctx, s.q, s.srv, t); err != nil {
@@ -287,15 +289,6 @@ func (s *survey) publication(ctx context.Context) error {
 				if slices.Contains(d.Key, j) {
 					d.Bound = "a secret that is of the key cannot be left out"
 				}
-			}
-		}
-		if len(d.Secrets) > 0 && d.Bound == "" {
-			whole, err := t.whole(ctx, s.q)
-			if err != nil {
-				return err
-			}
-			if whole != "" {
-				d.Bound = fmt.Sprintf("REPLICA IDENTITY FULL needs all columns: ALTER TABLE %s REPLICA IDENTITY DEFAULT", whole)
 			}
 		}
 		if why := draft.HoldsSecrets(d); why != "" && p == nil {

@@ -144,7 +144,7 @@ func ProducerError(err error, began time.Time, timeout time.Duration, format str
 		return Fenced(err, format, args...)
 	case kafka.Replaced(err, began, timeout):
 		return pipeline.ErrFenced.New("%w", werr)
-	case problem.Has(werr, kafka.ErrRefused):
+	case problem.Has(werr, kafka.ErrRefused), problem.Has(werr, kafka.ErrTopicName):
 		return werr
 	}
 	return pipeline.ErrTxnUnknown.New("%w", werr)

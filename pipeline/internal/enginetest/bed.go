@@ -71,7 +71,12 @@ func NewBedOf(t testing.TB, fake []kfake.Opt, ours, direct kgo.Opt) *Bed {
 
 func newBed(t testing.TB, addr string, fake []kfake.Opt, ours, direct []kgo.Opt) *Bed {
 	t.Helper()
-	name := strings.ToLower(strings.NewReplacer("/", "-", "Test", "", "Benchmark", "").Replace(t.Name()))
+	name := strings.Map(func(r rune) rune {
+		if change.TopicLegal(string(r)) != "" && r != '.' {
+			return '-' // topics are called by it
+		}
+		return r
+	}, strings.ToLower(strings.NewReplacer("Test", "", "Benchmark", "").Replace(t.Name())))
 	b := &Bed{T: t, Source: fmt.Sprintf("s%s-%d", name, beds.Add(1)), Registry: newRegistryServer(t)}
 	if addr == "" {
 		var err error

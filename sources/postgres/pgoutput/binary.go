@@ -42,17 +42,21 @@ const (
 	asJSONB
 	asEnum
 	asArray
+	asNothing
+	asMasked
+	asHashed
 )
 
 // Coder reads the cells of one column. The zero Coder carries the exact text.
 type Coder struct {
 	code code
-	elem *Coder // of asArray
+	elem *Coder // of asArray and asHashed
+	salt []byte // of asHashed
 }
 
 // Binary reports whether cells in binary form can be read.
 func (c *Coder) Binary() bool {
-	if c.code == asArray {
+	if c.code == asArray || c.code == asHashed {
 		return c.elem.Binary()
 	}
 	return c.code != asText
@@ -71,6 +75,8 @@ const EpochUS = epochDays * 86_400_000_000
 // panics when Binary is false.
 func (c *Coder) DecodeBinary(b *change.Batch, p []byte, at int) (change.Value, error) {
 	switch c.code {
+	case asNothing, asMasked, asHashed:
+		return c.hidden(b, p, at, true)
 	case asInt4:
 		if len(p) == 4 {
 			return change.IntValue(int64(int32(binary.BigEndian.Uint32(p)))), nil

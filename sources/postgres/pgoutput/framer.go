@@ -17,6 +17,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -35,9 +36,45 @@ var ErrText = problem.Define("TW-PG-TEXT", problem.Retry,
 // a Framer has it.
 type Relation struct {
 	Table    *change.Table
-	Cells    []Coder // of each column of Table
-	Identity []bool  // the columns that an old tuple of kind 'K' carries
+	Cells    []Coder // of each column that is published
+	Identity []bool  // of these, which an old tuple of kind 'K' carries
+	At       []int   // of these, which column of Table it is, -1: it is left out; nil: Table has all
 	Skip     bool    // published, but not to be captured: its rows count, and are not read
+}
+
+// KeyCells says which cells of a row are its key, in the key's order.
+func (r *Relation) KeyCells() []int {
+	if r.At == nil {
+		return r.Table.Key
+	}
+	cells := make([]int, len(r.Table.Key))
+	for i, k := range r.Table.Key {
+		cells[i] = slices.Index(r.At, k)
+	}
+	return cells
+}
+
+// Name is what the column of a cell is called; "": it is left out.
+func (r *Relation) Name(cell int) string {
+	if r.At != nil {
+		if cell = r.At[cell]; cell < 0 {
+			return ""
+		}
+	}
+	return r.Table.Columns[cell].Name
+}
+
+// taken moves the values of a row to where Table has their columns.
+func (r *Relation) taken(row []change.Value) []change.Value {
+	if r.At == nil || row == nil {
+		return row
+	}
+	for i, at := range r.At {
+		if at >= 0 {
+			row[at] = row[i]
+		}
+	}
+	return row[:len(r.Table.Columns):len(r.Table.Columns)]
 }
 
 // Text reports whether a column has no binary decoder: the stream then has to

@@ -75,8 +75,10 @@ func (t *tuples) row(kind byte) (op change.Op, old, new []change.Value, err erro
 	case kindTruncate:
 		return change.Truncate, nil, nil, nil
 	case kindCopy:
-		new, err = t.copied()
-		return change.Read, nil, new, err
+		if new, err = t.copied(); err != nil {
+			return 0, nil, nil, err
+		}
+		return change.Read, nil, t.r.taken(new), nil
 	}
 	t.at += 5 // kind and relation, which the framer read
 	first := t.next()
@@ -113,7 +115,10 @@ func (t *tuples) row(kind byte) (op change.Op, old, new []change.Value, err erro
 	if err == nil && t.at != len(t.raw) {
 		err = fmt.Errorf("%d octets after the row", len(t.raw)-t.at)
 	}
-	return op, old, new, err
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	return op, t.r.taken(old), t.r.taken(new), nil
 }
 
 // next takes one octet, 0 when there is none.
@@ -164,7 +169,7 @@ func (t *tuples) tuple(from []change.Value, keyOnly bool) ([]change.Value, error
 			continue
 		case 'b', 't':
 		default:
-			return nil, fmt.Errorf("column %s of %s: a cell of kind %q", r.Table.Columns[i].Name, r.Table.Topic, kind)
+			return nil, fmt.Errorf("column %s of %s: a cell of kind %q", r.Name(i), r.Table.Topic, kind)
 		}
 		if len(raw)-at < 4 {
 			return nil, errShort
@@ -230,7 +235,11 @@ func (t *tuples) tuple(from []change.Value, keyOnly bool) ([]change.Value, error
 
 // cellError does not show the cell: it may be a restricted field (invariant 13).
 func (r *Relation) cellError(i, size int) error {
-	return fmt.Errorf("column %s of %s: %d octets are no %s", r.Table.Columns[i].Name, r.Table.Topic, size, r.Table.Columns[i].Type)
+	kind := "value of its type"
+	if at := r.Table.Column(r.Name(i)); at >= 0 {
+		kind = r.Table.Columns[at].Type
+	}
+	return fmt.Errorf("column %s of %s: %d octets are no %s", r.Name(i), r.Table.Topic, size, kind)
 }
 
 // copied reads a row of COPY in binary, in which a column that has no binary

@@ -19,6 +19,8 @@ import (
 // below 0 for a cell that lies elsewhere.
 func (c *Coder) DecodeText(b *change.Batch, p []byte, at int) (change.Value, error) {
 	switch c.code {
+	case asNothing, asMasked, asHashed:
+		return c.hidden(b, p, at, false)
 	case asText:
 		return span(b, change.Text, p, at), nil
 	case asString:

@@ -74,6 +74,14 @@ var builtin = map[uint32]struct {
 	1266: {asTimeTZ, change.TimeTZ, 0}, 1700: {asNumeric, change.Decimal, 0}, 2950: {asUUID, change.UUID, 0}, 3802: {asJSONB, change.JSON, 0},
 }
 
+// BuiltinKind is of what kind the values of a built-in type are; of others Text.
+func BuiltinKind(id uint32) change.Kind {
+	if known, is := builtin[id]; is {
+		return known.kind
+	}
+	return change.Text
+}
+
 // Column describes a column of a type with its modifier, without its name, and
 // how its cells are read; a domain is its base type. A type that is unknown, or
 // that has no decoder, is carried as its exact text.
