@@ -177,7 +177,8 @@ func (r *Registry) Schemas(ctx context.Context, topic string) (all []Schema, err
 // Adopt registers the schemas of topic from for topic to, unchecked, and gives their
 // ids. Of a subject that takes one it has not, anew takes out the former ones first:
 // from then on later schemas are held against the new ones alone. The former are still
-// read by their ids. Errors: those of Register.
+// read by their ids. It may be done again when it was cut short: a subject that was
+// left at NONE gets the global level. Errors: those of Register.
 func (r *Registry) Adopt(ctx context.Context, from, to string, anew bool, tell func(note string)) (ids []int32, err error) {
 	all, err := r.Schemas(ctx, from)
 	if err != nil {
@@ -200,6 +201,16 @@ func (r *Registry) Adopt(ctx context.Context, from, to string, anew bool, tell f
 			}
 		}
 		if len(lacks) == 0 {
+			// Who registered them may not have lived to set the level back.
+			own, global, err := r.levels(ctx, subject)
+			if err != nil {
+				return nil, err
+			}
+			if lifted(own, global) {
+				if err := r.lift(ctx, subject, tell, func() error { return nil }); err != nil {
+					return nil, err
+				}
+			}
 			continue
 		}
 		if anew {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/tallywire/tallywire/avro"
 	"github.com/tallywire/tallywire/change"
+	"github.com/tallywire/tallywire/internal/config"
 	"github.com/tallywire/tallywire/internal/kafka"
 	"github.com/tallywire/tallywire/internal/problem"
 	"github.com/tallywire/tallywire/internal/supervise"
@@ -31,8 +32,8 @@ var schemaDecisions = []struct{ do, short, long, will string }{
 		ingest.DecideAccept, "Have the registry take a table's schema all the same",
 		`accept registers the schema under the subjects of the table's topic, whose level of
 compatibility is NONE meanwhile and afterwards what it was. What is kept follows into
-the topic, in its order, then what comes. Readers get both schemas: see that they can
-read the new one. With a transitive level, later changes are held against the old
+the topic, in its order, then what comes. Readers get both schemas: it says which
+transforms of the configuration cannot read the new one; see that others can. With a transitive level, later changes are held against the old
 schema, too: then new-subject is the better way.`,
 		"the registry takes the schema, and what is kept follows into the topic",
 	},
@@ -292,6 +293,12 @@ func (a *app) schemaDecide(ctx context.Context, source, table, do, will string, 
 		return errNoQuarantine.New("nothing of %s of source %q is there for %s", table, source, do)
 	}
 	x, id, taken := list[0], "", false
+	var unfit []finding
+	if do == ingest.DecideAccept || do == ingest.DecideNewSubject {
+		if unfit, err = unfitWith(ctx, cfg, kc, reg, x.Quarantine); err != nil {
+			return err
+		}
+	}
 	if yes {
 		if id, err = ingest.Decide(ctx, kc, source, x.Quarantine, do); err != nil {
 			return err
@@ -300,8 +307,12 @@ func (a *app) schemaDecide(ctx context.Context, source, table, do, will string, 
 			return err
 		}
 	}
-	return a.print(map[string]any{"done": yes, "request": id, "taken_up": taken, "kept": x}, func(w io.Writer) {
+	return a.print(map[string]any{"done": yes, "request": id, "taken_up": taken, "kept": x, "unfit": unfit}, func(w io.Writer) {
 		printKept(w, list[:1])
+		if len(unfit) > 0 {
+			fmt.Fprint(w, "\nwith the new shape these do not work any more; correct them, or they halt:\n")
+			(&doctor{found: unfit}).text(w)
+		}
 		switch {
 		case !yes:
 			fmt.Fprintf(w, "\nnothing was done; with --yes %s\n", will)
@@ -311,6 +322,40 @@ func (a *app) schemaDecide(ctx context.Context, source, table, do, will string, 
 			fmt.Fprintf(w, "\n%s was told, and has not taken it up yet: it does when it runs\n", source)
 		}
 	})
+}
+
+// unfitWith says which stages that work with the shape that a topic has would not with
+// that of what is kept.
+func unfitWith(ctx context.Context, cfg *config.Config, kc *kafka.Cluster, reg *avro.Registry, q ingest.Quarantine) (unfit []finding, err error) {
+	var was []finding
+	for _, topic := range []string{q.Topic, q.Aside} {
+		t, err := reg.Table(ctx, topic)
+		if err != nil || t == nil {
+			return nil, err
+		}
+		shape := *t
+		shape.Topic = q.Topic
+		d := &doctor{cfg: cfg, cluster: kc, schemas: reg, filled: map[string]*change.Table{q.Topic: &shape}}
+		env := supervise.Bare(cfg)
+		env.Kafka, env.Registry, env.Tables = kc, reg, d.tables
+		p, err := supervise.Build(env, cfg)
+		if err != nil {
+			return nil, err
+		}
+		for _, t := range p.Transforms {
+			if slices.Contains(t.Inputs(), q.Topic) {
+				for _, stage := range t.Stages {
+					d.component(ctx, "transforms."+t.Name, stage)
+				}
+			}
+		}
+		was, unfit = unfit, slices.DeleteFunc(d.found, func(f finding) bool { return f.OK })
+	}
+	return slices.DeleteFunc(unfit, func(f finding) bool {
+		return slices.ContainsFunc(was, func(o finding) bool {
+			return o.Part == f.Part && o.Problem.Code == f.Problem.Code && o.Problem.What == f.Problem.What
+		})
+	}), nil
 }
 
 // answered waits until a source has taken up what it was asked, for so long.

@@ -34,7 +34,7 @@ func TestSchemaDecisions(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sql(`CREATE TABLE invoice(id int PRIMARY KEY, number int, total numeric(10,2)); CREATE TABLE other(id int PRIMARY KEY); INSERT INTO invoice VALUES (1, 1, 1.00)`)
+	sql(`CREATE TABLE invoice(id int PRIMARY KEY, number int, since date, total numeric(10,2)); CREATE TABLE other(id int PRIMARY KEY); INSERT INTO invoice VALUES (1, 1, null, 1.00)`)
 	broker, registry, _ := schemas(t)
 	file := filepath.Join(t.TempDir(), "tallywire.yml")
 	text := `
@@ -44,6 +44,10 @@ redis: {embedded: true}
 control: {embedded: true}
 sources:
   psa: {type: postgres, dsn: "` + dsn + `", slot: quarantine_` + db.Config().Database + `, tables: [public.*], idle_interval: 100ms}
+transforms:
+  canonical:
+    type: map
+    topics: [{from: psa.public.invoice, to: ps.cost_rate, fields: {cost_rate_id: id, resource_id: id, valid_from: since, rate: total}}]
 `
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -107,14 +111,14 @@ sources:
 		t.Errorf("without a way out: %s", out)
 	}
 	says([]string{"nothing is in quarantine"}, "schema", "list")
-	sql(`ALTER TABLE invoice ALTER number TYPE text`)
-	sql(`UPDATE invoice SET number = 'A-1'; INSERT INTO invoice VALUES (2, 'A-2', 2.00); INSERT INTO other VALUES (1)`)
+	sql(`ALTER TABLE invoice ALTER number TYPE text, ALTER since TYPE text`)
+	sql(`UPDATE invoice SET number = 'A-1'; INSERT INTO invoice VALUES (2, 'A-2', null, 2.00); INSERT INTO other VALUES (1)`)
 	says([]string{"psa: changes of psa.public.invoice are kept since", "~ number: string was int of 4 octets", "_tallywire.quarantine.psa.public.invoice"}, "schema", "list")
 	topics("other", `"records": 2`)
-	says([]string{"~ number: string was int", "nothing was done; with --yes the registry takes the schema"}, "schema", "accept", "psa", "public.invoice")
+	says([]string{"~ number: string was int", "with the new shape these do not work any more", "TW-MAP-COLUMN: column since of psa.public.invoice is text", "nothing was done; with --yes the registry takes the schema"}, "schema", "accept", "psa", "public.invoice")
 	says([]string{"psa: the registry takes the schema"}, "schema", "accept", "psa", "psa.public.invoice", "--yes")
 	says([]string{"nothing is in quarantine"}, "schema", "list")
-	sql(`INSERT INTO invoice VALUES (3, 'A-3', 3.00)`)
+	sql(`INSERT INTO invoice VALUES (3, 'A-3', null, 3.00)`)
 	table := func() map[string]string {
 		rows, err := db.Query(t.Context(), "SELECT id::text, number || ' ' || total FROM invoice")
 		if err != nil {
@@ -134,10 +138,10 @@ sources:
 
 	// Another key, undone: what is between is left out, and said.
 	sql(`ALTER TABLE invoice DROP CONSTRAINT invoice_pkey, ALTER number SET NOT NULL, ADD PRIMARY KEY (number)`)
-	sql(`INSERT INTO invoice VALUES (4, 'A-4', 4.00)`)
+	sql(`INSERT INTO invoice VALUES (4, 'A-4', null, 4.00)`)
 	says([]string{"~ key: (number) was (id)"}, "schema", "list")
 	sql(`ALTER TABLE invoice DROP CONSTRAINT invoice_pkey, ADD PRIMARY KEY (id)`)
-	sql(`INSERT INTO invoice VALUES (5, 'A-5', 5.00)`)
+	sql(`INSERT INTO invoice VALUES (5, 'A-5', null, 5.00)`)
 	says([]string{"what is kept is dropped"}, "schema", "skip", "psa", "public.invoice", "--yes")
 	says([]string{"changes of psa.public.invoice from", "were left out"}, "schema", "list")
 	says([]string{"does not name what was left out"}, "schema", "close", "psa", "public.invoice", "--yes")

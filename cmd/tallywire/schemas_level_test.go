@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/sr"
+
+	"github.com/tallywire/tallywire/avro"
 )
 
 // gate stands before a registry; look says whether a request gets through, is
@@ -124,5 +126,79 @@ func TestStepThatWasCutShort(t *testing.T) {
 	own("NONE")
 	if _, out, _ := tw("doctor", "-c", file); strings.Contains(out, "its level is NONE") {
 		t.Errorf("doctor: %s", out)
+	}
+}
+
+// Lost if this fails: a process that dies while the registry takes a schema all the
+// same leaves the subject so that it takes anything; or a subject that was given up is
+// taken for one that has its schemas.
+func TestDecisionThatWasCutShort(t *testing.T) {
+	_, registry, client := schemas(t)
+	var cut atomic.Bool
+	at := gate(t, registry, func(r *http.Request) int {
+		if cut.Load() && r.Method == http.MethodDelete && strings.HasPrefix(r.URL.Path, "/config/") {
+			return -1
+		}
+		return 0
+	})
+	reg, err := avro.NewRegistry(at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	schema := func(of string) string {
+		return `{"type":"record","name":"row","fields":[{"name":"id","type":"` + of + `"}]}`
+	}
+	register := func(subject, of string) {
+		t.Helper()
+		if _, err := reg.Register(t.Context(), subject, schema(of)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, topic := range []string{"psa.a", "aside.a"} {
+		of := map[string]string{"psa.a": "int", "aside.a": "string"}[topic]
+		register(avro.KeySubject(topic), of)
+		register(avro.ValueSubject(topic), of)
+	}
+	adopt := func() error {
+		_, err := reg.Adopt(t.Context(), "aside.a", "psa.a", false, func(string) {})
+		return err
+	}
+	subjects := []string{avro.KeySubject("psa.a"), avro.ValueSubject("psa.a")}
+	levels := func() (own []string) {
+		for _, r := range client.Compatibility(t.Context(), subjects...) {
+			if r.Err == nil {
+				own = append(own, r.Subject+" "+r.Level.String())
+			}
+		}
+		return own
+	}
+	cut.Store(true)
+	for range subjects { // the key's subject first, then that of the records
+		if err := adopt(); err == nil {
+			t.Fatal("it went well, with a registry that was gone")
+		}
+	}
+	if got := levels(); len(got) == 0 {
+		t.Fatal("nothing was cut short")
+	}
+	cut.Store(false)
+	if err := adopt(); err != nil {
+		t.Fatal(err)
+	}
+	if got := levels(); len(got) > 0 {
+		t.Errorf("left as they were when it was cut short: %v", got)
+	}
+	for _, subject := range subjects {
+		all, err := client.Schemas(t.Context(), subject)
+		if err != nil || len(all) != 2 {
+			t.Errorf("subject %s has %d schemas, %v", subject, len(all), err)
+		}
+		if err := reg.Forget(t.Context(), subject); err != nil {
+			t.Fatal(err)
+		}
+		register(subject, "int")
+		if all, err = client.Schemas(t.Context(), subject); err != nil || len(all) != 1 {
+			t.Errorf("after it was begun anew, subject %s has %d schemas, %v", subject, len(all), err)
+		}
 	}
 }

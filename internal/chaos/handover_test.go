@@ -97,6 +97,26 @@ var handOverShop = shop{
 	},
 }
 
+// configurations gives what writes the configuration of each process of a shop.
+func (s *stack) configurations(f shop) (write func(instance, http string) (file string)) {
+	s.t.Helper()
+	contracts := filepath.Join(s.dir, "contracts")
+	if err := os.Mkdir(contracts, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(contracts, "firm.avsc"), []byte(f.contract), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	return func(instance, http string) (file string) {
+		text := fmt.Sprintf(processesConfiguration, s.kafka.Addr(), s.serving.Addr, s.redis.Addr, s.far.DSN("control"), http, filepath.Join(s.dir, "state-"+instance), s.sourceDSN(), s.far.DSN("warehouse"), contracts, instance, f.tables, f.transforms)
+		file = filepath.Join(s.dir, instance+".yml")
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+		return file
+	}
+}
+
 func chaosProcesses(t *testing.T, f shop, more int) {
 	s := newStack(t)
 	rng := seeded(t)
@@ -111,21 +131,7 @@ func chaosProcesses(t *testing.T, f shop, more int) {
 		t.Fatal(err)
 	}
 	same := func(ctx context.Context) (bool, string) { return s.same(ctx, f.compared) }
-	contracts := filepath.Join(s.dir, "contracts")
-	if err := os.Mkdir(contracts, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(contracts, "firm.avsc"), []byte(f.contract), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	write := func(instance, http string) (file string) {
-		text := fmt.Sprintf(processesConfiguration, s.kafka.Addr(), s.serving.Addr, s.redis.Addr, s.far.DSN("control"), http, filepath.Join(s.dir, "state-"+instance), s.sourceDSN(), s.far.DSN("warehouse"), contracts, instance, f.tables, f.transforms)
-		file = filepath.Join(s.dir, instance+".yml")
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return file
-	}
+	write := s.configurations(f)
 	s.config = write("chaos", s.http)
 	state, err := redis.Open(t.Context(), s.redis.Addr)
 	if err != nil {

@@ -28,7 +28,7 @@ var needJava = []string{
 
 // crashTests take turns in `test`, one for each commit beside TestChaosKill;
 // `full` runs them all.
-var crashTests = []string{"TestChaosAllAtOnce", "TestChaosKillWithoutReference", "TestBadInput", "TestChaosLoad", "TestChaosServers", "TestChaosKafkaKilled", "TestChaosReset", "TestChaosUpgrade", "TestChaosTruncate", "TestChaosHandOver", "TestChaosProcesses", "TestChaosLookups"}
+var crashTests = []string{"TestChaosAllAtOnce", "TestChaosKillWithoutReference", "TestBadInput", "TestChaosLoad", "TestChaosSweep", "TestChaosServers", "TestChaosKafkaKilled", "TestChaosReset", "TestChaosUpgrade", "TestChaosTruncate", "TestChaosHandOver", "TestChaosProcesses", "TestChaosLookups"}
 
 const crashPackage = "./internal/chaos"
 

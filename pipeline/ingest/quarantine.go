@@ -82,7 +82,8 @@ type quarantined struct {
 	At    []int64   `json:"at,omitempty"`   // by partition, up to which offset they are taken out again
 	Since time.Time `json:"since"`
 	Why   string    `json:"why,omitempty"`
-	Do    string    `json:"do,omitempty"` // what was decided; "": nothing yet
+	Do    string    `json:"do,omitempty"`  // what was decided; "": nothing yet
+	For   []int32   `json:"for,omitempty"` // ids of the schemas for which it was
 
 	// Left and LeftTo are when changes were left out, until somebody closes it.
 	Left   time.Time `json:"left,omitzero"`
@@ -164,8 +165,10 @@ func (s *session) enter(of []records.OfAside) error {
 		}
 		q := s.quarantine[a.Topic]
 		switch {
+		case q != nil && q.Open && q.Do != "" && (a.Key == 0 || slices.Contains(q.For, a.Key)) && slices.Contains(q.For, a.Value):
+			continue
 		case q != nil && q.Open && q.Do != "":
-			q.Do = ""
+			q.Do, q.For = "", nil
 			s.in.comp.Log.Warn("a table in quarantine was altered again: what was decided does not hold for that", "topic", a.Topic)
 		case q != nil && q.Open:
 			continue
@@ -294,11 +297,24 @@ func (s *session) takes(ctx context.Context, d decision) error {
 	case q == nil || !q.Open || !q.Since.Equal(d.Of):
 		return ErrDecision.New("topic %q is not in quarantine since %s", d.Topic, d.Of.Format(time.RFC3339))
 	case d.Do == DecideSkip:
+		all, err := s.in.env.Registry.Schemas(ctx, records.Aside(d.Topic))
+		if err != nil {
+			return err
+		}
+		q.For = nil
+		for _, x := range all {
+			q.For = append(q.For, x.ID)
+		}
+		if q.Left.IsZero() { // said from the first record on that is dropped
+			q.Left = q.Since
+		}
+		q.LeftTo = time.Now().UTC().Truncate(time.Second)
 	case d.Do == DecideAccept || d.Do == DecideNewSubject:
 		ids, err := s.in.env.Registry.Adopt(ctx, records.Aside(d.Topic), d.Topic, d.Do == DecideNewSubject, func(note string) { s.in.comp.Log.Info(note) })
 		if err != nil {
 			return err
 		}
+		q.For = ids
 		for _, id := range ids {
 			s.taken[id] = true
 		}
@@ -468,12 +484,9 @@ func (s *session) rejoin(topic string, q *quarantined) error {
 		return err
 	}
 	if q.Do == DecideSkip {
-		if q.Left.IsZero() {
-			q.Left = q.Since
-		}
 		q.LeftTo = time.Now().UTC().Truncate(time.Second)
 	}
-	q.Open, q.Do, q.Why, q.At = false, "", "", nil
+	q.Open, q.Do, q.For, q.Why, q.At = false, "", nil, "", nil
 	if q.Left.IsZero() {
 		delete(s.quarantine, topic)
 	}

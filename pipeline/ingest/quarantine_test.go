@@ -361,6 +361,41 @@ func TestIngestQuarantineSkipped(t *testing.T) {
 	})
 }
 
+// Lost if this fails: a table that goes on with the refused schema has its changes left
+// out without a word, or the decision undone by itself.
+func TestIngestQuarantineSkippedWhileItGoesOn(t *testing.T) {
+	was := drainBytes
+	drainBytes = 20_000
+	t.Cleanup(func() { drainBytes = was })
+	b := enginetest.NewBed(t, "")
+	txs := append(inserts(40, 10), inserts(20_001, 1)[1:]...)
+	f := newAltered(t, b, txs, 11)
+	f.upTo(40)
+	stop, _ := running(b, f, pipeline.IngestLimits{})
+	f.awaitOf(f.other(), 40)
+	f.kept("a quarantine", func(list []Quarantine) bool { return len(list) == 1 })
+	var first Quarantine
+	f.kept("what it is about", func(list []Quarantine) bool { first = list[0]; return true })
+	f.decide(DecideSkip)
+	n := 40
+	f.kept("another quarantine, with what was left out", func(list []Quarantine) bool {
+		n = min(n+1, len(txs))
+		f.upTo(n)
+		if len(list) == 1 && list[0].Decided == "" && list[0].Left.IsZero() && !list[0].Since.Equal(first.Since) {
+			t.Fatalf("what was left out is not said: %+v", list)
+		}
+		return len(list) == 1 && list[0].Aside != "" && !list[0].Since.Equal(first.Since) && !list[0].Left.IsZero()
+	})
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range rowsOf(b) {
+		if r.pos.LSN > 10 {
+			t.Errorf("transaction %d came, whose schema nobody accepted", r.pos.LSN)
+		}
+	}
+}
+
 // Lost if this fails: a parked row is taken for mended by what is older, or stays
 // parked though what was in quarantine mends it.
 func TestIngestQuarantineBesideParkedRows(t *testing.T) {

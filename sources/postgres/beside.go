@@ -293,7 +293,9 @@ func (st *stream) touch(m []byte) error {
 	xid := fullXID(st.xid, st.nextXID)
 	if m[0] == 'T' {
 		for p := m[6:]; len(p) >= 4; p = p[4:] {
-			if t := st.recorded[binary.BigEndian.Uint32(p)]; t != nil && !st.seen.sees(xid) {
+			id := binary.BigEndian.Uint32(p)
+			st.truncates(id, st.xid)
+			if t := st.recorded[id]; t != nil && !st.seen.sees(xid) {
 				t.changes = append(t.changes, touch{xid: xid, all: true})
 			}
 		}

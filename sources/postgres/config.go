@@ -39,6 +39,7 @@ type Config struct {
 	Hash         HashConfig        `yaml:"hash" doc:"Columns of which a salted hash is captured."`
 	Where        map[string]string `yaml:"where" doc:"By schema.table, a condition in SQL: rows that do not fulfil it are not captured, and one that comes to not fulfil it is deleted. It is the publication's, which judges changes by it, and may name columns of the replica identity only." example:"{public.time_entry: company_id = 1}"`
 	Topics       map[string]string `yaml:"topics" doc:"Topics of tables, by schema.table, where another than <source>.<schema>.<table> is wanted: that one is too long, or Kafka does not take it beside another. It begins with the name of the source and a point. A table that is given another one is read anew into it." example:"{a_b.c: psa.a_b.c_2}"`
+	Policy       map[string]string `yaml:"policy" doc:"What is done by itself when something became of a table that no change tells: heal reads it anew, beside the stream, and ends what of it is gone; ask says it and leaves it to you; halt halts the source. recreated (another table has its name), renamed, attached (a partition with rows), truncated (a partition by its own name; VACUUM FULL looks the same): heal, with load: never ask; detached (a partition, or dropped), missed (changes, while it was not published), filter (of the publication), column (added with a default), dropped (not heal): ask." example:"{detached: heal, dropped: halt}"`
 	Load         string            `yaml:"load" doc:"initial: a source without a position first loads all rows of its tables; never: it starts with the changes that its slot holds, and rows that were there before are not captured until they change or are reloaded (tallywire reload)."`
 	Delivery     string            `yaml:"delivery" doc:"exactly-once: a read-committed consumer sees each change once. at-least-once: records go out outside of Kafka transactions, so that they are seen some milliseconds earlier; after a crash, or an outage that ends the session, those since the last position (some tenths of a second, more when Kafka was away) come again."`
 	IdleInterval time.Duration     `yaml:"idle_interval" doc:"How often, at most, the slot is moved on while none of the captured tables changes, so that it does not hold WAL of others. 100ms to 1h."`
@@ -108,6 +109,9 @@ func (c *Config) Validate() error {
 		if !strings.Contains(table, ".") || strings.Contains(table, "*") || strings.TrimSpace(c.Where[table]) == "" {
 			return errConfig.New("where: %q: want schema.table and a condition", table)
 		}
+	}
+	if err := c.checkPolicy(); err != nil {
+		return err
 	}
 	return c.checkTopics()
 }

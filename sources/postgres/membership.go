@@ -50,6 +50,7 @@ type member struct {
 	Columns []string          `json:"columns,omitempty"` // that are published
 	Filter  string            `json:"filter,omitempty"`
 	Parts   map[uint32]string `json:"partitions,omitempty"` // that hold rows: OID → name
+	Files   map[uint32]uint32 `json:"files,omitempty"`      // of them: OID → relfilenode
 	Missing []missing         `json:"missing,omitempty"`
 	Load    *tableLoad        `json:"load,omitempty"` // its rows are read
 
@@ -74,6 +75,7 @@ type missing struct {
 	After lsn       `json:"after,omitempty"` // it was right then
 	Until lsn       `json:"until,omitempty"` // right again from then on; 0: it is not
 	At    time.Time `json:"at"`              // when it was seen
+	By    uint32    `json:"by,omitempty"`    // the transaction that did it last, where it is known
 
 	// Reloaded: the table was read anew since. What is not there any more stays.
 	Reloaded bool `json:"reloaded,omitempty"`
@@ -94,10 +96,12 @@ const (
 	whyDropped   = "dropped"
 	whyLeft      = "left" // changes, while it was not selected
 	whyRenamed   = "renamed"
-	whyColumn    = "column"   // its value in rows of before
-	whyFilter    = "filter"   // rows that another filter left out
-	whyAttached  = "attached" // rows of a partition that came with some
-	whyPartition = "detached" // its rows stay in the topic
+	whyColumn    = "column"    // its value in rows of before
+	whyFilter    = "filter"    // rows that another filter left out
+	whyAttached  = "attached"  // rows of a partition that came with some
+	whyPartition = "detached"  // its rows stay in the topic
+	whyReplaced  = "replaced"  // has rows of another table, which had its name
+	whyRewritten = "rewritten" // may have rows of a partition that was emptied by itself
 )
 
 func (m *member) String() string { return m.Schema + "." + m.Name }
@@ -128,6 +132,8 @@ type catalogued struct {
 	filter       string            // "": none
 	parts        map[uint32]string // that hold rows: OID → name
 	born         map[uint32]bool   // of them those that were made as partitions
+	files        map[uint32]uint32 // of them: OID → relfilenode
+	writers      map[uint32]uint32 // of them: OID → the transaction that last wrote its row in pg_class
 }
 
 // catalogue is what the server says of the tables that are selected, at some time
@@ -152,7 +158,7 @@ SELECT c.oid, COALESCE((SELECT r.oid FROM pg_publication_rel r JOIN pg_publicati
 // A partition that was made as one was entered as such by the transaction that made
 // it: that of its system columns, whose rows nothing changes.
 const partitionsSQL = `
-SELECT t.id, l.relid::oid, l.relid::text,
+SELECT t.id, l.relid::oid, l.relid::text, COALESCE(pg_relation_filenode(l.relid), 0), COALESCE((SELECT c.xmin::text::bigint FROM pg_class c WHERE c.oid = l.relid), 0),
        (SELECT i.xmin::text FROM pg_inherits i WHERE i.inhrelid = l.relid) = (SELECT a.xmin::text FROM pg_attribute a WHERE a.attrelid = l.relid AND a.attnum = -1)
   FROM unnest($1::oid[]) t(id), pg_partition_tree(t.id) l WHERE l.isleaf`
 
@@ -269,13 +275,15 @@ func (c *Config) readCatalogueOnce(ctx context.Context, q *pgx.Conn, known []uin
 	}
 	var name string
 	var born *bool
+	var file uint32
+	var writer int64
 	if rows, err = q.Query(ctx, partitionsSQL, roots); err == nil {
-		_, err = pgx.ForEachRow(rows, []any{&id, &part, &name, &born}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&id, &part, &name, &file, &writer, &born}, func() error {
 			x := now.tables[id]
 			if x.parts == nil {
-				x.parts, x.born = map[uint32]string{}, map[uint32]bool{}
+				x.parts, x.born, x.files, x.writers = map[uint32]string{}, map[uint32]bool{}, map[uint32]uint32{}, map[uint32]uint32{}
 			}
-			x.parts[part] = name
+			x.parts[part], x.files[part], x.writers[part] = name, file, uint32(writer)
 			if born != nil && *born {
 				x.born[part] = true
 			}
@@ -313,8 +321,8 @@ type members struct {
 	all []missing         // of all tables
 	at  time.Time         // when it was compared
 
-	loads bool // rows that were there before their changes come are read
-	stale bool // see server.cachesPublished
+	policy func(why string) string // Config.policy; nil: it is only said
+	stale  bool                    // see server.cachesPublished
 
 	last  *catalogue        // as it was then
 	said  []obs.Notice      // of what was missing then
@@ -349,7 +357,7 @@ func (c *catalogue) items() map[uint32]string {
 }
 
 func (t *catalogued) member() *member {
-	return &member{Form: memberForm, Schema: t.schema, Name: t.name, Entry: t.entry, Out: !t.published, Topic: t.topic, Columns: t.columns, Hidden: t.hidden, Filter: t.filter, Where: t.where, Parts: t.parts}
+	return &member{Form: memberForm, Schema: t.schema, Name: t.name, Entry: t.entry, Out: !t.published, Topic: t.topic, Columns: t.columns, Hidden: t.hidden, Filter: t.filter, Where: t.where, Parts: t.parts, Files: t.files}
 }
 
 // before gives what was read last, and the OIDs of all that are known.
@@ -368,7 +376,13 @@ func (ms *members) before() (last *catalogue, known []uint32) {
 func (ms *members) compare(now *catalogue, selects func(schema, table string) (selected, named bool)) (changed []uint32) {
 	at := time.Now().UTC().Truncate(time.Second)
 	lacks := func(m *member, why, what string, until lsn) {
-		m.Missing = append(m.Missing, missing{Why: why, What: what, After: ms.pub.At, Until: until, At: at})
+		ms.lacks(m, missing{Why: why, What: what, After: ms.pub.At, Until: until, At: at})
+	}
+	holders := ms.holders()
+	replaces := func(m *member, id uint32) {
+		if holder, is := holders[m.String()]; is && holder != id && !m.Out {
+			lacks(m, whyReplaced, "", now.after)
+		}
 	}
 	for id, m := range ms.of {
 		t, was := now.tables[id], *m
@@ -400,14 +414,17 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 			next := t.member()
 			next.New = m.New && !t.published
 			if next.Missing, next.Load = slices.Clone(m.Missing), m.Load; t.String() != m.String() {
-				lacks(next, whyRenamed, m.String(), 0)
+				lacks(next, whyRenamed, m.String(), now.after)
 			}
 			ms.changed(next, m, t, now, at, lacks)
+			if m.New || m.Out || t.String() != m.String() {
+				replaces(next, id)
+			}
 			switch former := cmp.Or(m.Topic, now.source+"."+m.String()); {
 			case !t.published:
 				next.Topic = m.Topic
 			case m.Topic != t.topic && !m.New && t.String() == m.String():
-				ms.lacksRows(next, missing{Why: whyMoved, What: former, After: ms.pub.At, Until: now.after, At: at})
+				ms.lacks(next, missing{Why: whyMoved, What: former, After: ms.pub.At, Until: now.after, At: at})
 			}
 			*m = *next
 		}
@@ -425,8 +442,9 @@ func (ms *members) compare(now *catalogue, selects func(schema, table string) (s
 			m.New = true
 			lacks(m, t.out(), t.noTopic, 0)
 		case t.entry != 0 || id <= ms.pub.Last:
-			ms.lacksRows(m, missing{Why: whyNew, Until: now.after, At: at})
+			ms.lacks(m, missing{Why: whyNew, Until: now.after, At: at})
 		}
+		replaces(m, id)
 		ms.of[id], changed = m, append(changed, id)
 	}
 	if ms.pub.Row != now.publication.Row && !now.altered {
@@ -446,7 +464,7 @@ func (ms *members) changed(next, m *member, t *catalogued, now *catalogue, at ti
 	switch {
 	case m.New && t.published:
 		next.Missing = slices.DeleteFunc(next.Missing, func(x missing) bool { return x.out() })
-		ms.lacksRows(next, missing{Why: whyNew, Until: now.after, At: at})
+		ms.lacks(next, missing{Why: whyNew, Until: now.after, At: at})
 	case m.New:
 		if !next.has(t.out()) { // it has got a key, or lost it
 			next.Missing = slices.DeleteFunc(next.Missing, func(x missing) bool { return x.out() })
@@ -456,6 +474,7 @@ func (ms *members) changed(next, m *member, t *catalogued, now *catalogue, at ti
 		for i := range next.Missing {
 			if x := &next.Missing[i]; (x.out() || x.Why == whyLeft) && x.Until == 0 {
 				x.Until = now.after
+				ms.heal(next, *x)
 			}
 		}
 	case !m.Out && !t.published:
@@ -485,23 +504,16 @@ func (ms *members) changed(next, m *member, t *catalogued, now *catalogue, at ti
 	}
 	for id, name := range t.parts {
 		if _, is := m.Parts[id]; !is && !t.born[id] {
-			ms.lacksRows(next, missing{Why: whyAttached, What: name, After: ms.pub.At, Until: now.after, At: at})
+			lacks(next, whyAttached, name, now.after)
+		}
+		if was := m.Files[id]; was != 0 && was != t.files[id] {
+			ms.lacks(next, missing{Why: whyRewritten, What: name, After: ms.pub.At, Until: now.after, At: at, By: t.writers[id]})
 		}
 	}
 	for id, name := range m.Parts {
 		if _, is := t.parts[id]; !is {
 			lacks(next, whyPartition, name, now.after)
 		}
-	}
-}
-
-// lacksRows says that rows of before x.Until are not in the topic of a table, and has
-// them read, all of it: what of it was read by then may not have been all.
-func (ms *members) lacksRows(m *member, x missing) {
-	m.Missing = append(m.Missing, x)
-	if ms.loads {
-		stale := ms.stale && x.Why == whyNew || m.Load != nil && m.Load.Stale
-		m.Load = &tableLoad{From: x.Until, Stale: stale, Since: x.At}
 	}
 }
 
@@ -551,7 +563,7 @@ func (m *member) has(why string) bool {
 
 func (m *member) equal(o *member) bool {
 	return m.String() == o.String() && m.Entry == o.Entry && m.Out == o.Out && m.New == o.New && m.Topic == o.Topic && m.Filter == o.Filter && m.Where == o.Where && maps.Equal(m.Hidden, o.Hidden) &&
-		slices.Equal(m.Columns, o.Columns) && maps.Equal(m.Parts, o.Parts) && slices.Equal(m.Missing, o.Missing)
+		slices.Equal(m.Columns, o.Columns) && maps.Equal(m.Parts, o.Parts) && maps.Equal(m.Files, o.Files) && slices.Equal(m.Missing, o.Missing)
 }
 
 // parseMembers reads notes; nil when there are none.
@@ -631,15 +643,18 @@ func (se *session) beginMembers(ctx context.Context) error {
 		return err
 	}
 	var ids []uint32
-	loads, stale := se.cfg.Load == LoadInitial, se.srv.cachesPublished()
+	stale := se.srv.cachesPublished()
 	if ms == nil {
 		ms = now.fresh()
 		ids = slices.Collect(maps.Keys(ms.of))
 	} else {
-		ms.loads, ms.stale = loads, stale
+		ms.policy, ms.stale = se.cfg.policy, stale
 		ids = ms.compare(now, se.cfg.selects)
 	}
-	ms.loads, ms.stale = loads, stale
+	ms.policy, ms.stale = se.cfg.policy, stale
+	if err := ms.halted(se.name, se.cfg.Publication); err != nil {
+		return err
+	}
 	se.note(ms, ids)
 	se.compared(ms)
 	se.members.Store(ms)
@@ -687,7 +702,12 @@ func (se *session) compareMembers(ctx context.Context, q *pgx.Conn, ms *members)
 		se.note(ms, ids)
 	}
 	se.compared(ms)
+	err = ms.halted(se.name, se.cfg.Publication)
 	ms.mu.Unlock()
+	if err != nil {
+		se.lose(err)
+		return nil
+	}
 	return se.list(ctx, q, ms)
 }
 

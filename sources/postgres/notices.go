@@ -6,6 +6,7 @@ package postgres
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"strings"
@@ -46,13 +47,12 @@ func (ms *members) notices(source, publication string) []obs.Notice {
 	for _, x := range ms.all {
 		add(x, "publication "+publication, "")
 	}
-	ids := slices.SortedFunc(maps.Keys(ms.of), func(a, b uint32) int { return cmp.Compare(ms.of[a].String(), ms.of[b].String()) })
-	for _, id := range ids {
-		for _, x := range ms.of[id].Missing {
-			if l := ms.of[id].Load; l.mends(x) {
+	for id, m := range ms.sorted() {
+		for _, x := range m.Missing {
+			if m.Load.mends(x) || (x.Why == whyDropped || x.Why == whyLeft) && ms.replaced(m) {
 				continue
 			}
-			add(x, ms.of[id].String(), ms.items[id])
+			add(x, m.String(), ms.items[id])
 		}
 	}
 	var out []obs.Notice
@@ -61,6 +61,18 @@ func (ms *members) notices(source, publication string) []obs.Notice {
 		out = append(out, obs.Notice{Code: ErrTable.ID, Subjects: g.tables, Text: text, Remedy: remedy, Since: g.At})
 	}
 	return out
+}
+
+// sorted gives all tables in order of name.
+func (ms *members) sorted() iter.Seq2[uint32, *member] {
+	ids := slices.SortedFunc(maps.Keys(ms.of), func(a, b uint32) int { return cmp.Compare(ms.of[a].String(), ms.of[b].String()) })
+	return func(yield func(uint32, *member) bool) {
+		for _, id := range ids {
+			if !yield(id, ms.of[id]) {
+				return
+			}
+		}
+	}
 }
 
 // says what is missing of tables, and what is to be done.
@@ -157,6 +169,10 @@ func (x *missing) says(tables, items []string, source, publication string) (text
 		return fmt.Sprintf("%s: the publication has another row filter since some time%s; rows that the former one left out, and were not changed since, are not in its topic", of, when), most
 	case whyAttached:
 		return fmt.Sprintf("%s: partition %s was attached%s; the rows that it had by then are not in the topic", of, x.What, when), anew
+	case whyReplaced:
+		return since(fmt.Sprintf("%s: another table has that name%s; rows of the former one are still in its topic", of, when)), most
+	case whyRewritten:
+		return since(fmt.Sprintf("%s: partition %s has another file%s: it was emptied by itself, or rewritten; rows that it had may still be in the topic", of, x.What, when)), most
 	case whyPartition:
 		return fmt.Sprintf("%s: partition %s was detached or dropped%s; its rows stay in the topic, and in what was made of them", of, x.What, when), "Where they are to go: " + most
 	}

@@ -51,7 +51,7 @@ type tableLoad struct {
 
 // mends reports whether x is over when what l reads is read.
 func (l *tableLoad) mends(x missing) bool {
-	return l != nil && l.Where == "" && x.mendedBy(l.From)
+	return l != nil && l.Where == "" && (x.mendedBy(l.From) || l.Sweep && x.sweptBy(l.From))
 }
 
 // mendedBy reports whether nothing is missing any more when all is read that was
@@ -412,11 +412,41 @@ func (r *reloader) record(ctx context.Context, ms *members, ids []uint32) error 
 	if _, err := r.meet(ctx, meets); err != nil {
 		return err
 	}
+	if err := r.leaveExplained(ctx, ms, loads); err != nil {
+		return err
+	}
 	if err := r.awaitOlder(ctx); err != nil {
 		return err
 	}
 	maps.Copy(r.recorded, loads)
 	return nil
+}
+
+// leaveExplained gives up loads of tables that were emptied whole: the stream has said
+// so by now.
+func (r *reloader) leaveExplained(ctx context.Context, ms *members, loads map[uint32]*tableLoad) error {
+	se, meets := r.se, &meeting{}
+	ms.mu.Lock()
+	for id, load := range loads {
+		m := ms.of[id]
+		if m == nil || m.Load != load || !m.explained(se.truncatedBy(id)) {
+			continue
+		}
+		m.Missing = slices.DeleteFunc(slices.Clone(m.Missing), load.mends)
+		m.Load = nil
+		delete(loads, id)
+		meets.leave = append(meets.leave, id)
+	}
+	if len(meets.leave) > 0 {
+		se.note(ms, meets.leave)
+		se.say(ms)
+	}
+	ms.mu.Unlock()
+	if len(meets.leave) == 0 {
+		return nil
+	}
+	_, err := r.meet(ctx, meets)
+	return err
 }
 
 // meet waits until the stream has done what m says.
@@ -775,10 +805,25 @@ func (se *session) begun(loads []*tableLoad, at change.Pos) {
 // their rows end with m's.
 func (se *session) swept(ms *members, m *member) {
 	for id, o := range ms.of {
-		if o != m && o.String() == m.String() && (o.has(whyDropped) || o.has(whyLeft)) {
+		if o == m {
+			continue
+		}
+		if o.String() == m.String() && (o.has(whyDropped) || o.has(whyLeft)) {
 			delete(ms.of, id)
 			se.note(ms, []uint32{id})
+			continue
 		}
+		// What was renamed lacks its rows now in its own topic alone, if at all.
+		at := slices.IndexFunc(o.Missing, func(x missing) bool { return x.Why == whyRenamed && x.What == m.String() })
+		if at < 0 {
+			continue
+		}
+		if o.Missing = slices.Clone(o.Missing); o.Missing[at].Reloaded {
+			o.Missing = slices.Delete(o.Missing, at, at+1)
+		} else {
+			o.Missing[at].Why, o.Missing[at].After = whyNew, 0
+		}
+		se.note(ms, []uint32{id})
 	}
 }
 

@@ -79,6 +79,9 @@ type session struct {
 	comparing sync.Mutex
 	meetings  chan *meeting // of who reads rows beside the stream with it
 
+	truncMu   sync.Mutex
+	truncated map[uint32][]uint32 // tables, and the last transactions that emptied them whole
+
 	topicLeft []*tableInfo // tables without a topic, when it began
 	passedMu  sync.Mutex
 	passed    passedOver

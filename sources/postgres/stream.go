@@ -231,7 +231,7 @@ func (st *stream) row(ctx context.Context, m []byte) error {
 	if err := st.fr.Append(st.b, m); err != nil {
 		return err
 	}
-	if len(st.recorded) > 0 {
+	if len(st.recorded) > 0 || m[0] == 'T' {
 		if err := st.touch(m); err != nil {
 			return err
 		}

@@ -24,7 +24,10 @@ func TestSweep(t *testing.T) {
 				CREATE TABLE anew(id int PRIMARY KEY, v text); INSERT INTO anew SELECT i, 'v' || i FROM generate_series(1, 30) i;
 				CREATE TABLE swap(id int PRIMARY KEY, v text); INSERT INTO swap SELECT i, 'v' || i FROM generate_series(1, 30) i;
 				CREATE TABLE other(id int PRIMARY KEY, v text); INSERT INTO other SELECT i, 'v' || i FROM generate_series(1, 30) i`)
-			s, o := d.source(func(c *Config) { c.Tables = append(c.Tables, "!public.swap_*", "!public.parts2") }), newOutlet()
+			s, o := d.source(func(c *Config) {
+				c.Tables = append(c.Tables, "!public.swap_*", "!public.parts2")
+				c.Policy = map[string]string{"recreated": Ask, "truncated": Ask}
+			}), newOutlet()
 			looksOften(s)
 			s.askEvery, s.chunkRows = 10*time.Millisecond, 7
 			r := loaded(t, s, o)

@@ -62,8 +62,8 @@ func (f Finding) String() string {
 // Options of Check.
 type Options struct {
 	// LoadResumed: a load may have been cut off, and the rest been read beside the
-	// stream: then rows come several times, or not at all where a change came that
-	// has all of it.
+	// stream, or tables been read anew: then rows come several times, or not at all
+	// where a change came that has all of it.
 	LoadResumed bool
 }
 
@@ -85,6 +85,7 @@ func (h *History) Check(seen *Seen, o Options) []Finding {
 				out = append(out, Finding{Kind: countKind(n, t.truncates), Table: name, Note: fmt.Sprintf("partition %d has %d truncates of %d", p, n, t.truncates)})
 			}
 		}
+		out = append(out, got.unswept(name)...)
 		keys := map[string]bool{}
 		for k := range t.rows {
 			keys[k] = true
@@ -126,6 +127,27 @@ func (j *judge) changes(got []Change) []Finding {
 	for n < len(got) && got[n].Op == 'r' {
 		n++
 	}
+	if !j.o.LoadResumed {
+		return j.split(got, n)
+	}
+	// Rows that were read anew may follow one that the load gave: where that ends
+	// cannot be seen.
+	var least []Finding
+	for k := n; k >= min(n, 1); k-- {
+		fs := j.split(got, k)
+		if k == n || len(fs) < len(least) {
+			least = fs
+		}
+		if len(fs) == 0 {
+			break
+		}
+	}
+	return least
+}
+
+// split holds what was read of the key against its life, where the first n are of the
+// load.
+func (j *judge) split(got []Change, n int) []Finding {
 	loads, rest := got[:n], got[n:]
 	var out []Finding
 	if n > 1 && !j.o.LoadResumed {
@@ -239,6 +261,12 @@ func (j *judge) finding(k Kind, i int, got *Change) Finding {
 
 // same reports whether got is change i, values and all.
 func (j *judge) same(i int, got *Change) bool {
+	if c := &j.life.changes[i]; c.Op == Unsaid {
+		if c.New == nil { // a truncate says it as well
+			return got.Op == 's' || got.Op == 't'
+		}
+		return got.Op == 'r' && len(j.differs(c.New, nil, got.New)) == 0
+	}
 	return j.life.changes[i].Op == got.Op && len(j.columns(i, got)) == 0
 }
 
@@ -304,26 +332,74 @@ func (j *judge) align(begin int, got []Change) []Finding {
 	// What was read again beside the stream is well when the row is like that
 	// at this moment.
 	i, g := begin, 0
+	var owed owing
 	for g < len(got) {
 		if got[g].Op == 'r' && j.life.states[i] != nil && len(j.differs(j.life.states[i], nil, got[g].New)) == 0 {
+			owed.tell(&got[g])
 			g++
 			continue
 		}
 		if i < len(changes) && j.same(i, &got[g]) {
+			owed.tell(&got[g])
 			i++
 			g++
 			continue
 		}
+		// Nothing said it when it was so: what comes later has to.
+		if i < len(changes) && changes[i].Op == Unsaid {
+			owed.add(j.life.states[i], changes[i].New)
+			i++
+			continue
+		}
 		break
 	}
-	if i == len(changes) && g == len(got) {
+	if i == len(changes) && g == len(got) && owed.nothing() {
 		return nil
+	}
+	if i == len(changes) && g == len(got) {
+		return []Finding{{Kind: Lost, Table: j.table, Key: j.key, Of: len(changes), Columns: slices.Sorted(maps.Keys(owed.columns)), Want: &changes[i-1], Note: "nothing tells what became of the row"}}
 	}
 	tail := 0
 	for i < len(changes)-tail && g < len(got)-tail && j.same(len(changes)-1-tail, &got[len(got)-1-tail]) {
 		tail++
 	}
 	return j.diff(i, len(changes)-tail, got, g, len(got)-tail)
+}
+
+// owing is what became of a row without a change that said so, and that nothing in the
+// topic has told yet.
+type owing struct {
+	gone    bool
+	columns map[string]bool
+}
+
+func (o *owing) nothing() bool { return !o.gone && len(o.columns) == 0 }
+
+// add takes what was not said.
+func (o *owing) add(was, is Row) {
+	if o.gone = is == nil; o.gone {
+		o.columns = nil
+		return
+	}
+	if o.columns == nil {
+		o.columns = map[string]bool{}
+	}
+	for name, v := range is {
+		if old, told := was[name]; !told || old != v {
+			o.columns[name] = true
+		}
+	}
+}
+
+// tell takes what a record tells of the row.
+func (o *owing) tell(got *Change) {
+	o.gone = false
+	if got.New == nil {
+		o.columns = nil
+	}
+	for name := range got.New {
+		delete(o.columns, name)
+	}
 }
 
 // most is how many pairs diff compares before it gives up being exact.
@@ -335,15 +411,19 @@ func (j *judge) diff(i, n int, got []Change, g, m int) []Finding {
 	var (
 		out           []Finding
 		missing       []int // of changes
+		unsaid        []int // of changes: what comes later may tell them
 		extra         []int // of got
 		partner       = map[int]int{}
 		gapOf, gapHas = map[int]int{}, map[int]int{} // how many are well before it
 	)
 	well := 0
 	for x := i; x < n; x++ {
-		if wantHas[x-i] {
+		switch {
+		case wantHas[x-i]:
 			well++
-		} else {
+		case j.life.changes[x].Op == Unsaid && x < len(j.life.changes)-1:
+			unsaid = append(unsaid, x)
+		default:
 			missing, gapOf[x] = append(missing, x), well
 		}
 	}
@@ -382,6 +462,10 @@ func (j *judge) diff(i, n int, got []Change, g, m int) []Finding {
 		switch {
 		case got[e].Op == 'r' && j.wasOnce(&got[e]):
 			again = e
+		case got[e].Op == 's' && !moved:
+			f := j.finding(Lost, -1, &got[e])
+			f.Note = "it is swept, and was there"
+			out = append(out, f)
 		case moved:
 			out = append(out, j.finding(Reordered, w, &got[e]))
 		case paired:
@@ -401,6 +485,11 @@ func (j *judge) diff(i, n int, got []Change, g, m int) []Finding {
 	}
 	if again >= 0 && len(out) == 0 {
 		out = append(out, j.finding(Reordered, -1, &got[again]))
+	}
+	if len(out) == 0 {
+		for _, w := range unsaid {
+			out = append(out, j.finding(Lost, w, nil))
+		}
 	}
 	return out
 }

@@ -36,10 +36,15 @@ type field struct {
 
 func newCodec(text string) (*codec, error) {
 	var schema map[string]any
+	c := &codec{columns: map[string]string{}, names: map[string]string{}}
+	if strings.HasPrefix(text, `"`) { // a key that is no record
+		var err error
+		c.avro, err = goavro.NewCodec(text)
+		return c, err
+	}
 	if err := json.Unmarshal([]byte(text), &schema); err != nil {
 		return nil, err
 	}
-	c := &codec{columns: map[string]string{}, names: map[string]string{}}
 	record := schema
 	if fs, err := fieldsOf(schema); err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ const Null = "\x00"
 // read from a topic.
 type Change struct {
 	Table string // "public.item"
-	Op    byte   // as Debezium names them: c, u, d, r (loaded), t (the table was truncated)
+	Op    byte   // as Debezium names them: c, u, d, r (loaded), t (the table was truncated); s (swept), Unsaid, Filled
 	Old   Row    // what is said of the row before; nil: nothing
 	New   Row    // nil: it is gone
 	At    string // where it was read, "" if it was committed
@@ -68,11 +68,23 @@ func (r Row) String() string {
 	return b.String()
 }
 
+// What becomes of rows without a change that says so, in a history. Topics get to
+// know of it by rows that are read anew, and by a sweep (s).
+const (
+	// Unsaid: the row is New, or gone: its partition was detached, say. Old has the
+	// key of one that is gone.
+	Unsaid byte = '~'
+	// Filled: every row of the table has the values of New too: a column with a
+	// default was added.
+	Filled byte = '+'
+)
+
 // History is what was committed, key by key, in order. Safe for concurrent use,
 // but a key must not be written by two at once: their order would not be known.
 type History struct {
 	mu     sync.Mutex
 	tables map[string]*table
+	roots  map[string]string // of each partition: the table of the history
 }
 
 type table struct {
@@ -94,7 +106,7 @@ type life struct {
 
 // New makes a history of tables, which are empty, by the columns of their keys.
 func New(keys map[string][]string) *History {
-	h := &History{tables: map[string]*table{}}
+	h := &History{tables: map[string]*table{}, roots: map[string]string{}}
 	for name, key := range keys {
 		h.tables[name] = &table{key: key, rows: map[string]*life{}}
 	}
@@ -103,6 +115,16 @@ func New(keys map[string][]string) *History {
 
 // Tables are the tables of the history, in order.
 func (h *History) Tables() []string { return slices.Sorted(maps.Keys(h.tables)) }
+
+// Partitions says that what is committed to partitions is committed to their table,
+// also when they have left it: a row that is gone must not be written to.
+func (h *History) Partitions(name string, partitions ...string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range partitions {
+		h.roots[p] = name
+	}
+}
 
 // Base tells what a table holds before the first change.
 func (h *History) Base(name string, rows []Row) {
@@ -123,8 +145,24 @@ func (h *History) Commit(changes ...Change) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, c := range changes {
+		if root := h.roots[c.Table]; root != "" {
+			if c.Op == 't' {
+				continue // a truncate of a partition by itself is not told by that of its table
+			}
+			c.Table = root
+		}
 		t := h.tables[c.Table]
 		if t == nil {
+			continue
+		}
+		if c.Op == Filled {
+			for _, l := range t.rows {
+				if was := l.now(); was != nil {
+					is := maps.Clone(was)
+					maps.Copy(is, c.New)
+					l.add(Change{Table: c.Table, Op: Unsaid, New: is}, is)
+				}
+			}
 			continue
 		}
 		if c.Op == 't' {
@@ -163,7 +201,8 @@ func (h *History) Commit(changes ...Change) {
 		}
 		c.New = after
 		switch {
-		case c.Op == 'd':
+		case c.New == nil && c.Op == Unsaid && before == nil: // it was not there
+		case c.New == nil:
 			t.of(oldKey).add(c, nil)
 		case oldKey != newKey:
 			t.of(oldKey).add(Change{Table: c.Table, Op: 'd', Old: c.Old}, nil)

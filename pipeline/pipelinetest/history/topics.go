@@ -34,16 +34,31 @@ type seenTable struct {
 	alive     map[string]bool   // the last record of the key holds a row
 	ends      map[string]string // octets of a key: the delete that no tombstone has followed yet
 	truncates map[int32]int
+	at        map[string][]byte         // position of the last record of each key
+	sweeps    map[string]map[int32]bool // by their tw.before: the partitions that they are in
 }
 
 func newSeenTable() *seenTable {
-	return &seenTable{types: map[string]string{}, rows: map[string][]Change{}, in: map[string]int32{}, alive: map[string]bool{}, ends: map[string]string{}, truncates: map[int32]int{}}
+	return &seenTable{types: map[string]string{}, rows: map[string][]Change{}, in: map[string]int32{}, alive: map[string]bool{}, ends: map[string]string{}, truncates: map[int32]int{}, at: map[string][]byte{}, sweeps: map[string]map[int32]bool{}}
 }
 
 // Has reports whether there is any change of a key.
 func (s *Seen) Has(table, key string) bool {
 	t := s.tables[table]
 	return t != nil && len(t.rows[key]) > 0
+}
+
+// unswept names partitions that a sweep of others passes over: what went of those stays
+// in every topic. Known are partitions that ReadTopics has seen.
+func (t *seenTable) unswept(name string) (out []Finding) {
+	for _, before := range slices.Sorted(maps.Keys(t.sweeps)) {
+		for _, p := range slices.Sorted(maps.Keys(t.truncates)) {
+			if !t.sweeps[before][p] {
+				out = append(out, Finding{Kind: Lost, Table: name, Note: fmt.Sprintf("the sweep of what came before %x is not in partition %d", before, p)})
+			}
+		}
+	}
+	return out
 }
 
 // ReadTopics reads raw topics from their beginning to their present end, as a
@@ -81,6 +96,43 @@ func ReadRows(ctx context.Context, c *kafka.Cluster, schemas Schemas, topic stri
 		rows = append(rows, of.row(native))
 		return nil
 	})
+	return rows, err
+}
+
+// ReadState gives what a canonical topic holds: of each key the last record, unless that
+// is a tombstone. A key that lies in two partitions is there twice.
+func ReadState(ctx context.Context, c *kafka.Cluster, schemas Schemas, topic string) (rows []SinkRow, err error) {
+	r := NewReader(schemas)
+	type at struct {
+		partition int32
+		key       string
+	}
+	last := map[at]Row{}
+	err = readCommitted(ctx, c, []string{topic}, func(rec *kgo.Record) error {
+		fail := func(err error) error {
+			return fmt.Errorf("reading %s/%d@%d: %w", rec.Topic, rec.Partition, rec.Offset, err)
+		}
+		of, native, err := r.decode(ctx, rec.Key)
+		if err != nil {
+			return fail(err)
+		}
+		k := at{rec.Partition, fmt.Sprint(some(native))}
+		if row := of.row(native); row != nil {
+			k.key = keyOf(of.fields, row)
+		}
+		if rec.Value == nil {
+			delete(last, k)
+			return nil
+		}
+		if of, native, err = r.decode(ctx, rec.Value); err != nil {
+			return fail(err)
+		}
+		last[k] = of.row(native)
+		return nil
+	})
+	for k, row := range last {
+		rows = append(rows, SinkRow{k.key, row})
+	}
 	return rows, err
 }
 
@@ -178,6 +230,10 @@ func (r *Reader) Add(ctx context.Context, rec *kgo.Record) error {
 		}
 		return nil
 	}
+	if ch.Op == 's' {
+		r.sweep(t, &ch, rec, headers["tw.before"])
+		return nil
+	}
 	if !c.oldFull {
 		maps.DeleteFunc(ch.Old, func(name, _ string) bool { return !slices.Contains(keyColumns, name) })
 	}
@@ -215,10 +271,35 @@ func (r *Reader) Add(ctx context.Context, rec *kgo.Record) error {
 	}
 	t.in[key], t.alive[key] = rec.Partition, ch.New != nil
 	t.rows[key] = append(t.rows[key], ch)
+	t.at[key] = r.last[where]
 	if ch.Op == 'd' {
 		t.ends[string(rec.Key)] = at
 	}
 	return nil
+}
+
+// sweep ends the rows of a partition whose last record came before a position. They are
+// not there any more, says the source; rows that are gone already say nothing new.
+func (r *Reader) sweep(t *seenTable, ch *Change, rec *kgo.Record, before []byte) {
+	const position = 29 // octets
+	switch {
+	case rec.Key != nil:
+		r.find(Wrong, ch.Table, "", "the sweep at "+ch.At+" has a key")
+	case len(before) != position:
+		r.find(Wrong, ch.Table, "", fmt.Sprintf("the sweep at %s says tw.before %x, which is no position", ch.At, before))
+		return
+	case bytes.Compare(before, r.last[fmt.Sprintf("%s/%d", rec.Topic, rec.Partition)]) > 0:
+		r.find(Wrong, ch.Table, "", fmt.Sprintf("the sweep at %s is of rows that come after it: tw.before %x", ch.At, before))
+	}
+	if t.sweeps[string(before)] == nil {
+		t.sweeps[string(before)] = map[int32]bool{}
+	}
+	t.sweeps[string(before)][rec.Partition] = true
+	for k, p := range t.in {
+		if p == rec.Partition && t.alive[k] && bytes.Compare(t.at[k], before) < 0 {
+			t.rows[k], t.alive[k] = append(t.rows[k], *ch), false
+		}
+	}
 }
 
 func (r *Reader) tableOf(topic string) string {
